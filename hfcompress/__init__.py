@@ -1,0 +1,1 @@
+"""Compress Hugging Face models for text and vision; every number measured."""

@@ -1,0 +1,49 @@
+"""Loading a model by name or folder, with errors a user can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+
+from ..core.errors import CheckpointError
+from ..core.families import base_prefix
+
+
+def load_model(
+    source: str | Path, auto_class: str, *, new_head: bool = False, revision: str | None = None, **config: Any
+) -> nn.Module:
+    """Load `source` (Hub id or folder) in float32 with transformers' class `auto_class`, in evaluation mode.
+
+    `config` goes to the model's config. Raises CheckpointError when the checkpoint is missing, damaged, or would leave
+    a weight at random; with `new_head` the task head may be new.
+    """
+    try:
+        model, info = getattr(transformers, auto_class).from_pretrained(
+            str(source), dtype=torch.float32, output_loading_info=True, revision=revision or "main", **config
+        )
+    except SafetensorError as error:
+        raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"cannot load {source} with {auto_class}: {_first(error)}") from error
+    missing = [name for name in info["missing_keys"] if not (new_head and _in_head(model, name))]
+    if missing:
+        raise CheckpointError(
+            f"{source} has no weights for {', '.join(sorted(missing)[:3])}{' …' if len(missing) > 3 else ''}; it would "
+            "run on random numbers. Name a checkpoint with a trained head, or add `finetune:` to train one."
+        )
+    return model.eval()
+
+
+def _in_head(model: nn.Module, name: str) -> bool:
+    prefix = base_prefix(model)
+    return not name.startswith(prefix) or ".pooler." in name
+
+
+def _first(error: Exception) -> str:
+    """Return the first paragraph of an error of transformers, which can run to pages."""
+    return str(error).strip().split("\n\n")[0][:600]

@@ -1,0 +1,61 @@
+"""Writing a checkpoint folder, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..core.errors import CheckpointError
+from .loader import attach_
+from .stock import fold_into_config_
+from .structure import Modules, read_structure
+
+
+def attach_structure_(model: nn.Module) -> Modules:
+    """Record in the model's config how it now differs from a stock one, and return that; {} means not at all."""
+    fold_into_config_(model)
+    modules = read_structure(model)
+    attach_(model, modules)
+    return modules
+
+
+def save_checkpoint(model: nn.Module, folder: str | Path, processor: Any = None) -> Path:
+    """Write model, config and processor to `folder`, replacing what was there only once everything is written.
+
+    Raises CheckpointError when the folder cannot be written or is full.
+    """
+    attach_structure_(model)
+    with replacing_folder(folder) as temporary:
+        model.save_pretrained(temporary)  # type: ignore[operator]
+        if processor is not None:
+            processor.save_pretrained(temporary)
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `folder` on success and vanishes on failure."""
+    folder = Path(folder)
+    temporary = old = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        temporary.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        for leftover in (temporary, old):
+            if leftover is not None:
+                shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""Structure: where a model differs from what its config alone would build; read off a model, and put onto one.
+
+Paths are in-memory names without the base model's prefix, so that a checkpoint with a task head also loads into the
+bare base model; a path of the head starts with "/".
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.errors import CheckpointError
+from ..core.families import base_prefix
+from ..modules.spec import build, spec_of
+
+Modules = dict[str, dict[str, Any]]
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """Return what the model's config alone would build, on the meta device (shapes, no storage)."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def read_structure(model: nn.Module) -> Modules:
+    """Return the specs of the modules that differ from the skeleton, by relative path; a state, not a history."""
+    plain = {path: spec_of(module) for path, module in skeleton(model).named_modules(remove_duplicate=False)}
+    specs = ((path, spec_of(module)) for path, module in model.named_modules(remove_duplicate=False))
+    return {_relative(model, path): spec for path, spec in specs if spec is not None and plain.get(path) != spec}
+
+
+def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) -> None:
+    """Reshape `model`, on any device, to what `modules` says; weights are left to be loaded.
+
+    Raises CheckpointError for a path the model lacks or a spec its config does not allow.
+    """
+    for relative, spec in modules.items():
+        path = _absolute(model, relative)
+        if path is None:
+            continue
+        try:
+            old = model.get_submodule(path)
+        except AttributeError as error:
+            if _optional(relative):
+                continue
+            raise CheckpointError(f"the checkpoint describes {path!r}, which this model does not have") from error
+        if spec_of(old) != dict(spec):
+            model.set_submodule(path, build(spec, old, path))
+
+
+def _optional(relative: str) -> bool:
+    """A pooler may be left out of a base model when it is loaded; every other module has to be there."""
+    return relative.split(".")[0] == "pooler"
+
+
+def _relative(model: nn.Module, path: str) -> str:
+    prefix = base_prefix(model)
+    if not prefix:
+        return path
+    return path.removeprefix(prefix) if path.startswith(prefix) else f"/{path}"
+
+
+def _absolute(model: nn.Module, relative: str) -> str | None:
+    """Return the path in this model; None for a path of a head this model was loaded without."""
+    prefix = base_prefix(model)
+    if relative.startswith("/"):
+        return relative[1:] if prefix else None
+    return prefix + relative

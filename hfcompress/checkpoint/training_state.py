@@ -1,0 +1,56 @@
+"""State of a model in the middle of a stage: plain weights for the checkpoint, wrappers' tensors beside it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core.errors import CheckpointError
+from ..core.files import writing
+
+FILE = "training_state.safetensors"
+_ORIGINAL = re.compile(r"\.parametrizations\.(\w+)\.original$")
+_WRAPPER = re.compile(r"\.parametrizations\.\w+\.\d+\.")
+
+
+def clean_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict under the names the model has without training wrappers, which are left out."""
+    state = model.state_dict()
+    return {_ORIGINAL.sub(r".\1", name): tensor for name, tensor in state.items() if not _WRAPPER.search(name)}
+
+
+def wrapped_name(model: nn.Module) -> dict[str, str]:
+    """Return, by plain name, the name each tensor has in the model as it stands."""
+    return {_ORIGINAL.sub(r".\1", name): name for name in model.state_dict() if not _WRAPPER.search(name)}
+
+
+def save_training_state(model: nn.Module, folder: str | Path) -> None:
+    """Write the wrappers' tensors (scores, masks) to `folder`; nothing is written when there are none."""
+    state = {name: t.contiguous() for name, t in model.state_dict().items() if _WRAPPER.search(name)}
+    if state:
+        with writing(Path(folder) / FILE) as path:
+            save_file(state, path)
+
+
+def load_training_state_(model: nn.Module, weights: dict[str, Tensor], folder: str | Path) -> None:
+    """Load plain `weights` and the wrappers' tensors saved in `folder` into `model`, every tensor exactly once.
+
+    Raises CheckpointError when the wrappers differ from those of the checkpoint: it came from another recipe.
+    """
+    names = wrapped_name(model)
+    state = {names.get(name, name): tensor for name, tensor in weights.items()}
+    path = Path(folder) / FILE
+    try:
+        state |= load_file(path) if path.exists() else {}
+        model.load_state_dict(state, strict=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the checkpoint {folder} does not fit this model and recipe; resume with the recipe it came from, or "
+            f"start anew in another folder. {error}"
+        ) from error

@@ -1,0 +1,113 @@
+"""The life cycle of a stage: new, prepared, finalized; the only place that knows this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import LifecycleError, TargetError
+from .families import family_of
+from .method import Context, Method
+
+
+class State(Enum):
+    """Where a stage stands."""
+
+    NEW = "new"
+    PREPARED = "prepared"
+    FINALIZED = "finalized"
+
+
+class Lifecycle:
+    """Drives the methods of one stage together, in the order of their phases."""
+
+    def __init__(self, methods: Iterable[Method], *, training: bool) -> None:
+        """Take the stage's methods; LifecycleError when one of them needs training and the stage has none."""
+        self.methods = sorted(methods, key=lambda m: (m.info.phase, m.info.name))
+        self.state = State.NEW
+        for method in self.methods:
+            if method.info.needs.training and not training:
+                raise LifecycleError(
+                    f"{method.info.name} acts while training: give its stage `train:`, or use HFCompressTrainer"
+                )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Say whether a method of this stage distils."""
+        return any(m.info.needs.teacher for m in self.methods)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Say whether a method of this stage reads calibration batches."""
+        return any(m.info.needs.calibration for m in self.methods)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """Return the extra model outputs the losses read."""
+        return frozenset().union(*(m.wants for m in self.methods))
+
+    def prepare(self, model: nn.Module, *, seed: int = 0, teacher: nn.Module | None = None) -> dict[str, list[str]]:
+        """Attach every method to the model and return the paths each acts on.
+
+        Raises TargetError when a method finds nothing to act on.
+        """
+        self._expect(State.NEW, "prepare")
+        context = Context(family=family_of(model), seed=seed, teacher=teacher)
+        targets = {}
+        for method in self.methods:
+            targets[method.info.name] = method.prepare(model, context)
+            if not targets[method.info.name]:
+                raise TargetError(f"{method.info.name} found nothing to change in this {type(model).__name__}")
+        self.state = State.PREPARED
+        return targets
+
+    def observe(self, model: nn.Module, batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]]) -> None:
+        """Show calibration batches to the methods that need them; `batches` is called once for each of those."""
+        self._expect(State.PREPARED, "observe")
+        for method in self.methods:
+            if method.info.needs.calibration:
+                method.observe(model, batches())
+
+    def step(self, model: nn.Module, fraction: float) -> None:
+        """Set every method's strength for `fraction` of the stage."""
+        self._expect(State.PREPARED, "step")
+        for method in self.methods:
+            method.on_step(model, fraction)
+
+    def settled(self, fraction: float) -> bool:
+        """Say whether no method's strength rises any more."""
+        return all(m.settled(fraction) for m in self.methods)
+
+    def loss(self, task: torch.Tensor, batch: Mapping[str, Any], student: Any, teacher: Any) -> torch.Tensor:
+        """Return the loss to train on: the weighted task loss plus what the methods add."""
+        for method in self.methods:
+            task = task * method.task_weight
+        extra = (m.extra_loss(batch, student, teacher) for m in self.methods)
+        return sum((e for e in extra if e is not None), start=task)
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the optimizer groups of all methods."""
+        return [group for m in self.methods for group in m.param_groups(model)]
+
+    def finalize(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """Bring every method to full strength, make it permanent, and return what each reports."""
+        self.step(model, 1.0)
+        training = model.training
+        with torch.no_grad():
+            for method in self.methods:
+                method.finalize(model)
+        model.train(training)
+        self.state = State.FINALIZED
+        return {m.info.name: {k: float(v) for k, v in m.report(model).items()} for m in self.methods}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Return every method's settings, defaults included."""
+        return {m.info.name: m.config.model_dump(mode="json") for m in self.methods}
+
+    def _expect(self, state: State, action: str) -> None:
+        if self.state is not state:
+            raise LifecycleError(f"cannot {action}: the stage is {self.state.value}, not {state.value}")

@@ -1,0 +1,125 @@
+"""The protocol every compression method follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from .config import StrictModel
+from .families import Family
+
+
+class Phase(IntEnum):
+    """When, within one stage, a method becomes permanent: low before high, so no method lists its neighbours."""
+
+    COMPANION = 0  # acts only while training, leaves nothing behind
+    STRUCTURE = 1
+    SPARSITY = 2
+    FACTOR = 3
+    QUANT = 4
+
+
+class Category(StrEnum):
+    """The seven categories of the survey; `hybrid` is what a stage with several of them is."""
+
+    PRUNING = "parameter pruning"
+    QUANTIZATION = "parameter quantization"
+    COMPACT = "compact networks"
+    DISTILLATION = "knowledge distillation"
+    LOW_RANK = "low-rank decomposition"
+    SHARING = "parameter sharing"
+    HYBRID = "hybrid"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method cannot do without; a stage that cannot give it is refused before anything runs."""
+
+    training: bool = False
+    teacher: bool = False
+    calibration: bool = False
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What the registry, the command line, the card and the README's table say about a method."""
+
+    name: str
+    title: str
+    summary: str
+    category: Category
+    phase: Phase
+    papers: tuple[str, ...]
+    needs: Needs = field(default_factory=Needs)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is told of its surroundings: where things live in this model, the seed, and the teacher."""
+
+    family: Family
+    seed: int = 0
+    teacher: nn.Module | None = None
+
+
+C = TypeVar("C", bound=StrictModel)
+
+
+class Method(Generic[C]):
+    """One compression technique; only `prepare` and `finalize` must be written, and nothing calls ``super()``.
+
+    The life cycle (new, prepared, finalized) is kept outside, in one place; a method holds no flags about it.
+    All state that training changes lives in the model, as parameters and buffers of torch parametrizations, so that
+    a checkpoint holds it.
+    """
+
+    info: ClassVar[MethodInfo]
+    Config: ClassVar[type[StrictModel]]
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
+        """Attach what training or calibration needs, reversibly, and return the paths acted on (empty: an error)."""
+        raise NotImplementedError
+
+    def observe(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Collect statistics from calibration batches."""
+
+    def on_step(self, model: nn.Module, fraction: float) -> None:
+        """Set the strength for `fraction` of the stage in [0, 1]; no I/O."""
+
+    def settled(self, fraction: float) -> bool:
+        """Say whether the strength no longer rises, so that a checkpoint from here may count as the best one."""
+        return True
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """Names of extra model outputs the loss reads, such as ``hidden_states``."""
+        return frozenset()
+
+    @property
+    def task_weight(self) -> float:
+        """Factor on the loss against the labels; 1 leaves it alone."""
+        return 1.0
+
+    def extra_loss(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> torch.Tensor | None:
+        """Return a scalar per-batch mean to add to the loss; `student` and `teacher` are model outputs."""
+        return None
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return optimizer groups for parameters that need their own settings."""
+        return []
+
+    def finalize(self, model: nn.Module) -> None:
+        """Make the change permanent with the functions of `modules`, and remove everything `prepare` attached."""
+        raise NotImplementedError
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Return numbers about what was done, for the log and the card."""
+        return {}

@@ -1,0 +1,192 @@
+"""The record of one run: every number a card may show, and nothing that was not measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ..core.config import StrictModel
+from ..core.errors import MeasureError
+
+FORMAT = 1
+
+
+class LatencyRow(StrictModel):
+    """Time of one forward pass in one engine at one input shape."""
+
+    engine: str = Field(description="'pytorch', 'onnxruntime' or 'onnxruntime-int8'.")
+    batch: int
+    length: int | None = Field(None, description="Tokens per example; None for images.")
+    image_size: int | None = Field(None, description="Pixels per side; None for text.")
+    threads: int
+    rounds: int = Field(description="Interleaved rounds; each gives one median.")
+    p50_ms: float
+    p90_ms: float
+    throughput_per_s: float = Field(description="Examples per second at the median.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The workload, without the engine: (batch, tokens or pixels)."""
+        return self.batch, self.length or self.image_size or 0
+
+
+class Quality(StrictModel):
+    """The task metric of one model in one engine, on the evaluation split."""
+
+    engine: str
+    metric: str = Field(description="Name of the metric, higher is better, such as 'accuracy'.")
+    value: float
+    examples: int
+
+
+class ModelResult(StrictModel):
+    """What was measured of one model."""
+
+    name: str = Field(description="Hub id or folder name, for people.")
+    size_bytes: int = Field(description="Sum of the weight files of the checkpoint on disk.")
+    files: dict[str, int] = Field(description="Weight files and their bytes.")
+    exports: dict[str, int] = Field(default_factory=dict, description="Exported files and their bytes.")
+    parameters: int = Field(description="Numbers the model holds, packed ones counted one by one, shared ones once.")
+    nonzeros: int
+    flops: dict[str, int] = Field(description="Floating-point operations of one example by shape, such as '1x32'.")
+    quality: list[Quality] = Field(default_factory=list)
+    latency: list[LatencyRow] = Field(default_factory=list)
+    peak_memory_bytes: dict[str, int] = Field(
+        default_factory=dict, description="Peak resident memory by engine of a process that holds only this model."
+    )
+
+    def quality_in(self, engine: str) -> Quality | None:
+        """Return the metric as measured in `engine`, if it was."""
+        return next((q for q in self.quality if q.engine == engine), None)
+
+
+class Difference(StrictModel):
+    """Paired difference of the metric, compressed minus baseline, on the same examples."""
+
+    engine: str = Field(description="Engine both models were evaluated in.")
+    metric: str
+    value: float
+    low: float
+    high: float
+    level: float = Field(0.95, description="Level of the bootstrap interval [low, high].")
+    resamples: int
+    examples: int
+    agreement: float = Field(description="Share of examples on which both models predict the same.")
+
+
+class Speedup(StrictModel):
+    """Ratio of medians, baseline over compressed, at one shape."""
+
+    engine: str = Field(description="Engine of the compressed model.")
+    baseline_engine: str
+    batch: int
+    length: int | None = None
+    image_size: int | None = None
+    ratio: float
+
+
+class StageRecord(StrictModel):
+    """What one stage did."""
+
+    name: str
+    methods: dict[str, dict[str, Any]] = Field(description="Settings by method, defaults included.")
+    train: dict[str, Any] | None = Field(None, description="Training arguments as given; None for a one-shot stage.")
+    report: dict[str, dict[str, float]] = Field(default_factory=dict, description="Numbers each method reported.")
+    seconds: float
+
+
+class Source(StrictModel):
+    """Where a model or data set came from, without any path of this machine."""
+
+    id: str = Field(description="Hub id, or the last part of a local path.")
+    hub: bool = Field(False, description="Whether `id` names a repository on the Hub.")
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+
+class Method(StrictModel):
+    """A method as the card cites it."""
+
+    name: str
+    title: str
+    category: str
+    papers: list[str] = Field(default_factory=list)
+
+
+class Requirement(StrictModel):
+    """One line of the recipe's `require:` and whether it was met."""
+
+    name: str
+    wanted: str
+    measured: float
+    met: bool
+
+
+class Result(StrictModel):
+    """Everything known about a run; `result.json` is this, and a card is a pure function of it."""
+
+    format: Literal[1] = 1
+    title: str
+    created: str = Field(description="UTC time, ISO 8601.")
+    task: str = Field(description="Hub pipeline tag, such as 'text-classification'.")
+    auto_class: str = Field(description="Class whose from_pretrained loads the model.")
+    loads_with: Literal["transformers", "hfcompress"] = Field(
+        description="'transformers': the checkpoint is a stock one; 'hfcompress': it needs `import hfcompress`."
+    )
+    base_model: Source
+    dataset: Source
+    methods: list[Method]
+    stages: list[StageRecord]
+    baseline: ModelResult
+    compressed: ModelResult
+    control: Quality | None = Field(
+        None, description="The uncompressed model given the same training (same steps, same teacher), in PyTorch."
+    )
+    difference: list[Difference] = Field(description="One row per engine both models were evaluated in.")
+    speedup: list[Speedup] = Field(default_factory=list)
+    structure: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="What differs from the base model's shapes, by module path."
+    )
+    requirements: list[Requirement] = Field(default_factory=list)
+    findings: list[str] = Field(default_factory=list, description="Plain words on what saved nothing or got slower.")
+    environment: dict[str, Any]
+    seed: int
+    recipe: str = Field(description="The recipe's text as given.")
+    overrides: list[str] = Field(default_factory=list, description="`--set` values on top of it, paths shortened.")
+    recipe_hash: str = Field(description="SHA-256 of the resolved recipe.")
+
+    @property
+    def size_ratio(self) -> float:
+        """Bytes of the baseline's weight files over those of the compressed model."""
+        return self.baseline.size_bytes / self.compressed.size_bytes
+
+    def headline(self) -> Difference:
+        """Return the difference people read first: PyTorch against PyTorch."""
+        return next((d for d in self.difference if d.engine == "pytorch"), self.difference[0])
+
+    def best_speedups(self) -> list[Speedup]:
+        """Return, per shape, the compressed model's best engine against the baseline in PyTorch, as a user finds it."""
+        rows = [s for s in self.speedup if s.baseline_engine == "pytorch"]
+        shapes = dict.fromkeys((s.batch, s.length, s.image_size) for s in rows)
+        return [
+            max((s for s in rows if (s.batch, s.length, s.image_size) == shape), key=lambda s: s.ratio)
+            for shape in shapes
+        ]
+
+
+def read_result(path: str | Path) -> Result:
+    """Read `result.json`, given its path or its folder; MeasureError when it is missing or not one of ours."""
+    path = Path(path)
+    path = path / "result.json" if path.is_dir() else path
+    try:
+        return Result.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MeasureError(
+            f"no result at {path}: {error.strerror}. A run writes result.json into its folder."
+        ) from error
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise MeasureError(f"{path} is not a result of this package: {error}") from error

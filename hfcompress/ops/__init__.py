@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: no module, no life cycle, no model."""

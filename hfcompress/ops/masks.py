@@ -1,0 +1,41 @@
+"""From scores to masks of what to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def keep_top(scores: Sequence[Tensor], density: float, *, multiple: int = 1, per_tensor: bool = False) -> list[Tensor]:
+    """Return boolean masks that keep the highest `density` share of all entries of `scores`.
+
+    scores: one 1-D tensor per layer; ranked together unless `per_tensor`. Every layer keeps at least one entry, and a
+    count rounded to a multiple of `multiple` (kernels like aligned widths). Ties go to the lower index, so equal
+    scores give the same mask on every machine.
+    """
+    if density >= 1.0:
+        return [torch.ones_like(s, dtype=torch.bool) for s in scores]
+    groups = [[s] for s in scores] if per_tensor else [list(scores)]
+    counts = [count for group in groups for count in _counts(group, density)]
+    return [_top(s, _rounded(count, len(s), multiple)) for s, count in zip(scores, counts, strict=True)]
+
+
+def _counts(group: Sequence[Tensor], density: float) -> list[int]:
+    """Return how many entries of each tensor are among the top `density` of the whole group."""
+    flat = torch.cat([s.detach().flatten().float() for s in group])
+    chosen = _top(flat, round(density * flat.numel()))
+    return [int(part.sum()) for part in chosen.split([s.numel() for s in group])]
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    order = torch.sort(scores.detach().float(), descending=True, stable=True).indices
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask
+
+
+def _rounded(count: int, total: int, multiple: int) -> int:
+    count = max(1, multiple * round(count / multiple)) if count > 0 else 1
+    return min(total, max(count, min(multiple, total)))

@@ -1,0 +1,145 @@
+"""From the recipe's `data` to two clean splits with the columns and labels a task wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, ReadInstruction, concatenate_datasets
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader
+
+from ..core.errors import DataError, nearest
+from ..recipe.schema import Data
+from .sources import Source, open_source
+from .tasks.base import Collator, Task
+
+_EVALUATION_NAMES = ("validation", "valid", "val", "dev", "evaluate", "eval", "test")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Two splits that share no example, with the task's own column names."""
+
+    train: Dataset
+    evaluate: Dataset
+    label_names: list[str] | None  # None: neither the data nor a labels.json beside it names them
+    label_count: int
+    evaluate_split: str  # the split measured on, as a card cites it
+
+
+def load_data(data: Data, task: Task, seed: int) -> Splits:
+    """Read, check and cut the data; raises DataError that names the split, column, row or label at fault."""
+    source = open_source(data)
+    name = data.splits.evaluate or next((n for n in _EVALUATION_NAMES if n in source.splits), None)
+    ranges = {"train": _ranges(source, data.splits.train, "train")}
+    if name is not None:
+        ranges["evaluate"] = _ranges(source, name, "evaluate")
+        _refuse_overlap(ranges["train"], ranges["evaluate"], data.splits.train, name)
+    found = {key: _columns(_rows(source, rows, key), task, data, key) for key, rows in ranges.items()}
+    found, names = task.read_labels(found, source.label_names)
+    train = found["train"]
+    if name is None:
+        train, evaluate = _hold_out(train, data.validation_fraction, seed)
+        name = f"{data.splits.train} (held-out {data.validation_fraction:.0%})"
+    else:
+        evaluate = found["evaluate"]
+    train, evaluate = _subset(train, data.max_train, seed), _subset(evaluate, data.max_evaluate, seed)
+    count = len(names) if names else 1 + max(_largest(train), _largest(evaluate))
+    return Splits(train, evaluate, names, count, name)
+
+
+def calibration_batches(
+    dataset: Dataset, collator: Collator, count: int, batch_size: int, seed: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches over at most `count` examples drawn with the seed, in a fixed order."""
+    order = np.random.default_rng(seed).permutation(len(dataset))[:count]
+    loader: DataLoader[Any] = DataLoader(dataset.select(order), batch_size=batch_size, collate_fn=collator)
+    yield from loader
+
+
+def _ranges(source: Source, spec: str, key: str) -> list[tuple[str, range]]:
+    """Return the rows, by split, that a split name, slice or sum of them means."""
+    sizes = {name: len(split) for name, split in source.splits.items()}
+    for part in spec.split("+"):
+        if (base := part.split("[")[0].strip()) not in sizes:
+            raise DataError(f"data.splits.{key}: {source.name} has no split {base!r}.{nearest(base, sizes)}")
+    try:
+        parts = ReadInstruction.from_spec(spec).to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"data.splits.{key}: {spec!r} is not a slice such as 'train[:80%]': {error}") from error
+    return [(p.splitname, range(*slice(p.from_, p.to).indices(sizes[p.splitname]))) for p in parts]
+
+
+def _refuse_overlap(
+    train: list[tuple[str, range]], evaluate: list[tuple[str, range]], train_spec: str, evaluate_spec: str
+) -> None:
+    for split, rows in train:
+        for other, others in evaluate:
+            shared = min(rows.stop, others.stop) - max(rows.start, others.start)
+            if split == other and shared > 0:
+                raise DataError(
+                    f"data.splits: {train_spec!r} and {evaluate_spec!r} share {shared} examples of {split!r}; "
+                    "what is measured on must not be trained on."
+                )
+
+
+def _rows(source: Source, ranges: list[tuple[str, range]], key: str) -> Dataset:
+    found = [source.splits[name].select(rows) for name, rows in ranges]
+    dataset = found[0] if len(found) == 1 else concatenate_datasets(found)
+    if not len(dataset):
+        raise DataError(f"data.splits.{key}: this split of {source.name} is empty.")
+    return dataset
+
+
+def _columns(dataset: Dataset, task: Task, data: Data, split: str) -> Dataset:
+    """Keep the columns the task needs, under the task's names, with inputs checked."""
+    found = {role: _column(dataset, role, usual, data) for role, usual in task.columns.items()}
+    found |= {r: _column(dataset, r, (), data) for r in task.optional if getattr(data.columns, r) is not None}
+    dataset = dataset.select_columns(list(found.values()))
+    return task.check_inputs(dataset.rename_columns({old: new for new, old in found.items() if old != new}), split)
+
+
+def _column(dataset: Dataset, role: str, usual: Sequence[str], data: Data) -> str:
+    named = getattr(data.columns, role)
+    names = dataset.column_names
+    if named is not None and named not in names:
+        raise DataError(f"data.columns.{role}: the data has no column {named!r}.{nearest(named, names)}")
+    column = named or next((name for name in usual if name in names), None)
+    if column is None:
+        raise DataError(f"data.columns.{role}: say which column holds the {role}. Known: {', '.join(names)}.")
+    return column
+
+
+def _hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    size = round(len(dataset) * fraction)
+    if not 0 < size < len(dataset):
+        raise DataError(f"data.validation_fraction: {fraction} of {len(dataset)} examples leaves a split empty.")
+    held, rest = _draw(dataset, size, seed)
+    return dataset.select(rest), dataset.select(held)
+
+
+def _subset(dataset: Dataset, size: int | None, seed: int) -> Dataset:
+    if size is None or size >= len(dataset):
+        return dataset
+    return dataset.select(_draw(dataset, size, seed)[0])
+
+
+def _draw(dataset: Dataset, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `size` row numbers and return them and the others, with the labels in proportion where they can be."""
+    labels = (
+        np.unique(np.asarray(dataset["label"][:]), return_inverse=True)[1] if "label" in dataset.column_names else None
+    )
+    if labels is not None:
+        counts = np.bincount(labels)
+        if counts.min() < 2 or min(size, len(dataset) - size) < len(counts):
+            labels = None
+    drawn, rest = train_test_split(np.arange(len(dataset)), train_size=size, random_state=seed, stratify=labels)
+    return np.sort(drawn), np.sort(rest)
+
+
+def _largest(dataset: Dataset) -> int:
+    return int(np.max(dataset["label"][:])) if "label" in dataset.column_names else -1

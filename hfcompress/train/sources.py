@@ -1,0 +1,147 @@
+"""Where splits come from: the Hub, local files, an image folder, or scikit-learn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+import sklearn.datasets
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from PIL import Image as PILImage
+
+from ..core.errors import DataError, nearest
+from ..recipe.schema import Data
+
+LABELS_FILE = "labels.json"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Every split of a data set as it lies there."""
+
+    name: str  # for messages and the card: a Hub id or the last part of a path
+    splits: dict[str, Dataset]
+    label_names: list[str] | None = None  # from labels.json
+
+
+def open_source(data: Data) -> Source:
+    """Open what `data.dataset` or `data.path` names; raises DataError when it cannot be read."""
+    if data.path is not None:
+        return _open_path(Path(data.path).expanduser())
+    name = str(data.dataset)
+    return _open_sklearn(name) if name.startswith("sklearn:") else _open_hub(name, data)
+
+
+def _open_hub(name: str, data: Data) -> Source:
+    try:
+        found = load_dataset(name, data.config, revision=data.revision)
+    except (OSError, ValueError, RuntimeError) as error:  # what `datasets` and the Hub client raise, offline included
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"data.dataset: cannot load {name!r}: {reason} To use local files, set 'data.path' instead."
+        ) from error
+    return Source(name, dict(found))
+
+
+def _open_sklearn(name: str) -> Source:
+    """Open images that scikit-learn ships; their values are scaled to 0..255."""
+    short = name.removeprefix("sklearn:")
+    loader: Callable[[], Any] | None = getattr(sklearn.datasets, f"load_{short}", None)
+    bunch = loader() if loader is not None and short not in ("files", "svmlight_file", "svmlight_files") else None
+    if bunch is None or "images" not in bunch or "target" not in bunch:
+        raise DataError(
+            f"data.dataset: scikit-learn ships no labelled images called {short!r}.{nearest(short, ['digits'])}"
+        )
+    pixels = np.asarray(bunch["images"], dtype=np.float64)
+    pixels = np.rint(pixels * (255 / pixels.max())).astype(np.uint8)
+    names = [str(n) for n in bunch.get("target_names", np.unique(bunch["target"]))]
+    features = Features(image=Image(), label=ClassLabel(names=names))
+    rows = {"image": [PILImage.fromarray(p) for p in pixels], "label": bunch["target"].tolist()}
+    return Source(name, {"train": Dataset.from_dict(rows, features=features)})
+
+
+def _open_path(path: Path) -> Source:
+    if path.is_file():
+        return Source(path.name, {"train": _read([path])}, _label_names(path.parent))
+    if not path.is_dir():
+        raise DataError(f"data.path: there is no file or folder {path}.")
+    groups: dict[str, list[Path]] = {}
+    for file in sorted([*path.iterdir(), *(path / "data").glob("*")]):
+        if file.suffix in _READERS and file.name != LABELS_FILE:
+            groups.setdefault(_SHARD.sub("", file.stem), []).append(file)
+    if groups:
+        return Source(path.name, {split: _read(files) for split, files in groups.items()}, _label_names(path))
+    if any(p.is_dir() for p in path.iterdir()):
+        return _open_imagefolder(path)
+    kinds = ", ".join(f"<split>{suffix}" for suffix in _READERS)
+    raise DataError(f"data.path: {path} holds neither {kinds} nor folders of images.")
+
+
+def _open_imagefolder(path: Path) -> Source:
+    try:
+        found = load_dataset("imagefolder", data_dir=str(path))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"data.path: {path} cannot be read as a folder of images: {error}") from error
+    return Source(path.name, dict(found))
+
+
+def _label_names(folder: Path) -> list[str] | None:
+    """Read the names of integer labels from labels.json: a list, or a mapping from number to name."""
+    path = folder / LABELS_FILE
+    if not path.is_file():
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(names, dict):
+            names = [names[str(index)] for index in range(len(names))]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is not a list of label names, nor a mapping from 0, 1, … to names: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise DataError(f"{path} is not a list of label names.")
+    return names
+
+
+def _read(files: list[Path]) -> Dataset:
+    """Read one split into memory: no copy in a cache, no fingerprint of the files."""
+    tables = []
+    for file in files:
+        try:
+            tables.append(_READERS[file.suffix](file))
+        except KeyError as error:
+            raise DataError(f"data.path: {file} is none of {', '.join(_READERS)}.") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(f"{file} cannot be read: {error}") from error
+    try:
+        return Dataset(pa.concat_tables(tables))
+    except pa.ArrowException as error:
+        raise DataError(f"{', '.join(f.name for f in files)} do not have the same columns: {error}") from error
+
+
+def _read_csv(path: Path) -> pa.Table:
+    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True))
+
+
+def _read_json(path: Path) -> pa.Table:
+    """Read one JSON object a line, or one array of objects."""
+    with path.open("rb") as file:
+        if file.read(64).lstrip()[:1] != b"[":
+            return pa.json.read_json(path)
+    return pa.Table.from_pylist(json.loads(path.read_text(encoding="utf-8")))
+
+
+_READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".parquet": pa.parquet.read_table,
+    ".csv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+}

@@ -1,0 +1,198 @@
+"""HFCompressTrainer: transformers' Trainer with a stage of compression methods acting while it trains."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from ..checkpoint import attach_structure_, load_model
+from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
+from ..core.errors import LifecycleError
+from ..core.files import write_text
+from ..core.lifecycle import Lifecycle, State
+from .callback import HFCompressCallback, fraction
+from .compress import run_oneshot
+from .stages import RecipeLike, StageMethods, stages_of
+from .teacher import Teacher, output_flags
+
+
+class HFCompressMixin:
+    """What turns a Trainer class into a compressing one; put it before the class in the list of bases.
+
+    `recipe` is a Recipe, a recipe file, or a list of method configs that act together; one-shot stages before the one
+    that trains are applied at once, those after it when training ends. `teacher` is a model, a folder or a Hub id; a
+    method that needs one gets a frozen copy of the model itself when none is given. Everything else is the Trainer's.
+    """
+
+    # The loss is a mean over each batch: without this the Trainer takes the loss of models that accept **kwargs for
+    # one already divided by the number of accumulation steps, and the gradient comes out that many times too large.
+    loss_is_scaled_for_ga: bool | None = False
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *positional: Any,
+        recipe: RecipeLike,
+        teacher: PreTrainedModel | str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._before, self._stage, self._after = _around_training(stages_of(recipe))
+        self._teacher_source = teacher
+        if args is None and self._stage.train is not None:
+            args = TrainingArguments(**{"output_dir": "trainer_output", **self._stage.train})
+        super().__init__(model, args, *positional, **kwargs)  # type: ignore[call-arg]
+        self._begin_stage()
+
+    # ------------------------------------------------------------------ the stage
+
+    def _begin_stage(self) -> None:
+        """Attach the stage's methods to the model the Trainer holds."""
+        self.lifecycle = Lifecycle(self._stage.methods, training=True)
+        self.compression_report: dict[str, dict[str, float]] = {}
+        self.pop_callback(HFCompressCallback)  # type: ignore[attr-defined]
+        self.add_callback(HFCompressCallback(self.lifecycle))  # type: ignore[attr-defined]
+        self.teacher = self._make_teacher() if self.lifecycle.needs_teacher else None
+        for stage in self._before:
+            run_oneshot(self.model, stage, seed=self.args.seed)
+        teacher = self.teacher.model if self.teacher else None
+        self.targets = self.lifecycle.prepare(self.model, seed=self.args.seed, teacher=teacher)
+
+    def _make_teacher(self) -> Teacher:
+        source = self._teacher_source
+        if isinstance(source, str | Path):
+            return Teacher(load_teacher(source, self.model), self.args.device)
+        return Teacher(copy.deepcopy(self.model) if source is None else source, self.args.device)
+
+    def _end_stage(self) -> None:
+        """Make the stage permanent in the model the Trainer holds."""
+        model = self._plain_model()
+        self.compression_report = self.lifecycle.finalize(model)
+        attach_structure_(model)
+        for stage in self._after:
+            self.compression_report |= run_oneshot(model, stage, seed=self.args.seed)[1]
+        model.add_model_tags(["hfcompress", *self.compression_report])
+
+    def _plain_model(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------ what the Trainer calls
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, then make the methods permanent: the model is the compressed one afterwards."""
+        if self.lifecycle.state is State.FINALIZED and self.model_init is None:  # type: ignore[attr-defined]
+            raise LifecycleError(
+                "this trainer's model is compressed already; to train it further, hand it to a stock Trainer or to a "
+                "new HFCompressTrainer"
+            )
+        output = super().train(*args, **kwargs)  # type: ignore[misc]
+        self._end_stage()
+        return output
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Build a fresh model as the Trainer does; a stage begun before begins anew with it."""
+        model = super().call_model_init(trial)  # type: ignore[misc]
+        if hasattr(self, "lifecycle"):
+            self.model = model
+            self._before, self._stage, self._after = copy.deepcopy((self._before, self._stage, self._after))
+            self._begin_stage()
+        return model
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the Trainer's loss, and while training what the methods make of it; a mean over the batch."""
+        if not model.training or self.lifecycle.state is not State.PREPARED:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)  # type: ignore[misc]
+        batch, wants = dict(inputs), self.lifecycle.wants
+        loss, outputs = super().compute_loss(  # type: ignore[misc]
+            model, {**inputs, **output_flags(wants)}, return_outputs=True
+        )
+        taught = self.teacher(batch, wants) if self.teacher else None
+        loss = self.lifecycle.loss(loss, batch, outputs, taught)
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the Trainer's optimizer, with the parameters of methods moved to groups of their own."""
+        optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        if self.lifecycle.state is State.PREPARED:
+            _regroup_(optimizer, self.lifecycle.param_groups(self._plain_model()))
+        return optimizer
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # A model that is not yet as small as it will be must not win for being better.
+        if self.lifecycle.state is State.PREPARED and not self.lifecycle.settled(fraction(self.state)):  # type: ignore[attr-defined]
+            return False
+        return super()._determine_best_metric(metrics, trial)  # type: ignore[misc]
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        model = self._plain_model()
+        super()._save(str(folder), clean_state_dict(model) if state_dict is None else state_dict)  # type: ignore[misc]
+        save_training_state(model, folder)
+        # The Trainer pickles its arguments beside the weights; the same in JSON can be read without running code.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        write_text(folder / "training_args.json", json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # The Trainer's own loader reads the file's names as they are and silently skips those that a model has in
+        # memory under others (ViT and its kin); from_pretrained knows both.
+        target = self.accelerator.unwrap_model(self.model if model is None else model)  # type: ignore[attr-defined]
+        weights = load_model(resume_from_checkpoint, type(target).__name__).state_dict()
+        load_training_state_(target, weights, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the Trainer's card, unless the folder has one with measured numbers."""
+        readme = Path(str(self.args.output_dir)) / "README.md"
+        if not (readme.exists() and "hfcompress" in readme.read_text(encoding="utf-8")):
+            super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+
+    args: TrainingArguments
+    model: Any
+
+
+class HFCompressTrainer(HFCompressMixin, Trainer):
+    """`transformers.Trainer` that compresses while it trains; see HFCompressMixin for `recipe` and `teacher`."""
+
+
+def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:
+    """Load a teacher for the task that `like`, a model class or one of its instances, is for."""
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    autos = (AutoModelForSequenceClassification, AutoModelForImageClassification)
+    for auto in autos:
+        if type(like) in auto._model_mapping.values():
+            return load_model(source, auto.__name__)
+    return load_model(source, type(like).__name__)
+
+
+def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], StageMethods, list[StageMethods]]:
+    """Return (stages before, the one that trains, stages after)."""
+    training = [i for i, stage in enumerate(stages) if stage.train is not None] or ([0] if len(stages) == 1 else [])
+    if len(training) != 1:
+        raise LifecycleError(
+            f"a Trainer runs one stage that trains, this recipe has {len(training)}: `hfcompress run` runs them all, "
+            "or give each stage's methods to a Trainer of its own"
+        )
+    (index,) = training
+    return stages[:index], stages[index], stages[index + 1 :]
+
+
+def _regroup_(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
+    """Move the parameters of `groups` out of the optimizer's groups and add `groups` to it."""
+    own = {id(p) for group in groups for p in group["params"]}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in own]
+    for group in groups:
+        optimizer.add_param_group(group)
