@@ -31,11 +31,19 @@ def save_checkpoint(model: nn.Module, folder: str | Path, processor: Any = None)
     Raises CheckpointError when the folder cannot be written or is full.
     """
     attach_structure_(model)
+    _forget_use_cache_(model.config)
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)  # type: ignore[operator]
         if processor is not None:
             processor.save_pretrained(temporary)
     return Path(folder)
+
+
+def _forget_use_cache_(config: Any) -> None:
+    # The Trainer sets this on every config; where the class has no such key, loading drops it, and saving what was
+    # loaded would write another file.
+    if "use_cache" in vars(config) and not hasattr(type(config)(), "use_cache"):
+        del config.use_cache
 
 
 @contextlib.contextmanager

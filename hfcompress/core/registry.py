@@ -62,7 +62,8 @@ def explain(error: ValidationError, model: type[StrictModel], where: str = "") -
 def _line(item: Any, model: type[StrictModel], where: str) -> str:
     path = ".".join([where, *(str(p) for p in item["loc"])]).strip(".")
     if item["type"] == "extra_forbidden":
-        return f"{path}: unknown key.{nearest(str(item['loc'][-1]), _keys_at(model, item['loc'][:-1]))}"
+        *parents, key = item["loc"]
+        return f"{path}: unknown key (got {item['input']!r}).{nearest(str(key), _keys_at(model, tuple(parents)))}"
     if item["type"] == "missing":
         return f"{path}: this key is required."
     message = item["msg"].removeprefix("Value error, ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,22 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..checkpoint import attach_structure_, load_model
-from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
 from ..core.errors import LifecycleError
-from ..core.files import write_text
 from ..core.lifecycle import Lifecycle, State
 from .callback import HFCompressCallback, fraction
+from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
 from .stages import RecipeLike, StageMethods, stages_of
 from .teacher import Teacher, output_flags
 
 
-class HFCompressMixin:
+class HFCompressMixin(CheckpointMixin):
     """What turns a Trainer class into a compressing one; put it before the class in the list of bases.
 
     `recipe` is a Recipe, a recipe file, or a list of method configs that act together; one-shot stages before the one
     that trains are applied at once, those after it when training ends. `teacher` is a model, a folder or a Hub id; a
     method that needs one gets a frozen copy of the model itself when none is given. Everything else is the Trainer's.
     """
-
-    # The loss is a mean over each batch: without this the Trainer takes the loss of models that accept **kwargs for
-    # one already divided by the number of accumulation steps, and the gradient comes out that many times too large.
-    loss_is_scaled_for_ga: bool | None = False
 
     def __init__(
         self,
@@ -72,15 +66,12 @@ class HFCompressMixin:
 
     def _end_stage(self) -> None:
         """Make the stage permanent in the model the Trainer holds."""
-        model = self._plain_model()
+        model = self.plain_model()
         self.compression_report = self.lifecycle.finalize(model)
         attach_structure_(model)
         for stage in self._after:
             self.compression_report |= run_oneshot(model, stage, seed=self.args.seed)[1]
         model.add_model_tags(["hfcompress", *self.compression_report])
-
-    def _plain_model(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------ what the Trainer calls
 
@@ -109,11 +100,9 @@ class HFCompressMixin:
     ) -> Any:
         """Return the Trainer's loss, and while training what the methods make of it; a mean over the batch."""
         if not model.training or self.lifecycle.state is not State.PREPARED:
-            return super().compute_loss(model, inputs, return_outputs=return_outputs)  # type: ignore[misc]
+            return super().compute_loss(model, inputs, return_outputs)
         batch, wants = dict(inputs), self.lifecycle.wants
-        loss, outputs = super().compute_loss(  # type: ignore[misc]
-            model, {**inputs, **output_flags(wants)}, return_outputs=True
-        )
+        loss, outputs = super().compute_loss(model, {**inputs, **output_flags(wants)}, return_outputs=True)
         taught = self.teacher(batch, wants) if self.teacher else None
         loss = self.lifecycle.loss(loss, batch, outputs, taught)
         return (loss, outputs) if return_outputs else loss
@@ -122,7 +111,7 @@ class HFCompressMixin:
         """Create the Trainer's optimizer, with the parameters of methods moved to groups of their own."""
         optimizer = super().create_optimizer(model)  # type: ignore[misc]
         if self.lifecycle.state is State.PREPARED:
-            _regroup_(optimizer, self.lifecycle.param_groups(self._plain_model()))
+            _regroup_(optimizer, self.lifecycle.param_groups(self.plain_model()))
         return optimizer
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -131,35 +120,11 @@ class HFCompressMixin:
             return False
         return super()._determine_best_metric(metrics, trial)  # type: ignore[misc]
 
-    # ------------------------------------------------------------------ checkpoints
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        model = self._plain_model()
-        super()._save(str(folder), clean_state_dict(model) if state_dict is None else state_dict)  # type: ignore[misc]
-        save_training_state(model, folder)
-        # The Trainer pickles its arguments beside the weights; the same in JSON can be read without running code.
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        write_text(folder / "training_args.json", json.dumps(self.args.to_dict(), indent=2, default=str) + "\n")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The Trainer's own loader reads the file's names as they are and silently skips those that a model has in
-        # memory under others (ViT and its kin); from_pretrained knows both.
-        target = self.accelerator.unwrap_model(self.model if model is None else model)  # type: ignore[attr-defined]
-        weights = load_model(resume_from_checkpoint, type(target).__name__).state_dict()
-        load_training_state_(target, weights, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the Trainer's card, unless the folder has one with measured numbers."""
         readme = Path(str(self.args.output_dir)) / "README.md"
         if not (readme.exists() and "hfcompress" in readme.read_text(encoding="utf-8")):
             super().create_model_card(*args, **kwargs)  # type: ignore[misc]
-
-    args: TrainingArguments
-    model: Any
 
 
 class HFCompressTrainer(HFCompressMixin, Trainer):

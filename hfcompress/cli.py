@@ -1,0 +1,227 @@
+"""The command line: run, plan, bench, card, push, methods, inspect."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from .recipe.load import LoadedRecipe
+
+OK, MISTAKE, UNMET, INTERRUPTED = 0, 2, 3, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Compress Hugging Face models for text and vision, and measure what it brought.\n\n"
+    "Start with `hfcompress run recipes/quickstart.yaml`: no download, under three minutes.\n\n"
+    "Exit status: 0 done, 2 a mistake in what was asked, 3 ran but a `require:` line was not met.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Override a value, such as `stages.0.methods.distill.temperature=3`; repeatable.",
+        metavar="KEY=VALUE",
+    ),
+]
+Folder = Annotated[Path, typer.Argument(help="Run folder, as `--output` named it.", show_default=False)]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    output: Annotated[Path | None, typer.Option(help="Run folder; by default out/<recipe's name>.")] = None,
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+) -> None:
+    """Compress a model as a recipe says, measure it against the original, and write its card."""
+    loaded = _load(recipe, set_)
+    from .run.execute import run as execute
+    from .run.reporter import Reporter
+    from .run.table import result_table
+
+    folder = output or Path("out") / recipe.stem
+    try:
+        result = execute(loaded, folder, resume=resume, reporter=Reporter(console))
+    except KeyboardInterrupt:
+        errors.print(
+            f"\n[yellow]Interrupted.[/] What was done is in {folder}: repeat the command with --resume to go on."
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    console.print()
+    console.print(result_table(result))
+    for finding in result.findings:
+        console.print(f"[yellow]![/] {finding}")
+    for line in result.requirements:
+        mark, word = ("[green]✓[/]", "met") if line.met else ("[red]✗[/]", "not met")
+        console.print(f"{mark} {line.name} {line.wanted}: {word} ({line.measured:.4g})")
+    console.print(f"\nModel  {folder / 'model'}\nCard   {folder / 'model' / 'README.md'}", soft_wrap=True)
+    if not all(line.met for line in result.requirements):
+        raise typer.Exit(UNMET)
+
+
+@app.command()
+def plan(recipe: RecipePath, set_: Set = None) -> None:
+    """Check a recipe against its model and data, and print what a run would do; trains nothing."""
+    loaded = _load(recipe, set_)
+    from .run.setup import open_recipe
+    from .run.show_plan import plan_table
+
+    console.print(plan_table(open_recipe(loaded).plan()))
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Model folders or Hub ids; the first is what the others are compared with.", show_default=False
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Workload as BATCHxLENGTH (or BATCHxPIXELS); repeatable.", metavar="BxL")
+    ] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="Engine to time in; repeatable; by default all.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads per engine; by default all cores.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: time a training step of this recipe against the stock Trainer's.", metavar="RECIPE"
+        ),
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Time models against each other, or (--training) HFCompressTrainer against transformers' Trainer."""
+    from .run import benching
+    from .run.reporter import Reporter
+
+    reporter = Reporter(console)
+    if training is not None:
+        console.print(benching.training_table(_load(training, set_), reporter, rounds=rounds))
+        return
+    if not models:
+        raise typer.BadParameter("name at least one model, or --training RECIPE")
+    console.print(benching.bench_table(models, shape or [], engine or [], threads, rounds, reporter))
+
+
+@app.command()
+def card(folder: Folder) -> None:
+    """Write a run's model card anew from its result.json."""
+    from .publish.card import write_card
+    from .run.verify import run_folder
+
+    console.print(f"Card   {write_card(run_folder(folder).path)}", soft_wrap=True)
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repo_id: Annotated[
+        str | None, typer.Option(help="Repository as user/name; by default the recipe's publish.")
+    ] = None,
+    private: Annotated[bool | None, typer.Option(help="Create it private or public; default: the recipe's.")] = None,
+) -> None:
+    """Check that a run's model reproduces its own numbers, then upload it with its card in one commit."""
+    from .publish.hub import push_run
+    from .recipe.load import load_recipe
+    from .run.verify import run_folder, verify_run
+
+    place = run_folder(folder)
+    publish = load_recipe(place.path / "recipe.yaml").recipe.publish if (place.path / "recipe.yaml").exists() else None
+    target = repo_id or (publish.repo_id if publish else None)
+    if target is None:
+        raise typer.BadParameter("say where to: --repo-id user/name, or `publish:` in the recipe")
+    visibility = private if private is not None else (publish.private if publish else None)
+    console.print("Loading the saved model again and evaluating it …")
+    address = push_run(place.path, target, private=visibility, verify=lambda _: _quiet(verify_run(place)))
+    console.print(f"Pushed {address}", soft_wrap=True)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show the settings of one method.", show_default=False)] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe, for editors.")] = False,
+) -> None:
+    """List the compression methods, or the settings of one."""
+    from .recipe.load import recipe_schema
+    from .run.show_methods import method_table, methods_table
+
+    if schema:
+        typer.echo(json.dumps(recipe_schema(), indent=2))
+    else:
+        console.print(methods_table() if name is None else method_table(name))
+
+
+@app.command()
+def inspect(
+    folder: Annotated[str, typer.Argument(help="Model folder, run folder or Hub id.", show_default=False)],
+) -> None:
+    """Show what a checkpoint holds: files, and heads, units and bits of every block."""
+    from .run.inspect import inspect_checkpoint
+
+    inner = Path(folder) / "model"
+    console.print(inspect_checkpoint(str(inner) if (inner / "config.json").exists() else folder))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one message and status 2, never in a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from .core.errors import HFCompressError
+
+    try:
+        code = app(standalone_mode=False)
+    except HFCompressError as error:
+        errors.print(f"[red]error:[/] {_escape(error)}", soft_wrap=True, highlight=False)
+        code = MISTAKE
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not typer's own word on how the command was written
+            raise
+        errors.print(f"[red]error:[/] {_escape(error.format_message())} Try --help.", soft_wrap=True, highlight=False)
+        code = MISTAKE
+    sys.exit(code if isinstance(code, int) else OK)
+
+
+def _load(recipe: Path, overrides: list[str] | None) -> LoadedRecipe:
+    _quiet_libraries()
+    from .recipe.load import load_recipe
+
+    return load_recipe(recipe, overrides or ())
+
+
+def _quiet_libraries() -> None:
+    """Leave the terminal to our own bars and messages."""
+    import logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it mentions an optional kernel at every import
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _escape(text: Any) -> str:
+    return str(text).replace("[", r"\[")
+
+
+def _quiet(_: object) -> None:
+    """Drop a value."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The one writer to the network: a folder becomes a commit on the Hub, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+from ..core.errors import PublishError
+from ..measure.result import read_result
+from .card import render_card, write_card
+from .figures import FIGURE, write_figure
+
+ATTEMPTS = 4
+FIRST_WAIT_S = 1.0  # doubles from one attempt to the next
+
+_LEFTOVER = re.compile(
+    r"(checkpoint-[0-9]+|runs|__pycache__|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth"
+    r"|training_args\.bin|trainer_state\.json|events\.out\.tfevents.*)"
+)
+_PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".onnx", ".onnx.data", ".onnx_data")
+_TRANSIENT = (408, 409, 412, 429, 500, 502, 503, 504)
+_ADVICE = {
+    400: "the Hub refuses what was sent",
+    401: "the Hub does not accept the token: make one with write access at https://huggingface.co/settings/tokens, "
+    "then run `hf auth login` or set HF_TOKEN",
+    403: "this token may not write there: it needs write access, and its user the right to write in that namespace",
+    404: "there is no such repository or namespace, or this token cannot see it: check the spelling",
+    409: "another change of the repository is under way",
+    412: "another change of the repository is under way",
+    413: "the Hub finds a file too large",
+    429: "the Hub asks to slow down",
+}
+T = TypeVar("T")
+
+
+def push_run(
+    run: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    verify: Callable[[Path], None] | None,
+) -> str:
+    """Push the `model/` folder of a run with a card whose code loads from `repo_id`; return the repository's address.
+
+    The card on disk names the repository only once the push succeeded. Raises as `push`, and MeasureError when the
+    run has no valid result.
+    """
+    secret = find_token(token)
+    result = read_result(run / "result.json")
+    repo_id = full_repo_id(repo_id, secret)
+    write_figure(result, run / "model" / FIGURE)
+    card = render_card(result, FIGURE, repo_id=repo_id)
+    address = push(run / "model", repo_id, private=private, token=secret, verify=verify, card=card)
+    write_card(run, repo_id)
+    return address
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload compressed model",
+    verify: Callable[[Path], None] | None = None,
+    card: str | None = None,
+) -> str:
+    """Upload a checkpoint folder to the Hub in one commit and return the repository's address.
+
+    `verify(folder)` runs before anything is sent and raises to stop it. `card` goes up as README.md in place of the
+    folder's. The repository is made when missing (`private` as given, else as the account's default); weight files it
+    holds and the folder does not are removed in the same commit. Repeating an unchanged push makes no commit.
+    Raises PublishError, whose message never contains the token.
+    """
+    files = files_to_upload(folder)
+    secret = find_token(token)
+    if verify is not None:
+        verify(folder)
+    contents: dict[str, Path | bytes] = dict(files)
+    if card is not None:
+        contents["README.md"] = card.encode()
+    api = HfApi(token=secret, library_name="hfcompress")
+    name = full_repo_id(repo_id, secret)
+    _persist(lambda: _create(api, name, private), name, secret)
+    _persist(lambda: _commit(api, name, contents, commit_message), name, secret)
+    return f"{api.endpoint}/{name}"
+
+
+def find_token(token: str | None = None) -> str:
+    """Return `token`, else HF_TOKEN, else the stored login; PublishError when there is none or it cannot be one."""
+    secret = (token or get_token() or "").strip()
+    if not secret:
+        raise PublishError(
+            "no token: run `hf auth login` or set HF_TOKEN to a token with write access, "
+            "from https://huggingface.co/settings/tokens"
+        )
+    if not secret.isascii() or not secret.isprintable() or " " in secret:
+        raise PublishError("the token holds blanks, line breaks or letters that no token has: copy it again")
+    return secret
+
+
+def full_repo_id(repo_id: str, token: str | None = None) -> str:
+    """Return ``user/name``, asking the Hub who the token belongs to when `repo_id` is only a name."""
+    if "/" in repo_id:
+        return repo_id
+    secret = find_token(token)
+    return f"{_persist(lambda: HfApi(token=secret).whoami()['name'], repo_id, secret)}/{repo_id}"
+
+
+def files_to_upload(folder: Path) -> dict[str, Path]:
+    """Return a checkpoint folder's files by their path in the repository, dotfiles and training leftovers left out.
+
+    Raises PublishError when the folder holds no safetensors, or a pickle.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    files = {name: path for name, path in files.items() if not any(map(_stays_here, name.split("/")))}
+    for name, path in files.items():
+        if _is_pickle(path):
+            raise PublishError(
+                f"{name} is a pickle, which can run code where it is loaded: save weights as safetensors"
+            )
+    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
+        inner = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
+        raise PublishError(f"{folder} holds no safetensors file, so it is not a checkpoint.{inner}")
+    return files
+
+
+def _stays_here(part: str) -> bool:
+    return part.startswith(".") or _LEFTOVER.fullmatch(part) is not None
+
+
+def _is_pickle(path: Path) -> bool:
+    """Return whether `path` is named or built like a pickle."""
+    # Raw numbers may begin like anything; the .bin beside an OpenVINO .xml is raw numbers too.
+    if path.name.endswith(_WEIGHTS) or (path.suffix == ".bin" and path.with_suffix(".xml").is_file()):
+        return False
+    if path.suffix in _PICKLES:
+        return True
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    with path.open("rb") as file:
+        start = file.read(2)
+    return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5  # PROTO, and the protocols in use
+
+
+def _create(api: HfApi, repo_id: str, private: bool | None) -> None:
+    """Make the repository unless it is there; PublishError when it is there in public but was to be private."""
+    with contextlib.suppress(KeyError):  # the client looks for an address in a 409, which not every server sends
+        api.create_repo(repo_id, private=private, exist_ok=True)
+    if private and not api.model_info(repo_id).private:
+        raise PublishError(
+            f"{repo_id} exists and is public, but private was asked for: nothing was sent. "
+            "Make it private on the Hub, or choose another name."
+        )
+
+
+def _commit(api: HfApi, repo_id: str, contents: dict[str, Path | bytes], message: str) -> None:
+    """Bring the repository to `contents` in one commit; the client makes none when nothing changed."""
+    stale = [n for n in api.list_repo_files(repo_id) if n.endswith(_WEIGHTS) and n not in contents]
+    api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationAdd(name, content) for name, content in contents.items()),
+            *(CommitOperationDelete(name) for name in stale),
+        ],
+        commit_message=message,
+    )
+
+
+def _persist(action: Callable[[], T], repo_id: str, token: str) -> T:
+    """Return `action()`, tried again with growing waits while the Hub is only troubled; otherwise PublishError.
+
+    The error is raised outside the handler, so that it carries no context: the original may quote the token.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except (HTTPError, OSError, ValueError, RuntimeError) as caught:
+            message, again = _explain(caught), _is_transient(caught)
+        if not again or attempt == ATTEMPTS:
+            break
+        time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+    tried = f" after {attempt} attempts" if attempt > 1 else ""
+    text = f"pushing to {repo_id} failed{tried}: {message}. All files go up in one commit, so nothing is half-written "
+    raise PublishError((text + "and pushing again is safe.").replace(token, "***"))
+
+
+def _is_transient(error: Exception) -> bool:
+    """Return whether the same request may well succeed a moment later."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _TRANSIENT
+    return isinstance(error, HTTPError | ConnectionError | TimeoutError) and not isinstance(error, OfflineModeIsEnabled)
+
+
+def _explain(error: Exception) -> str:
+    """Return in plain words what went wrong and what to do."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set; unset it to push"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        advice = _ADVICE.get(status, "the Hub is in trouble" if status >= 500 else "the Hub refuses")
+        said = f": {error.server_message}" if error.server_message else ""
+        return f"{advice} (it answered {status}{said})"
+    if _is_transient(error):
+        return f"the connection to the Hub was cut ({type(error).__name__}: {error})"
+    return f"{type(error).__name__}: {error}".rstrip(".")

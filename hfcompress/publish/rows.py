@@ -1,0 +1,172 @@
+"""The numbers of a card as people read them: units, ratios, points with intervals, and the rows of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..measure.result import Difference, LatencyRow, ModelResult, Result, Speedup
+
+NONE = "–"
+_ENGINES = {
+    "pytorch": "PyTorch",
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-int8": "ONNX Runtime int8",
+    "openvino": "OpenVINO",
+    "openvino-int8": "OpenVINO int8",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table before / after / change."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+
+
+def table(result: Result) -> list[Row]:
+    """Return every row of the card's table, in the order people ask: size, work, quality, time, memory, exports."""
+    return [
+        *_size_rows(result),
+        *_quality_rows(result),
+        *_latency_rows(result),
+        *_memory_rows(result),
+        *_export_rows(result),
+    ]
+
+
+def si(value: float, unit: str = "") -> str:
+    """Return `value` with three digits and a decimal prefix, such as ``90.9 MB``."""
+    for exponent, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 0.9995 * 10**exponent:
+            return f"{_three(value / 10**exponent)} {prefix}{unit}".rstrip()
+    return f"{value:.0f} {unit}".rstrip()
+
+
+def ratio(value: float) -> str:
+    """Return a ratio such as ``8.12x``: two decimals below ten, one above."""
+    return f"{value:.2f}x" if value < 9.995 else f"{value:.1f}x"
+
+
+def change(before: float, after: float, better: str = "smaller", worse: str = "larger") -> str:
+    """Return how many times smaller (or `better`) `after` is than `before`, in words that turn when it got worse."""
+    if before <= 0 or after <= 0:
+        return NONE
+    if ratio(before / after) == ratio(1) == ratio(after / before):
+        return "unchanged"
+    return f"{ratio(before / after)} {better}" if before > after else f"{ratio(after / before)} {worse}"
+
+
+def engine_name(engine: str) -> str:
+    """Return an engine's name as its makers write it."""
+    return _ENGINES.get(engine, engine)
+
+
+def shape_name(row: LatencyRow | Speedup) -> str:
+    """Return a workload such as ``8 × 128 tokens`` or ``1 × 224 px``."""
+    if row.length is not None:
+        return f"{row.batch} × {row.length} tokens"
+    return f"{row.batch} × {row.image_size} px" if row.image_size is not None else f"batch {row.batch}"
+
+
+def metric_scale(result: Result) -> float:
+    """Return 100 for a metric that lies in [-1, 1], shown in per cent and points, otherwise 1."""
+    values = [q.value for model in (result.baseline, result.compressed) for q in model.quality]
+    return 100.0 if all(abs(value) <= 1 for value in values) else 1.0
+
+
+def metric(result: Result, value: float) -> str:
+    """Return a value of the metric, in per cent where the metric is a share."""
+    return _signed(f"{value * metric_scale(result):.2f}")
+
+
+def points(result: Result, value: float) -> str:
+    """Return a difference of the metric with its sign, in points where the metric is a share."""
+    unit = " points" if metric_scale(result) == 100 else ""
+    return _signed(f"{value * metric_scale(result):+.2f}") + unit
+
+
+def interval(result: Result, row: Difference) -> str:
+    """Return a paired difference with its interval, such as ``−0.80 points (95% interval −1.95 to +0.34)``."""
+    low, high = (_signed(f"{bound * metric_scale(result):+.2f}") for bound in (row.low, row.high))
+    return f"{points(result, row.value)} ({row.level:.0%} interval {low} to {high})"
+
+
+def find_latency(model: ModelResult, engine: str, row: LatencyRow | Speedup) -> LatencyRow | None:
+    """Return the time of `model` in `engine` at the workload of `row`, if it was measured."""
+    return next((r for r in model.latency if r.engine == engine and same_shape(r, row)), None)
+
+
+def same_shape(one: LatencyRow | Speedup, other: LatencyRow | Speedup) -> bool:
+    """Return whether two rows are of the same workload."""
+    return (one.batch, one.length, one.image_size) == (other.batch, other.length, other.image_size)
+
+
+def _size_rows(result: Result) -> Iterator[Row]:
+    before, after = result.baseline, result.compressed
+    yield _row("Weight files", before.size_bytes, after.size_bytes, "B")
+    yield _row("Parameters", before.parameters, after.parameters)
+    yield _row("Parameters that are not zero", before.nonzeros, after.nonzeros)
+    for shape, work in after.flops.items():
+        yield _row(f"FLOPs at {shape.replace('x', ' × ')}", before.flops.get(shape), work)
+
+
+def _quality_rows(result: Result) -> Iterator[Row]:
+    unit = " (%)" if metric_scale(result) == 100 else ""
+    differences = {(d.engine, d.metric): d for d in result.difference}
+    for after in result.compressed.quality:
+        before = result.baseline.quality_in(after.engine)
+        row = differences.get((after.engine, after.metric))
+        yield Row(
+            f"{after.metric.capitalize()}{unit}, {engine_name(after.engine)}",
+            metric(result, before.value) if before else NONE,
+            metric(result, after.value),
+            interval(result, row) if row else NONE,
+        )
+
+
+def _latency_rows(result: Result) -> Iterator[Row]:
+    for after in result.compressed.latency:
+        before = find_latency(result.baseline, after.engine, after)
+        yield Row(
+            f"Latency p50, {shape_name(after)}, {engine_name(after.engine)}",
+            milliseconds(before.p50_ms) if before else NONE,
+            milliseconds(after.p50_ms),
+            change(before.p50_ms, after.p50_ms, "faster", "slower") if before else NONE,
+        )
+
+
+def _memory_rows(result: Result) -> Iterator[Row]:
+    for engine, after in result.compressed.peak_memory_bytes.items():
+        before = result.baseline.peak_memory_bytes.get(engine)
+        yield _row(f"Peak memory of the process, {engine_name(engine)}", before, after, "B")
+
+
+def _export_rows(result: Result) -> Iterator[Row]:
+    for name, after in result.compressed.exports.items():
+        yield _row(f"`{name}`", result.baseline.exports.get(name), after, "B")
+
+
+def _row(name: str, before: float | None, after: float, unit: str = "") -> Row:
+    if before is None:
+        return Row(name, NONE, si(after, unit), NONE)
+    return Row(name, si(before, unit), si(after, unit), change(before, after))
+
+
+def milliseconds(value: float) -> str:
+    """Return a time in milliseconds with three digits."""
+    return f"{_three(value)} ms"
+
+
+def _three(value: float) -> str:
+    """Return `value` with three digits: two decimals below ten, one below a hundred, none above."""
+    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{decimals}f}"
+
+
+def _signed(text: str) -> str:
+    """Return a formatted number with a true minus sign, and zero without one."""
+    return text.replace("-", "−") if float(text) else text.lstrip("+-")

@@ -1,0 +1,44 @@
+"""The card's templates: text files beside this one, filled by jinja2 with undefined names as errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render(name: str, **values: Any) -> str:
+    """Fill the template `name` of the `templates/` folder; an undefined name raises jinja2.UndefinedError."""
+    return _environment().get_template(name).render(**values)
+
+
+def cell(text: object) -> str:
+    """Return `text` fit for one cell of a Markdown table: on one line, bars escaped."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Return `text` as a fenced code block, with a fence longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def literal(text: str) -> str:
+    """Return `text` as a string literal of Python."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(__package__),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters.update(cell=cell, fenced=fenced, literal=literal)
+    return environment

@@ -1,0 +1,23 @@
+"""What a run is told: the typed recipe, read strictly from YAML."""
+
+from .load import LoadedRecipe, load_recipe, recipe_hash, recipe_schema, resolved
+from .schema import Benchmark, Columns, Data, Engine, Evaluate, Finetune, Publish, Recipe, Shape, Splits, Stage
+
+__all__ = [
+    "Benchmark",
+    "Columns",
+    "Data",
+    "Engine",
+    "Evaluate",
+    "Finetune",
+    "LoadedRecipe",
+    "Publish",
+    "Recipe",
+    "Shape",
+    "Splits",
+    "Stage",
+    "load_recipe",
+    "recipe_hash",
+    "recipe_schema",
+    "resolved",
+]

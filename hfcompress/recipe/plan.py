@@ -1,0 +1,116 @@
+"""The plan: a recipe checked against one model, with what each stage would do and leave, before anything trains."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from ..checkpoint import attach_structure_
+from ..checkpoint.training_state import clean_state_dict
+from ..core.config import StrictModel
+from ..core.errors import LifecycleError
+from ..core.lifecycle import Lifecycle
+from ..core.registry import create
+from .schema import Recipe, Stage
+
+_DEFAULT_EPOCHS, _DEFAULT_BATCH = 3.0, 8
+
+
+class PlannedMethod(StrictModel):
+    """One method of a stage and what it would act on."""
+
+    name: str
+    settings: dict[str, Any]
+    targets: list[str] = Field(description="Module paths, or names of model outputs.")
+
+
+class PlannedStage(StrictModel):
+    """One stage and what it would leave."""
+
+    title: str
+    steps: int | None = Field(description="Optimizer steps; None for a one-shot stage.")
+    methods: list[PlannedMethod]
+    parameters: int = Field(description="Numbers the model holds after this stage.")
+    weight_bytes: int = Field(description="Bytes of all tensors after this stage; the file adds a few kilobytes.")
+
+
+class Plan(StrictModel):
+    """What a run would do."""
+
+    model: str
+    task: str
+    train_examples: int
+    evaluate_examples: int
+    parameters: int
+    weight_bytes: int
+    stages: list[PlannedStage]
+    recipe_hash: str
+
+
+def make_plan(
+    recipe: Recipe, model: nn.Module, *, recipe_hash: str, train_examples: int, evaluate_examples: int
+) -> Plan:
+    """Walk through the stages on a copy of `model`, at full strength and without training.
+
+    What a method would learn to keep is not known yet, how much of it is: counts and bytes are those of the run, up to
+    rounding per layer. Raises what the run would: RecipeError, TargetError, FamilyError, LifecycleError.
+    """
+    scratch = copy.deepcopy(model).eval()
+    source = recipe.model if isinstance(recipe.model, str) else f"{recipe.model['model_type']} from scratch"
+    return Plan(
+        model=source,
+        task=recipe.task,
+        train_examples=train_examples,
+        evaluate_examples=evaluate_examples,
+        parameters=count(model),
+        weight_bytes=weight_bytes(model),
+        stages=[_plan_stage(stage, i, scratch, model, train_examples) for i, stage in enumerate(recipe.stages)],
+        recipe_hash=recipe_hash,
+    )
+
+
+def _plan_stage(stage: Stage, index: int, scratch: nn.Module, teacher: nn.Module, examples: int) -> PlannedStage:
+    methods = [create(name, settings, f"stages.{index}.methods") for name, settings in stage.methods.items()]
+    try:
+        lifecycle = Lifecycle(methods, training=stage.train is not None)
+        targets = lifecycle.prepare(scratch, teacher=teacher)
+    except LifecycleError as error:
+        raise LifecycleError(f"stages.{index} ({stage.title}): {error}") from error
+    lifecycle.finalize(scratch)
+    attach_structure_(scratch)
+    settings = lifecycle.settings()
+    return PlannedStage(
+        title=stage.title,
+        steps=None if stage.train is None else steps(stage.train, examples),
+        methods=[PlannedMethod(name=n, settings=settings[n], targets=t) for n, t in targets.items()],
+        parameters=count(scratch),
+        weight_bytes=weight_bytes(scratch),
+    )
+
+
+def steps(train: dict[str, Any], examples: int) -> int:
+    """Return the optimizer steps that these TrainingArguments make of `examples` on one process."""
+    if train.get("max_steps", -1) > 0:
+        return int(train["max_steps"])
+    batches = math.ceil(examples / train.get("per_device_train_batch_size", _DEFAULT_BATCH))
+    per_epoch = max(1, math.ceil(batches / train.get("gradient_accumulation_steps", 1)))
+    return math.ceil(train.get("num_train_epochs", _DEFAULT_EPOCHS) * per_epoch)
+
+
+def count(model: nn.Module) -> int:
+    """Return how many numbers the model holds, shared ones once."""
+    return sum(t.numel() for t in _tensors(model))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of the model's tensors as a checkpoint stores them, shared ones once."""
+    return sum(t.numel() * t.element_size() for t in _tensors(model))
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return list({(t.data_ptr(), t.shape): t for t in clean_state_dict(model).values()}.values())

@@ -1,0 +1,232 @@
+"""The recipe as typed, immutable data: what to compress, on which data, in which stages, and what to measure."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from .. import methods as _builtin  # noqa: F401 - importing it fills the registry that `create` reads
+from ..core.config import StrictModel
+from ..core.errors import RecipeError, nearest
+from ..core.registry import create
+from .training import check_train
+
+Engine = Literal["pytorch", "onnxruntime", "onnxruntime-int8"]
+ENGINES: tuple[Engine, ...] = ("pytorch", "onnxruntime", "onnxruntime-int8")
+
+_REQUIREMENT = re.compile(r"(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def _requirement(value: Any) -> Any:
+    if not isinstance(value, str) or not _REQUIREMENT.fullmatch(value.strip()):
+        raise ValueError("write a comparison with a number in quotes, such as '>=8' or '<=0.01'")
+    return value.strip()
+
+
+def _model_source(value: Any) -> Any:
+    if isinstance(value, dict):
+        _check_config(value)
+    elif not isinstance(value, str) or not value:
+        raise ValueError("give a Hub id, a folder, or a mapping with 'model_type' to start from scratch")
+    return value
+
+
+def _check_config(fields: dict[str, Any]) -> None:
+    """Refuse what `transformers` would silently keep as an attribute nobody reads."""
+    kind = fields.get("model_type")
+    if not isinstance(kind, str):
+        raise ValueError("a model from scratch needs 'model_type', such as 'vit'")
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise ValueError(f"transformers has no model_type {kind!r}.{nearest(kind, CONFIG_MAPPING_NAMES)}")
+    config = AutoConfig.for_model(kind)
+    known = {*config.to_dict(), *config.attribute_map} - {"transformers_version", "id2label", "label2id"}
+    for key in fields:
+        if key in ("num_labels", "id2label", "label2id"):
+            raise ValueError(f"{key!r} comes from the data; leave it out")
+        if key not in known:
+            raise ValueError(f"a {kind!r} config has no field {key!r}.{nearest(str(key), known)}")
+
+
+class Columns(StrictModel):
+    """Which column holds what; a name left out is looked for under the task's usual names."""
+
+    text: str | None = Field(None, description="Column of the text; usual names: text, sentence.")
+    text_pair: str | None = Field(None, description="Column of the second text, for tasks on pairs; none by default.")
+    image: str | None = Field(None, description="Column of the image; usual names: image, img.")
+    label: str | None = Field(None, description="Column of the label; usual names: label, labels.")
+
+
+class Splits(StrictModel):
+    """Which splits to use; each may be a slice such as 'train[:80%]' or a sum such as 'train+extra'."""
+
+    train: str = Field("train", description="Split to train on.")
+    evaluate: str | None = Field(
+        None,
+        description="Split to measure on; by default validation, dev or test, else a part of the training split.",
+    )
+
+
+class Data(StrictModel):
+    """Where examples come from and how they are cut; exactly one of `dataset` and `path`."""
+
+    dataset: str | None = Field(
+        None,
+        description="Hub name, such as 'stanfordnlp/sst2', or 'sklearn:<name>' for images that scikit-learn ships.",
+    )
+    path: str | None = Field(
+        None,
+        description="Local file, folder of <split>.parquet/csv/jsonl files, or image folder (<split>/<label>/*.png).",
+    )
+    config: str | None = Field(None, description="Configuration name of a Hub data set.")
+    revision: str | None = Field(None, description="Commit, tag or branch of a Hub data set.")
+    columns: Columns = Field(default_factory=Columns, description="Which column holds what.")
+    splits: Splits = Field(default_factory=Splits, description="Which splits to use.")
+    validation_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of the training split held out, by label, when there is no evaluation split.",
+    )
+    max_train: int | None = Field(None, ge=1, description="Train on at most this many examples, drawn with the seed.")
+    max_evaluate: int | None = Field(
+        None, ge=1, description="Evaluate on at most this many examples, drawn with the seed."
+    )
+    max_length: int | None = Field(None, ge=2, description="Longest text in tokens; by default the tokenizer's limit.")
+    image_size: int | None = Field(None, ge=1, description="Pixels per side; by default what the image processor says.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("give exactly one of 'dataset' (a Hub name) and 'path' (a file or folder)")
+        if self.path is not None and (self.config or self.revision):
+            raise ValueError("'config' and 'revision' belong to a Hub data set, not to 'path'")
+        return self
+
+
+class Stage(StrictModel):
+    """One pass in which its methods act together; stages follow each other."""
+
+    name: str | None = Field(None, description="Name in logs and on the card; by default its methods' names.")
+    methods: dict[str, dict[str, Any]] = Field(min_length=1, description="Settings by method name.")
+    train: dict[str, Any] | None = Field(
+        None, description="Any field of transformers.TrainingArguments; null: a one-shot stage without training."
+    )
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _empty_settings(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # `quantize_weights:` alone on its line is null in YAML
+            return {name: {} if settings is None else settings for name, settings in value.items()}
+        return value
+
+    @property
+    def title(self) -> str:
+        """The stage's name, or its methods' names joined by '+'."""
+        return self.name or "+".join(self.methods)
+
+
+class Finetune(StrictModel):
+    """Train the model on the data before compressing; the result is the baseline and the default teacher."""
+
+    train: dict[str, Any] = Field(default_factory=dict, description="Any field of transformers.TrainingArguments.")
+
+
+class Evaluate(StrictModel):
+    """How quality is measured."""
+
+    metric: str = Field("accuracy", description="Metric of the task, or the path of a local `evaluate` script.")
+    engines: list[Engine] | None = Field(None, description="Engines to evaluate in; by default those of the benchmark.")
+    batch_size: int = Field(32, ge=1, description="Examples per forward pass.")
+    control: bool = Field(
+        False,
+        description="Also give the uncompressed model the same training and teacher, for comparison; doubles training.",
+    )
+
+
+class Shape(StrictModel):
+    """One workload of the latency benchmark."""
+
+    batch: int = Field(1, ge=1, description="Examples per forward pass.")
+    length: int | None = Field(None, ge=1, description="Tokens per text.")
+    image_size: int | None = Field(None, ge=1, description="Pixels per side of an image; by default that of the data.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Shape:
+        if self.length is not None and self.image_size is not None:
+            raise ValueError("give 'length' (text) or 'image_size' (images), not both")
+        return self
+
+
+class Benchmark(StrictModel):
+    """How latency is measured: interleaved rounds, one process per engine."""
+
+    engines: list[Engine] = Field(
+        list(ENGINES), min_length=1, description="What executes inference; also says what is exported."
+    )
+    shapes: list[Shape] | None = Field(
+        None, min_length=1, description="Workloads; by default 1x32 and 8x128 tokens, or 1 and 16 images."
+    )
+    threads: int | None = Field(None, ge=1, description="Threads per engine; by default all cores.")
+    rounds: int = Field(7, ge=1, description="Interleaved rounds per shape; each gives one median.")
+    seconds: float = Field(5.0, gt=0, description="Seconds per engine and shape, all models together.")
+
+
+class Publish(StrictModel):
+    """Where `hfcompress push` uploads to."""
+
+    repo_id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Repository on the Hub, as 'user/name'.")
+    private: bool = Field(False, description="Create the repository as a private one.")
+
+
+class Recipe(StrictModel):
+    """Everything a run is told; the same recipe, seed and machine give the same result."""
+
+    title: str | None = Field(None, description="Title of the card.")
+    model: Annotated[str | dict[str, Any], BeforeValidator(_model_source)] = Field(
+        description="Hub id, folder, or a mapping with 'model_type' and config fields to start from scratch."
+    )
+    revision: str | None = Field(None, description="Commit, tag or branch of the model on the Hub.")
+    processor: str | None = Field(
+        None, description="Hub id or folder of the tokenizer or image processor; by default the model's own."
+    )
+    task: str = Field(description="Pipeline tag, such as 'text-classification' or 'image-classification'.")
+    data: Data = Field(description="Where examples come from.")
+    finetune: Finetune | None = Field(None, description="Train the model on the data before compressing it.")
+    teacher: str | None = Field(
+        None, description="Hub id or folder of the model distilled from; by default the baseline."
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
+    stages: list[Stage] = Field(min_length=1, description="The passes of compression, in order.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="How quality is measured.")
+    benchmark: Benchmark | None = Field(
+        default_factory=Benchmark, description="How latency is measured; null: not at all."
+    )
+    require: dict[str, Annotated[str, BeforeValidator(_requirement), AfterValidator(str)]] = Field(
+        default_factory=dict,
+        description="What the run must reach, such as size_ratio: '>=8'; else it ends with status 3.",
+    )
+    publish: Publish | None = Field(None, description="Where to upload to.")
+
+    @model_validator(mode="after")
+    def _check_contents(self) -> Recipe:
+        problems = [] if self.finetune is None else check_train(self.finetune.train, "finetune.train")
+        for index, stage in enumerate(self.stages):
+            problems += _check_methods(stage, f"stages.{index}.methods")
+            problems += check_train(stage.train or {}, f"stages.{index}.train")
+        if problems:
+            raise RecipeError("\n".join(problems))
+        return self
+
+
+def _check_methods(stage: Stage, where: str) -> list[str]:
+    problems = []
+    for name, settings in stage.methods.items():
+        try:
+            create(name, settings, where)
+        except RecipeError as error:
+            problems.append(str(error))
+    return problems

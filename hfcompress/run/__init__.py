@@ -1,0 +1,1 @@
+"""Executing a recipe: the one loop over stages, and the folder it fills."""

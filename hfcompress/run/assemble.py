@@ -1,0 +1,86 @@
+"""Putting together the Result from what a run did and measured."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from torch import nn
+
+from ..checkpoint.structure import read_structure
+from ..core.registry import methods
+from ..measure.bench import Bench
+from ..measure.environment import environment
+from ..measure.findings import findings
+from ..measure.require import check
+from ..measure.result import Method, Quality, Result, Source, StageRecord
+from .folder import RunFolder
+from .measuring import BASELINE, COMPRESSED, base_name, bench_settings
+from .setup import Setup
+
+
+def assemble(
+    setup: Setup,
+    folder: RunFolder,
+    measured: tuple[Bench, Quality | None],
+    records: list[StageRecord],
+    compressed: nn.Module,
+) -> Result:
+    """Return the complete record of the run, its requirements checked."""
+    bench, control = measured
+    structure = read_structure(compressed)
+    recipe = setup.recipe
+    baseline, small = bench.models[BASELINE], bench.models[COMPRESSED]
+    speedup = bench.speedup[COMPRESSED]
+    result = Result(
+        title=recipe.title or f"{baseline.name}, compressed",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        task=recipe.task,
+        auto_class=setup.task.auto_class,
+        loads_with="hfcompress" if structure else "transformers",
+        base_model=_base_model(setup),
+        dataset=_dataset(setup),
+        methods=_methods(records),
+        stages=records,
+        baseline=baseline,
+        compressed=small,
+        control=control,
+        difference=bench.difference[COMPRESSED],
+        speedup=speedup,
+        structure=structure,
+        findings=findings(baseline, small, speedup),
+        environment=environment(bench_settings(setup).threads),
+        seed=recipe.seed,
+        recipe=setup.loaded.text,
+        overrides=[_shortened(item) for item in setup.loaded.overrides],
+        recipe_hash=setup.loaded.hash,
+    )
+    return result.model_copy(update={"requirements": check(result, recipe.require)})
+
+
+def _methods(records: list[StageRecord]) -> list[Method]:
+    table = methods()
+    infos = [table[name].info for name in dict.fromkeys(n for record in records for n in record.methods)]
+    return [Method(name=i.name, title=i.title, category=str(i.category), papers=list(i.papers)) for i in infos]
+
+
+def _base_model(setup: Setup) -> Source:
+    model = setup.recipe.model
+    if isinstance(model, dict):
+        return Source(id=f"{model['model_type']} from scratch")
+    return Source(id=base_name(model), hub=not Path(model).exists(), revision=setup.recipe.revision)
+
+
+def _dataset(setup: Setup) -> Source:
+    data = setup.recipe.data
+    source = data.path or data.dataset or ""
+    hub = data.dataset is not None and ":" not in data.dataset
+    return Source(
+        id=base_name(source), hub=hub, revision=data.revision, config=data.config, split=setup.splits.evaluate_split
+    )
+
+
+def _shortened(override: str) -> str:
+    """Return an override with a local path cut to its last part: where things lie is nobody's business."""
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).name}" if Path(value).exists() else override

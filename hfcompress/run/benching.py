@@ -1,0 +1,185 @@
+"""`hfcompress bench`: models against each other, and our training step against the stock Trainer's."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from ..core.errors import LifecycleError, MeasureError, RecipeError
+from ..export.runtime import Source, engine
+from ..measure.bench import ENGINES, Bench, Settings, bench
+from ..measure.size import export_files
+from ..measure.workloads import Shape
+from ..recipe.load import LoadedRecipe
+from ..train.allocator import keep_freed_memory
+from ..train.stages import StageMethods, stage_methods
+from ..train.teacher import Teacher
+from ..train.trainer import HFCompressTrainer
+from .inspect import auto_class_of
+from .measuring import base_name
+from .reporter import Reporter
+from .setup import Setup, open_recipe
+from .training import training_arguments
+
+STEPS, WARM_UP = 12, 3
+
+
+def bench_table(
+    models: list[str], shapes: list[str], engines: list[str], threads: int | None, rounds: int, reporter: Reporter
+) -> Table:
+    """Measure checkpoints against the first of them and return a row per model, engine and shape."""
+    auto_class = auto_class_of(models[0])
+    for name in engines:
+        engine(name)
+    wanted = [parse_shape(text, auto_class) for text in shapes] or _default_shapes(auto_class)
+    settings = Settings(
+        auto_class, wanted, engines=tuple(engines or ENGINES), threads=threads or torch.get_num_threads(), rounds=rounds
+    )
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as exports, reporter.bar("measuring") as progress:
+        sources = {source: _source(source, Path(exports) / str(i)) for i, source in enumerate(models)}
+        measured = bench(sources, settings, names={m: base_name(m) for m in models}, on_progress=progress)
+    return _bench_rows(measured)
+
+
+def parse_shape(text: str, auto_class: str) -> Shape:
+    """Turn '8x128' into a workload: tokens for a text model, pixels for an image model."""
+    batch, _, size = text.lower().replace("×", "x").partition("x")
+    if not (batch.isdecimal() and size.isdecimal() and int(batch) and int(size)):
+        raise RecipeError(f"--shape {text}: write it as BATCHxLENGTH, such as 8x128")
+    is_image = "Image" in auto_class
+    return Shape(int(batch), None if is_image else int(size), int(size) if is_image else None)
+
+
+def _default_shapes(auto_class: str) -> list[Shape]:
+    return [Shape(1), Shape(16)] if "Image" in auto_class else [Shape(1, 32), Shape(8, 128)]
+
+
+def _source(model: str, scratch: Path) -> Source:
+    """Use the exports that lie in the model's folder; otherwise make them in a scratch folder."""
+    return Source(model) if Path(model).is_dir() and export_files(model) else Source(model, str(scratch))
+
+
+def _bench_rows(measured: Bench) -> Table:
+    table = Table(show_edge=False)
+    for name in ("model", "weights", "engine", "shape", "p50", "p90", "same engine", "vs first in PyTorch"):
+        table.add_column(name, justify="left" if name in ("model", "engine") else "right")
+    first, *_ = measured.models
+    ratios = {
+        (label, s.engine, s.baseline_engine == s.engine, s.batch, s.length or s.image_size): s.ratio
+        for label, rows in measured.speedup.items()
+        for s in rows
+    }
+    for label, model in measured.models.items():
+        for row in model.latency:
+            key = (row.batch, row.length or row.image_size)
+            same = ratios.get((label, row.engine, True, *key))
+            best = ratios.get((label, row.engine, row.engine == "pytorch", *key))
+            table.add_row(
+                model.name,
+                f"{model.size_bytes / 1e6:.2f} MB",
+                row.engine,
+                f"{row.batch}×{row.shape[1]}",
+                f"{row.p50_ms:.2f} ms",
+                f"{row.p90_ms:.2f} ms",
+                "–" if label == first or same is None else f"{same:.2f}×",
+                "–" if label == first or best is None else f"{best:.2f}×",
+            )
+    return table
+
+
+def training_table(loaded: LoadedRecipe, reporter: Reporter, *, rounds: int) -> Table:
+    """Time a step of HFCompressTrainer, of the stock Trainer, and one teacher forward on the same batches.
+
+    Rounds alternate; each starts from the same weights and sees the same examples. The budget is 1.10 x (stock step +
+    one teacher forward).
+    """
+    keep_freed_memory()
+    setup = open_recipe(loaded)
+    index = next((i for i, s in enumerate(loaded.recipe.stages) if s.train is not None), None)
+    if index is None:
+        raise LifecycleError("this recipe trains nothing: there is no step to time")
+    stage = stage_methods(loaded.recipe.stages[index], f"stages.{index}")
+    times: dict[str, list[float]] = {"stock": [], "teacher": [], "ours": []}
+    with reporter.bar("timing training steps") as progress, tempfile.TemporaryDirectory() as scratch:
+        for done in range(rounds):
+            for name, seconds in _training_round(setup, stage, Path(scratch)):
+                times[name].append(seconds)
+            progress("timing training steps", (done + 1) / rounds)
+    return _training_rows({name: statistics.median(values) * 1000 for name, values in times.items()}, times)
+
+
+def _training_round(setup: Setup, stage: StageMethods, scratch: Path) -> Iterator[tuple[str, float]]:
+    stock = _trainer(setup, stage, scratch, Trainer)
+    yield "stock", _step_seconds(stock)
+    yield "teacher", _teacher_seconds(stock, setup.model)
+    configs = [m.config for m in stage.methods]
+    yield "ours", _step_seconds(_trainer(setup, stage, scratch, HFCompressTrainer, recipe=configs))
+
+
+def _trainer(setup: Setup, stage: StageMethods, scratch: Path, cls: type[Trainer], **more: Any) -> Trainer:
+    fixed = {"max_steps": STEPS, "save_strategy": "no", "logging_strategy": "no", "eval_strategy": "no"}
+    args = training_arguments({**(stage.train or {}), **fixed}, scratch, setup.recipe.seed)
+    trainer = cls(
+        model=copy.deepcopy(setup.model), args=args, train_dataset=setup.train, data_collator=setup.collator, **more
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+class _Clock(TrainerCallback):
+    """Notes the end of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def _step_seconds(trainer: Trainer) -> float:
+    """Return the mean time between the ends of steps, data loading included, without the first ones."""
+    clock = _Clock()
+    trainer.add_callback(clock)
+    trainer.train()
+    if len(clock.ends) <= WARM_UP + 1:
+        raise MeasureError(f"the training split is too small to time {STEPS} steps")
+    return (clock.ends[-1] - clock.ends[WARM_UP]) / (len(clock.ends) - 1 - WARM_UP)
+
+
+def _teacher_seconds(trainer: Trainer, model: nn.Module) -> float:
+    """Return the mean time of the teacher's forward pass over as many batches of the same kind."""
+    teacher = Teacher(copy.deepcopy(model), trainer.args.device)
+    torch.manual_seed(trainer.args.seed)
+    spent = []
+    for batch, _ in zip(trainer.get_train_dataloader(), range(STEPS), strict=False):
+        started = time.perf_counter()
+        for _ in range(trainer.args.gradient_accumulation_steps):
+            teacher(batch, frozenset())
+        spent.append(time.perf_counter() - started)
+    return statistics.mean(spent[WARM_UP:])
+
+
+def _training_rows(ms: dict[str, float], times: dict[str, list[float]]) -> Table:
+    table = Table(show_edge=False)
+    for name in ("per step", "median", "spread"):
+        table.add_column(name, justify="left" if name == "per step" else "right")
+    labels = {"stock": "stock Trainer", "teacher": "one teacher forward", "ours": "HFCompressTrainer"}
+    for name, label in labels.items():
+        spread = f"{min(times[name]) * 1000:.0f}–{max(times[name]) * 1000:.0f} ms"
+        table.add_row(label, f"{ms[name]:.1f} ms", spread)
+    ratios = [o / (s + t) for o, s, t in zip(times["ours"], times["stock"], times["teacher"], strict=True)]
+    ratio = f"{statistics.median(ratios):.3f}×"
+    table.add_row("HFCompressTrainer / (stock + teacher)", ratio, f"{min(ratios):.3f}–{max(ratios):.3f}×")
+    return table

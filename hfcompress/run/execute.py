@@ -1,0 +1,201 @@
+"""Executing a recipe: the one loop over its stages, from the model named to the card."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..checkpoint import load_model, save_checkpoint
+from ..core.files import write_text
+from ..core.method import Method, Phase
+from ..measure.result import Result, StageRecord
+from ..publish.card import write_card
+from ..publish.verify import run_snippet
+from ..recipe.load import LoadedRecipe
+from ..train.allocator import keep_freed_memory
+from ..train.compress import run_oneshot
+from ..train.data import calibration_batches
+from ..train.stages import StageMethods, stage_methods
+from .assemble import assemble
+from .folder import RunFolder, open_folder
+from .measuring import measure
+from .reporter import Reporter
+from .setup import Setup, open_recipe
+from .training import clean, train
+
+CALIBRATION_EXAMPLES = 256
+_RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the steps of a run share."""
+
+    setup: Setup
+    folder: RunFolder
+    reporter: Reporter
+
+
+def run(loaded: LoadedRecipe, output: str | Path, *, resume: bool = False, reporter: Reporter | None = None) -> Result:
+    """Execute a recipe into the folder `output` and return what was measured.
+
+    With `resume`, finished stages are kept and an interrupted one goes on from its last checkpoint.
+    """
+    keep_freed_memory()
+    reporter = reporter or Reporter()
+    folder = open_folder(output, loaded, resume=resume)
+    reporter.heading("Opening model and data")
+    setup = open_recipe(loaded)
+    state = Run(setup, folder, reporter)
+    folder.write_plan(setup.plan())
+    baseline = _baseline(state)
+    compressed, records = _stages(state, baseline)
+    save_checkpoint(compressed, folder.model, setup.processor)
+    control = _control(state, baseline)
+    reporter.heading("Measuring")
+    bench = measure(setup, folder, reporter, control=control)
+    result = assemble(setup, folder, bench, records, compressed)
+    write_text(folder.path / "result.json", result.model_dump_json(indent=2) + "\n")
+    write_card(folder.path)
+    reporter.heading("Checking that the card's own code loads the model")
+    run_snippet(result, folder.model)
+    return result
+
+
+def _baseline(run: Run) -> nn.Module:
+    """Return the model all numbers are compared with: the one named, fine-tuned first if the recipe says so."""
+    setup, folder = run.setup, run.folder
+    if setup.recipe.finetune is None:
+        return setup.model
+    return _kept(run, folder.baseline, "Fine-tuning", lambda: _train_plain(run, setup.model, folder.baseline))
+
+
+def _train_plain(run: Run, model: nn.Module, target: Path) -> nn.Module:
+    finetune = run.setup.recipe.finetune
+    arguments = {} if finetune is None else finetune.train
+    return _trained(run, model, arguments, methods=None, teacher=None, target=target, title="fine-tuning").eval()
+
+
+def _stages(run: Run, baseline: nn.Module) -> tuple[nn.Module, list[StageRecord]]:
+    """Run every stage in turn, or take over what an earlier run left of it."""
+    teacher = _teacher(run, baseline)
+    model, records = copy.deepcopy(baseline), []
+    for index, stage in enumerate(run.setup.recipe.stages):
+        methods = stage_methods(stage, f"stages.{index}")
+        folder = run.folder.stage(index)
+        heading = f"Stage {index + 1} of {len(run.setup.recipe.stages)}: {methods.title}"
+        model = _kept(run, folder / "model", heading, _stage_runner(run, model, methods, teacher, folder))
+        records.append(StageRecord.model_validate_json((folder / _RECORD).read_text(encoding="utf-8")))
+    return model, records
+
+
+def _stage_runner(
+    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module, folder: Path
+) -> Callable[[], nn.Module]:
+    def execute() -> nn.Module:
+        started = time.monotonic()
+        if stage.train is None:
+            report, done = _oneshot(run, model, stage), model
+        else:
+            report, done = _train_stage(run, model, stage, teacher, folder)
+        settings = {m.info.name: m.config.model_dump(mode="json") for m in stage.methods}
+        seconds = round(time.monotonic() - started, 1)
+        record = StageRecord(name=stage.title, methods=settings, train=stage.train, report=report, seconds=seconds)
+        write_text(folder / _RECORD, record.model_dump_json(indent=2) + "\n")
+        save_checkpoint(done, folder / "model", run.setup.processor)
+        clean(folder / "trainer")
+        run.folder.log(stage=stage.title, seconds=seconds, report=report)
+        return done
+
+    return execute
+
+
+def _oneshot(run: Run, model: nn.Module, stage: StageMethods) -> dict[str, dict[str, float]]:
+    setup = run.setup
+    batches = calibration_batches(
+        setup.train, setup.collator, CALIBRATION_EXAMPLES, setup.recipe.evaluate.batch_size, setup.recipe.seed
+    )
+    return run_oneshot(model, stage, calibration=batches, seed=setup.recipe.seed)[1]
+
+
+def _train_stage(
+    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module, folder: Path
+) -> tuple[dict[str, dict[str, float]], nn.Module]:
+    trainer = train(
+        run.setup,
+        model,
+        stage.train or {},
+        methods=stage.methods,
+        teacher=teacher,
+        scratch=folder / "trainer",
+        folder=run.folder,
+        title=stage.title,
+        reporter=run.reporter,
+    )
+    return trainer.compression_report, trainer.model.eval()  # type: ignore[attr-defined,union-attr]
+
+
+def _teacher(run: Run, baseline: nn.Module) -> nn.Module:
+    source = run.setup.recipe.teacher
+    return copy.deepcopy(baseline) if source is None else load_model(source, run.setup.task.auto_class)
+
+
+def _control(run: Run, baseline: nn.Module) -> Path | None:
+    """Give the uncompressed model the same steps and the same teacher, and return its folder."""
+    recipe, target = run.setup.recipe, run.folder.control
+    training = [(i, s) for i, s in enumerate(recipe.stages) if s.train is not None]
+    if not recipe.evaluate.control or not training:
+        return None
+
+    def execute() -> nn.Module:
+        model, teacher = copy.deepcopy(baseline), _teacher(run, baseline)
+        for index, stage in training:
+            methods = [m for m in stage_methods(stage, f"stages.{index}").methods if m.info.phase is Phase.COMPANION]
+            model = _trained(run, model, stage.train or {}, methods, teacher, target, f"control {index + 1}")
+        return model
+
+    _kept(run, target, "Dense control: the uncompressed model, same training", execute)
+    return target
+
+
+def _trained(
+    run: Run,
+    model: nn.Module,
+    arguments: dict[str, Any],
+    methods: list[Method] | None,
+    teacher: nn.Module | None,
+    target: Path,
+    title: str,
+) -> nn.Module:
+    """Train, save to `target`, and remove the checkpoints on the way."""
+    scratch = target.with_name(f"{target.name}-trainer")
+    trainer = train(
+        run.setup,
+        model,
+        arguments,
+        methods=methods,
+        teacher=teacher,
+        scratch=scratch,
+        folder=run.folder,
+        title=title,
+        reporter=run.reporter,
+    )
+    model = trainer.model.eval()  # type: ignore[union-attr]
+    save_checkpoint(model, target, run.setup.processor)
+    clean(scratch)
+    return model
+
+
+def _kept(run: Run, folder: Path, heading: str, execute: Callable[[], nn.Module]) -> nn.Module:
+    """Return the model an earlier, interrupted run left in `folder`, or make it now."""
+    if (folder / "config.json").exists():
+        run.reporter.heading(f"{heading} [dim](done before)[/]")
+        return load_model(folder, run.setup.task.auto_class)
+    run.reporter.heading(heading)
+    return execute()

@@ -1,0 +1,110 @@
+"""The run folder: what a run leaves, and what tells a resumed run how far the last one came."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import HFCompressError, RecipeError
+from ..core.files import write_text
+from ..recipe.load import LoadedRecipe
+from ..recipe.plan import Plan
+
+_MARK = "hfcompress-run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder; every file in it is written whole or not at all."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The compressed checkpoint, its exports and its card."""
+        return self.path / "model"
+
+    @property
+    def baseline(self) -> Path:
+        """The fine-tuned model, when the recipe fine-tunes first."""
+        return self.path / "baseline"
+
+    @property
+    def control(self) -> Path:
+        """The uncompressed model after the same training."""
+        return self.path / "control"
+
+    @property
+    def baseline_exports(self) -> Path:
+        """Exports of the baseline, which are only for comparison."""
+        return self.path / "exports" / "baseline"
+
+    @property
+    def batches(self) -> Path:
+        """The evaluation split as every engine reads it."""
+        return self.path / "evaluation.safetensors"
+
+    @property
+    def labels(self) -> Path:
+        """The labels of the evaluation split."""
+        return self.path / "labels.safetensors"
+
+    def stage(self, index: int) -> Path:
+        """The folder of one stage."""
+        return self.path / "stages" / str(index)
+
+    def log(self, **entry: Any) -> None:
+        """Append one line to log.jsonl."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **entry}, default=str) + "\n")
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write plan.json."""
+        write_text(self.path / "plan.json", plan.model_dump_json(indent=2) + "\n")
+
+
+def open_folder(path: str | Path, loaded: LoadedRecipe, *, resume: bool) -> RunFolder:
+    """Create the run folder, empty it of an earlier run, or take that up again with `resume`.
+
+    Raises RecipeError when `resume` meets another recipe, HFCompressError when the folder is not a run's or cannot be
+    written.
+    """
+    folder = RunFolder(Path(path))
+    previous = _previous_hash(folder)
+    if resume and previous is not None and previous != loaded.hash:
+        raise RecipeError(
+            f"{path} holds a run of another recipe (or other --set values); resume with the same ones, or choose "
+            "another --output"
+        )
+    try:
+        if not resume and previous is not None:
+            _empty(folder.path)
+        elif previous is None and folder.path.exists() and any(folder.path.iterdir()):
+            raise HFCompressError(
+                f"{path} exists and is not a run folder: choose another --output, nothing was touched"
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HFCompressError(f"cannot use {path} as the output folder: {error.strerror}") from error
+    write_text(folder.path / _MARK, json.dumps({"recipe_hash": loaded.hash}) + "\n")
+    write_text(folder.path / "recipe.yaml", loaded.text)
+    return folder
+
+
+def _previous_hash(folder: RunFolder) -> str | None:
+    try:
+        return str(json.loads((folder.path / _MARK).read_text(encoding="utf-8"))["recipe_hash"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _empty(path: Path) -> None:
+    for child in path.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()

@@ -1,0 +1,78 @@
+"""What a checkpoint holds, layer by layer, in a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from torch import nn
+from transformers import AutoConfig
+
+from ..checkpoint import load_model
+from ..core.errors import CheckpointError, FamilyError
+from ..core.families import Block, blocks_of, family_of
+from ..measure.size import count_parameters, export_files, local_folder, weight_files
+
+
+def auto_class_of(source: str) -> str:
+    """Return the Auto class for the task a checkpoint was saved for; CheckpointError when its config does not say."""
+    import transformers
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {source}: {str(error).splitlines()[0]}") from error
+    for name in config.architectures or ():
+        for auto in ("AutoModelForSequenceClassification", "AutoModelForImageClassification"):
+            if getattr(transformers, name, None) in getattr(transformers, auto)._model_mapping.values():
+                return auto
+    return "AutoModel"
+
+
+def inspect_checkpoint(source: str) -> Group:
+    """Return what lies on disk, and heads, feed-forward units and storage of each block."""
+    model = load_model(source, auto_class_of(source))
+    return Group(_summary(source, model), "", _layers(model))
+
+
+def _summary(source: str, model: nn.Module) -> Table:
+    folder = local_folder(source)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    ours = config.get("quantization_config", {}).get("quant_method") == "hfcompress"
+    parameters, nonzeros = count_parameters(model)
+    table = Table(title=Path(source).name, title_justify="left", title_style="bold", show_header=False, show_edge=False)
+    for name, size in {**weight_files(folder), **export_files(folder)}.items():
+        table.add_row(name, f"{size / 1e6:.2f} MB")
+    table.add_row("class", type(model).__name__)
+    table.add_row("loads with", "import hfcompress; from_pretrained" if ours else "transformers alone")
+    table.add_row("parameters", f"{parameters:,} ({nonzeros / parameters:.1%} not zero)")
+    return table
+
+
+def _layers(model: nn.Module) -> Table | str:
+    try:
+        blocks = blocks_of(model, family_of(model))
+    except FamilyError as error:
+        return str(error)
+    table = Table(title="blocks", title_justify="left", title_style="bold", show_edge=False)
+    for name in ("block", "heads", "FFN units", "numbers", "stored as"):
+        table.add_column(name, justify="right")
+    for block in blocks:
+        table.add_row(*_block_row(model, block))
+    return table
+
+
+def _block_row(model: nn.Module, block: Block) -> list[str]:
+    query: Any = model.get_submodule(block.query)
+    down: Any = model.get_submodule(block.down)
+    stored: Counter[str] = Counter()
+    for parameter in model.get_submodule(block.path).parameters():
+        stored[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    total = sum(stored.values())
+    shares = [f"{kind} {number / total:.0%}" for kind, number in stored.most_common() if number / total > 0.005]
+    heads = query.out_features // block.head_size
+    return [block.path, str(heads), str(down.in_features), f"{total:,}", ", ".join(shares)]

@@ -1,0 +1,102 @@
+"""Measuring what a run made, on the recipe's own evaluation split and shapes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from ..export.runtime import Source
+from ..measure.batches import write_batches
+from ..measure.bench import Bench, Settings, bench
+from ..measure.quality import EvaluationSet, predict, quality
+from ..measure.result import Quality
+from ..measure.workloads import Shape
+from ..train.tasks.base import metric_key
+from .folder import RunFolder
+from .reporter import Reporter
+from .setup import Setup
+from .verify import write_labels
+
+BASELINE, COMPRESSED = "baseline", "compressed"
+
+
+def measure(
+    setup: Setup, folder: RunFolder, reporter: Reporter, *, control: Path | None
+) -> tuple[Bench, Quality | None]:
+    """Measure baseline and compressed model, and the control's quality if there is one."""
+    data = write_evaluation(setup, folder.batches)
+    write_labels(folder, data.labels)
+    settings = bench_settings(setup)
+    with reporter.bar("measuring") as progress:
+        measured = bench(sources(setup, folder), settings, data, names=_names(setup, folder), on_progress=progress)
+    if control is None:
+        return measured, None
+    with reporter.bar("evaluating the control") as progress:
+        logits = predict(Source(str(control)), "pytorch", data.batches, settings.auto_class, settings.threads, progress)
+    return measured, quality("pytorch", data.decode(logits), data)
+
+
+def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
+    """Store the evaluation split as batches every engine reads, and return it with its labels and metric."""
+    recipe = setup.recipe
+    loader = DataLoader(setup.evaluate, batch_size=recipe.evaluate.batch_size, collate_fn=setup.collator)
+    batches = list(loader)
+    write_batches(path, [{k: v.numpy() for k, v in batch.items() if k != "labels"} for batch in batches])
+    return EvaluationSet(
+        batches=path,
+        labels=np.concatenate([batch["labels"].numpy() for batch in batches]),
+        metric=metric_key(recipe.evaluate.metric),
+        score=setup.task.metric(recipe.evaluate.metric),
+        decode=setup.task.predictions,
+    )
+
+
+def bench_settings(setup: Setup) -> Settings:
+    """Return the recipe's benchmark with its defaults filled in."""
+    recipe = setup.recipe
+    timing = recipe.benchmark
+    default = setup.task.shapes(setup.processor)
+    wanted = (timing.shapes if timing else None) or default
+    shapes = [Shape(s.batch, s.length, s.image_size or (None if s.length else default[0].image_size)) for s in wanted]
+    threads = (timing.threads if timing else None) or os.cpu_count() or 1
+    base = Settings(setup.task.auto_class, shapes, threads=threads, seed=recipe.seed)
+    if timing is None:
+        return Settings(
+            setup.task.auto_class, shapes, engines=("pytorch",), threads=threads, rounds=0, seed=recipe.seed
+        )
+    return Settings(
+        base.auto_class,
+        shapes,
+        engines=tuple(timing.engines),
+        threads=threads,
+        rounds=timing.rounds,
+        seconds=timing.seconds,
+        seed=recipe.seed,
+    )
+
+
+def sources(setup: Setup, folder: RunFolder) -> dict[str, Source]:
+    """Return where the two models lie: the baseline as it was given or fine-tuned, and the compressed one."""
+    recipe = setup.recipe
+    given = str(folder.baseline) if recipe.finetune is not None else str(recipe.model)
+    revision = recipe.revision if recipe.finetune is None else None
+    return {
+        BASELINE: Source(given, str(folder.baseline_exports), revision),
+        COMPRESSED: Source(str(folder.model)),
+    }
+
+
+def _names(setup: Setup, folder: RunFolder) -> dict[str, str]:
+    model = setup.recipe.model
+    baseline = f"{model['model_type']} from scratch" if isinstance(model, dict) else base_name(model)
+    if setup.recipe.finetune is not None:
+        baseline += ", fine-tuned"
+    return {BASELINE: baseline, COMPRESSED: folder.path.resolve().name}
+
+
+def base_name(source: str) -> str:
+    """Return a Hub id as it is, and of a local folder only its name."""
+    return Path(source).resolve().name if Path(source).exists() else source

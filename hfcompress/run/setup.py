@@ -1,0 +1,88 @@
+"""Opening what a recipe names: data, processor, model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import AutoConfig, set_seed
+
+from ..checkpoint import load_model
+from ..core.errors import CheckpointError
+from ..measure.require import parse_requirement
+from ..recipe.load import LoadedRecipe
+from ..recipe.plan import Plan, make_plan
+from ..recipe.schema import Recipe
+from ..train.data import Splits, load_data
+from ..train.tasks import Task, get_task
+from ..train.tasks.base import Collator
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A recipe with everything it names opened and checked against each other."""
+
+    loaded: LoadedRecipe
+    task: Task
+    splits: Splits
+    train: Dataset  # encoded
+    evaluate: Dataset  # encoded
+    processor: Any
+    collator: Collator
+    model: nn.Module  # as the recipe names it, before any fine-tuning
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self.loaded.recipe
+
+    def plan(self) -> Plan:
+        """Return what a run would do."""
+        return make_plan(
+            self.recipe,
+            self.model,
+            recipe_hash=self.loaded.hash,
+            train_examples=len(self.train),
+            evaluate_examples=len(self.evaluate),
+        )
+
+
+def open_recipe(loaded: LoadedRecipe) -> Setup:
+    """Load data, processor and model and check that they fit; raises a typed error that names what does not."""
+    recipe = loaded.recipe
+    task = get_task(recipe.task)
+    task.metric(recipe.evaluate.metric)
+    for name, text in recipe.require.items():
+        parse_requirement(name, text)
+    splits = load_data(recipe.data, task, recipe.seed)
+    set_seed(recipe.seed)
+    model = _open_model(recipe, task, splits)
+    source = recipe.processor or (recipe.model if isinstance(recipe.model, str) else None)
+    processor = task.load_processor(source, model.config, recipe.data, recipe.revision)
+    return Setup(
+        loaded=loaded,
+        task=task,
+        splits=splits,
+        train=task.encode(splits.train, processor, recipe.data),
+        evaluate=task.encode(splits.evaluate, processor, recipe.data),
+        processor=processor,
+        collator=task.collator(processor),
+        model=model,
+    )
+
+
+def _open_model(recipe: Recipe, task: Task, splits: Splits) -> nn.Module:
+    labels = splits.label_names or [f"LABEL_{i}" for i in range(splits.label_count)]
+    if isinstance(recipe.model, dict):
+        if recipe.finetune is None:
+            raise CheckpointError("a model from scratch knows nothing yet: add `finetune:` to the recipe to train it")
+        config = AutoConfig.for_model(**recipe.model, **task.head_config(labels))
+        return task.model_class.from_config(config).eval()
+    if recipe.finetune is not None:
+        head = {**task.head_config(labels), "ignore_mismatched_sizes": True}
+        return load_model(recipe.model, task.auto_class, new_head=True, revision=recipe.revision, **head)
+    model = load_model(recipe.model, task.auto_class, revision=recipe.revision)
+    task.check_labels(model.config, splits.label_names, splits.label_count)
+    return model

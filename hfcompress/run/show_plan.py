@@ -1,0 +1,34 @@
+"""A plan as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+
+from ..recipe.plan import Plan, PlannedMethod
+
+
+def plan_table(plan: Plan) -> Group:
+    """Return the stages with their methods, targets, and what each would leave."""
+    table = Table(title=f"{plan.model} · {plan.task}", title_justify="left", title_style="bold", show_edge=False)
+    for name in ("stage", "steps", "methods and what they act on"):
+        table.add_column(name)
+    for name in ("parameters", "bytes"):
+        table.add_column(name, justify="right")
+    table.add_row("as it is", "", "", f"{plan.parameters:,}", _mb(plan.weight_bytes))
+    for stage in plan.stages:
+        methods = "\n".join(_method(m) for m in stage.methods)
+        steps = "one-shot" if stage.steps is None else f"{stage.steps:,}"
+        ratio = f"{_mb(stage.weight_bytes)}\n{plan.weight_bytes / stage.weight_bytes:.2f}× smaller"
+        table.add_row(stage.title, steps, methods, f"{stage.parameters:,}", ratio)
+    data = f"{plan.train_examples:,} examples to train on, {plan.evaluate_examples:,} to measure on"
+    return Group(table, "", data, "Nothing was trained; which parts go is learned, how many is as shown.")
+
+
+def _method(method: PlannedMethod) -> str:
+    shown = ", ".join(method.targets[:2]) + (" …" if len(method.targets) > 2 else "")
+    return f"{method.name}: {len(method.targets)} ({shown})"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"

@@ -1,0 +1,96 @@
+"""Training inside a run: with a stage's methods, or plain for fine-tuning and the control."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..core.method import Method
+from ..train.checkpointing import PlainTrainer
+from ..train.interrupt import SaveOnInterrupt
+from ..train.trainer import HFCompressTrainer
+from .folder import RunFolder
+from .reporter import Reporter, TrainingBar
+from .setup import Setup
+
+_SELECTION_SHARE = 0.1
+
+
+def train(
+    setup: Setup,
+    model: nn.Module,
+    arguments: Mapping[str, Any],
+    *,
+    methods: list[Method] | None,
+    teacher: Any,
+    scratch: Path,
+    folder: RunFolder,
+    title: str,
+    reporter: Reporter,
+) -> Trainer:
+    """Train `model` with `methods` (None: plain) and return the trainer, its model finalized.
+
+    Checkpoints go to `scratch`; when some lie there, training goes on from the last one.
+    """
+    args = training_arguments(arguments, scratch, setup.recipe.seed)
+    train_set, selection = _selection(setup.train, args, setup.recipe.seed)
+    common: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "train_dataset": train_set,
+        "eval_dataset": selection,
+        "data_collator": setup.collator,
+        "compute_metrics": setup.task.compute_metrics(setup.recipe.evaluate.metric),
+    }
+    trainer: Trainer
+    if methods:
+        trainer = HFCompressTrainer(**common, recipe=[m.config for m in methods], teacher=teacher)
+    else:
+        trainer = PlainTrainer(**common)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    _train(trainer, scratch, TrainingBar(reporter, title, folder.log))
+    return trainer
+
+
+def clean(scratch: Path) -> None:
+    """Remove the checkpoints of a training that is done; its model is saved elsewhere."""
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def training_arguments(arguments: Mapping[str, Any], scratch: Path, seed: int) -> TrainingArguments:
+    """Return the recipe's arguments on top of what suits a run."""
+    own = {"save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 10}
+    if not torch.cuda.is_available():
+        own["dataloader_pin_memory"] = False
+    fixed = {"output_dir": str(scratch), "seed": seed, "disable_tqdm": True, "remove_unused_columns": False}
+    return TrainingArguments(**{"report_to": "none", **own, **arguments, **fixed})
+
+
+def _train(trainer: Trainer, scratch: Path, bar: TrainingBar) -> None:
+    checkpoint = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
+    callback: TrainerCallback
+    with SaveOnInterrupt() as callback:
+        trainer.add_callback(bar)
+        trainer.add_callback(callback)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            bar.close()
+
+
+def _selection(train: Dataset, args: TrainingArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Hold a part of the training split out when the stage evaluates: what it selects on is never what is reported."""
+    if args.eval_strategy == "no":
+        return train, None
+    split = train.train_test_split(test_size=_SELECTION_SHARE, seed=seed)
+    return split["train"], split["test"]

@@ -1,0 +1,53 @@
+"""Nothing is published before the saved folder was loaded again and gave its own numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from ..core.errors import MeasureError, PublishError
+from ..core.files import writing
+from ..export.runtime import Source
+from ..measure.quality import predict
+from ..measure.result import Result, read_result
+from ..publish.verify import run_snippet
+from ..train.tasks import get_task
+from .folder import RunFolder
+
+TOLERANCE = 1e-9  # of the metric: same machine, same code, same file
+
+
+def write_labels(folder: RunFolder, labels: np.ndarray) -> None:
+    """Store the evaluation labels beside the batches."""
+    with writing(folder.labels) as path:
+        save_file({"labels": labels}, path)
+
+
+def verify_run(folder: RunFolder) -> Result:
+    """Reload the model of a run, run the card's snippet and evaluate again; PublishError when the numbers differ."""
+    result = read_result(folder.path)
+    run_snippet(result, folder.model)
+    wanted = result.compressed.quality_in("pytorch")
+    if wanted is None or not folder.labels.exists():
+        raise PublishError(f"{folder.path} has no evaluation to reproduce; run the recipe again")
+    threads = int(result.environment.get("threads", 1))
+    try:
+        logits = predict(Source(str(folder.model)), "pytorch", folder.batches, result.auto_class, threads)
+    except MeasureError as error:
+        raise PublishError(f"the saved model cannot be evaluated, nothing was pushed: {error}") from error
+    task = get_task(result.task)
+    value = task.metric(wanted.metric)(task.predictions(logits), load_file(folder.labels)["labels"])
+    if abs(value - wanted.value) > TOLERANCE:
+        raise PublishError(
+            f"the saved model gives {wanted.metric} {value:.4f}, its result says {wanted.value:.4f}: nothing was "
+            "pushed. Run `hfcompress run … --resume` to measure what lies in the folder now."
+        )
+    return result
+
+
+def run_folder(path: str | Path) -> RunFolder:
+    """Return the run folder at `path`, or the one its `model/` folder is in."""
+    path = Path(path)
+    return RunFolder(path.parent if path.name == "model" and (path.parent / "result.json").exists() else path)

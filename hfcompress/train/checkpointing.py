@@ -1,0 +1,65 @@
+"""What transformers' Trainer needs to save, resume and pick the best of models whose file differs from memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+
+from ..checkpoint import load_model
+from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
+from ..core.files import write_text
+
+
+class CheckpointMixin:
+    """Corrects four faults of the stock Trainer on checkpoints and gradient accumulation; see the comments."""
+
+    args: TrainingArguments
+    model: Any
+
+    # The loss is a mean over each batch: without this the Trainer takes the loss of models that accept **kwargs for
+    # one already divided by the number of accumulation steps, and the gradient comes out that many times too large.
+    loss_is_scaled_for_ga: bool | None = False
+
+    def plain_model(self, model: Any = None) -> Any:
+        """Return the model without the wrappers of distributed training."""
+        return self.accelerator.unwrap_model(self.model if model is None else model)  # type: ignore[attr-defined]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the Trainer's loss as a mean over the batch, whatever the number of accumulation steps."""
+        return super().compute_loss(model, inputs, return_outputs=return_outputs)  # type: ignore[misc]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        model = self.plain_model()
+        super()._save(str(folder), clean_state_dict(model) if state_dict is None else state_dict)  # type: ignore[misc]
+        if not self.args.should_save:
+            return
+        save_training_state(model, folder)
+        # The Trainer pickles its arguments beside the weights; the same in JSON can be read without running code.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        write_text(folder / "training_args.json", json.dumps(_shareable(self.args), indent=2, default=str) + "\n")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # The Trainer's own loader reads the file's names as they are and silently skips those that a model has in
+        # memory under others (ViT and its kin); from_pretrained knows both.
+        target = self.plain_model(model)
+        weights = load_model(resume_from_checkpoint, type(target).__name__).state_dict()
+        load_training_state_(target, weights, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+
+
+class PlainTrainer(CheckpointMixin, Trainer):
+    """`transformers.Trainer` with those corrections and no compression: for fine-tuning and the dense control."""
+
+
+def _shareable(args: TrainingArguments) -> dict[str, Any]:
+    """Return the arguments without paths of this machine and without tokens."""
+    hidden = {"output_dir", "hub_token", "resume_from_checkpoint", "run_name", "logging_dir"}
+    return {key: value for key, value in args.to_dict().items() if key not in hidden}

@@ -1,0 +1,7 @@
+"""The tasks a recipe may name; a new one is one file and one import here."""
+
+from . import image_classification as _image_classification  # noqa: F401 - importing a task registers it
+from . import text_classification as _text_classification  # noqa: F401
+from .base import Task, get_task, metric_key, register_task, tasks
+
+__all__ = ["Task", "get_task", "metric_key", "register_task", "tasks"]

@@ -1,0 +1,161 @@
+"""What a task is: its head, columns, processor, encoding, collator and metrics; and the table of tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+
+from ...core.errors import DataError, RecipeError, nearest
+from ...recipe.schema import Data, Shape
+
+Score = Callable[[Any, Any], float]
+Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+
+_TASKS: dict[str, Task] = {}
+
+
+class Task(ABC):
+    """One kind of job; a new one is one file with a subclass, decorated with `register_task`."""
+
+    name: ClassVar[str]  # pipeline tag of the Hub
+    auto_class: ClassVar[str]
+    main_input: ClassVar[str]  # name of the model's input whose last dimension the benchmark varies
+    columns: ClassVar[Mapping[str, tuple[str, ...]]]  # needed role -> usual column names
+    optional: ClassVar[tuple[str, ...]] = ()  # further roles, only used when the recipe names their column
+    metrics: ClassVar[Mapping[str, Score]]  # higher is better; called with predictions and labels
+
+    @property
+    def model_class(self) -> Any:
+        """The transformers class whose from_pretrained and from_config build the model."""
+        return getattr(transformers, self.auto_class)
+
+    @abstractmethod
+    def load_processor(self, source: str | None, config: Any, data: Data, revision: str | None = None) -> Any:
+        """Load the tokenizer or image processor from `source`, or build one for `config` when it is None."""
+
+    @abstractmethod
+    def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the config keywords that give a model a head for these labels."""
+
+    @abstractmethod
+    def read_labels(
+        self, splits: Mapping[str, Dataset], names: list[str] | None
+    ) -> tuple[dict[str, Dataset], list[str] | None]:
+        """Turn label columns into what the model wants; `names` are those that lie beside the data.
+
+        The first split decides the labels when the data does not name them.
+        """
+
+    @abstractmethod
+    def check_labels(self, config: Any, labels: Sequence[str] | None, count: int) -> None:
+        """Raise DataError showing the difference when the data's labels are not those of the model's head."""
+
+    @abstractmethod
+    def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
+        """Return the dataset with input columns in their canonical type; DataError when they hold something else."""
+
+    @abstractmethod
+    def encode(self, dataset: Dataset, processor: Any, data: Data) -> Dataset:
+        """Return model inputs and `labels`, processed once where memory allows."""
+
+    @abstractmethod
+    def collator(self, processor: Any) -> Collator:
+        """Return the function that turns encoded examples into a batch of tensors."""
+
+    @abstractmethod
+    def predictions(self, logits: np.ndarray) -> np.ndarray:
+        """Turn model outputs into what the metrics compare with labels."""
+
+    @abstractmethod
+    def shapes(self, processor: Any) -> list[Shape]:
+        """Return the workloads the benchmark times when the recipe names none."""
+
+    def metric(self, name: str) -> Score:
+        """Return the metric called `name`, or the local `evaluate` script at that path; RecipeError when neither is."""
+        if name in self.metrics:
+            return self.metrics[name]
+        if Path(name).suffix == ".py" or Path(name).is_dir():
+            return _script_metric(name)
+        raise RecipeError(f"evaluate.metric: {self.name} has no metric {name!r}.{nearest(name, self.metrics)}")
+
+    def compute_metrics(self, name: str) -> Callable[[Any], dict[str, float]]:
+        """Return the Trainer's `compute_metrics` for one metric; it reports under the metric's name."""
+        score, key = self.metric(name), metric_key(name)
+
+        def compute(output: Any) -> dict[str, float]:
+            logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+            return {key: float(score(self.predictions(np.asarray(logits)), output.label_ids))}
+
+        return compute
+
+
+def metric_key(name: str) -> str:
+    """Return the name a metric is reported under: itself, or the stem of a script's path."""
+    return Path(name).stem
+
+
+def register_task(cls: type[Task]) -> type[Task]:
+    """Add a task to the table; raises ValueError when its name is taken."""
+    if cls.name in _TASKS:
+        raise ValueError(f"task {cls.name!r} is already registered")
+    _TASKS[cls.name] = cls()
+    return cls
+
+
+def tasks() -> Mapping[str, Task]:
+    """Return every task by name."""
+    return dict(sorted(_TASKS.items()))
+
+
+def get_task(name: str) -> Task:
+    """Return the task called `name`; RecipeError names the nearest when there is none."""
+    if name not in _TASKS:
+        raise RecipeError(f"task: no task is called {name!r}.{nearest(name, _TASKS)}")
+    return _TASKS[name]
+
+
+def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -> Any:
+    """Call ``loader.from_pretrained``; RecipeError says which key to set when `source` holds no such thing."""
+    try:
+        return loader.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = (
+            f"no {what} can be loaded from {source!r} ({first}) Set 'processor' to a Hub id or folder that has one."
+        )
+        raise RecipeError(message) from error
+
+
+def missing_values(dataset: Dataset, column: str, split: str) -> None:
+    """Raise DataError when `column` holds nulls or NaN, naming how many and the first row."""
+    array = dataset.with_format("arrow")[:][column]
+    empty = np.asarray(array.is_null(nan_is_null=True))
+    if empty.any():
+        raise DataError(
+            f"split {split!r}: column {column!r} has {int(empty.sum())} missing values, the first in row "
+            f"{int(empty.argmax())}. Remove or fill these rows."
+        )
+
+
+def _script_metric(path: str) -> Score:
+    import evaluate  # slow to import, and only scripts need it
+
+    try:
+        module = evaluate.load(path)
+    except (OSError, ImportError, ValueError) as error:
+        raise RecipeError(f"evaluate.metric: cannot load the script {path}: {error}") from error
+
+    def score(predictions: Any, labels: Any) -> float:
+        found = module.compute(predictions=predictions, references=labels) or {}
+        if not found:
+            raise RecipeError(f"evaluate.metric: {path} computed nothing")
+        return float(next(iter(found.values())))
+
+    return score

@@ -1,0 +1,131 @@
+"""Tiny models of every family, made in memory, with inputs and a data set for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+LABELS, HEADS, LAYERS, UNITS, WIDTH = 3, 4, 3, 64, 32
+_TEXT = {
+    "vocab_size": 99,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": UNITS,
+    "max_position_embeddings": 40,
+    "num_labels": LABELS,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    # weights as wide as those of a trained model: with the default 0.02 a tiny model answers the same to everything
+    "initializer_range": 0.2,
+}
+_IMAGE = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": UNITS,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": LABELS,
+    "initializer_range": 0.2,
+}
+
+
+def _distilbert() -> nn.Module:
+    config = DistilBertConfig(
+        vocab_size=99,
+        dim=WIDTH,
+        n_layers=LAYERS,
+        n_heads=HEADS,
+        hidden_dim=UNITS,
+        max_position_embeddings=40,
+        num_labels=LABELS,
+        dropout=0.0,
+        attention_dropout=0.0,
+        seq_classif_dropout=0.0,
+        initializer_range=0.2,
+    )
+    return DistilBertForSequenceClassification(config)
+
+
+def _dinov2(**more: Any) -> nn.Module:
+    config = {k: v for k, v in _IMAGE.items() if k != "intermediate_size"} | {"mlp_ratio": 2, **more}
+    return Dinov2ForImageClassification(Dinov2Config(**config))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "bert": lambda: BertForSequenceClassification(BertConfig(**_TEXT)),
+    "distilbert": _distilbert,
+    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**_TEXT, pad_token_id=1)),
+    "vit": lambda: ViTForImageClassification(ViTConfig(**_IMAGE)),
+    "deit": lambda: DeiTForImageClassification(DeiTConfig(**_IMAGE)),
+    "dinov2": _dinov2,
+    "dinov2-swiglu": lambda: _dinov2(use_swiglu_ffn=True),
+}
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    """Build the tiny model `name`, the same for the same seed, in evaluation mode."""
+    torch.manual_seed(seed)
+    return MODELS[name]().eval()
+
+
+def is_image(name: str) -> bool:
+    """Say whether the model takes images."""
+    return name in ("vit", "deit") or name.startswith("dinov2")
+
+
+def auto_class(name: str) -> str:
+    """Return the Auto class of the model."""
+    return "AutoModelForImageClassification" if is_image(name) else "AutoModelForSequenceClassification"
+
+
+class Examples(Dataset):
+    """A small learnable data set: the label is read off the input."""
+
+    def __init__(self, name: str, size: int = 24) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.labels = torch.arange(size) % LABELS
+        if is_image(name):
+            self.key = "pixel_values"
+            self.inputs = torch.randn(size, 3, 16, 16, generator=generator) + self.labels.view(-1, 1, 1, 1)
+        else:
+            self.key = "input_ids"
+            self.inputs = torch.randint(10, 99, (size, 9), generator=generator)
+            self.inputs[:, 0] = self.labels + 3
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {self.key: self.inputs[index], "labels": int(self.labels[index])}
+
+
+def batch(name: str, size: int = 4) -> dict[str, torch.Tensor]:
+    """Return one batch of inputs, without labels."""
+    examples = Examples(name, size)
+    return {examples.key: examples.inputs}
+
+
+@torch.no_grad()
+def logits(model: nn.Module, name: str) -> torch.Tensor:
+    """Return the model's logits on the standard batch."""
+    return model.eval()(**batch(name)).logits
