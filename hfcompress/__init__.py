@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from .core.errors import HFCompressError
     from .core.families import AttentionPaths, Family, FeedForwardPaths, register_family
     from .core.method import Category, Context, Method, MethodInfo, Needs, Phase
-    from .core.registry import methods, register
+    from .core.registry import list_methods, register
     from .recipe.load import load_recipe
     from .recipe.schema import Recipe
-    from .run.execute import run
+    from .run.execute import run_recipe
     from .train.callback import HFCompressCallback
     from .train.compress import compress
     from .train.trainer import HFCompressMixin, HFCompressTrainer
@@ -40,11 +40,11 @@ _HOMES = {
     "Phase": "core.method",
     "Recipe": "recipe.schema",
     "compress": "train.compress",
+    "list_methods": "core.registry",
     "load_recipe": "recipe.load",
-    "methods": "core.registry",
     "register": "core.registry",
     "register_family": "core.families",
-    "run": "run.execute",
+    "run_recipe": "run.execute",
 }
 __all__ = [
     "AttentionPaths",
@@ -62,21 +62,23 @@ __all__ = [
     "Phase",
     "Recipe",
     "compress",
+    "list_methods",
     "load_recipe",
-    "methods",
     "register",
     "register_family",
-    "run",
+    "run_recipe",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    # `hfcompress.MovementConfig` and its like: every method's Config, without naming a method here
-    for method in import_module(".core.registry", __name__).methods().values() if name.endswith("Config") else ():
-        if method.Config.__name__ == name:
-            return method.Config
+    # every method's Config by its class name, without naming a method here
+    if name.endswith("Config"):
+        import_module(".methods", __name__)  # fills the registry
+        for method in import_module(".core.registry", __name__).list_methods().values():
+            if method.Config.__name__ == name:
+                return method.Config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

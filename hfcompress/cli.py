@@ -49,13 +49,13 @@ def run(
 ) -> None:
     """Compress a model as a recipe says, measure it against the original, and write its card."""
     loaded = _load(recipe, set_)
-    from .run.execute import run as execute
+    from .run.execute import run_recipe
     from .run.reporter import Reporter
     from .run.table import result_table
 
     folder = output or Path("out") / recipe.stem
     try:
-        result = execute(loaded, folder, resume=resume, reporter=Reporter(console))
+        result = run_recipe(loaded, folder, resume=resume, reporter=Reporter(console))
     except KeyboardInterrupt:
         errors.print(
             f"\n[yellow]Interrupted.[/] What was done is in {folder}: repeat the command with --resume to go on."

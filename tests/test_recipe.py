@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hfcompress.core.errors import RecipeError
-from hfcompress.core.registry import methods
+from hfcompress.core.registry import list_methods
 from hfcompress.recipe import Recipe, load_recipe, recipe_schema, resolved
 from hfcompress.recipe.yaml12 import parse_yaml
 
@@ -218,7 +218,7 @@ def test_writing_a_default_out_does_not_change_the_hash() -> None:
 def test_schema_lists_every_key_and_every_method() -> None:
     schema = recipe_schema()
     stage = schema["$defs"]["Stage"]["properties"]
-    assert set(stage["methods"]["properties"]) == set(methods())
+    assert set(stage["methods"]["properties"]) == set(list_methods())
     assert stage["methods"]["additionalProperties"] is False
     assert set(schema["properties"]) == set(Recipe.model_fields)
     for name, definition in schema["$defs"].items():

@@ -50,6 +50,11 @@ class Honest(Method[Config]):
         return {"layers": len(self.paths)}
 
 
+def _shift(bias: torch.Tensor, amount: float) -> None:
+    """Change a bias by more than a constant, which the layer norm after it would take out again."""
+    bias.add_(amount * torch.linspace(-1, 1, len(bias)))
+
+
 def _variant(name: str, training: bool = False, **overrides: Any) -> type[Method]:
     info = MethodInfo(name, name, "test", Category.QUANTIZATION, Phase.QUANT, (), Needs(training=training))
     config = type(f"{name}_config", (StrictModel,), {"__module__": __name__})
@@ -65,7 +70,7 @@ def _changes_at_the_end(self: Any, model: nn.Module) -> None:
     Honest.finalize(self, model)
     with torch.no_grad():
         for path in self.paths:
-            model.get_submodule(path).bias.add_(0.1)
+            _shift(model.get_submodule(path).bias, 0.1)
 
 
 def _leaves_wrapper(self: Any, model: nn.Module) -> None:
@@ -81,7 +86,7 @@ def _is_lost_on_save(self: Any, model: nn.Module) -> None:
     Honest.finalize(self, model)
     layer = model.get_submodule(self.paths[0])
     plain = layer.forward
-    layer.forward = lambda x: plain(x) + 0.5
+    layer.forward = lambda x: plain(x) * torch.linspace(0, 1, layer.out_features)
 
 
 _calls = itertools.count()
@@ -90,7 +95,7 @@ _calls = itertools.count()
 def _is_random(self: Any, model: nn.Module) -> None:
     with torch.no_grad():
         for path in self.paths:
-            model.get_submodule(path).bias.add_(next(_calls))
+            _shift(model.get_submodule(path).bias, next(_calls))
     Honest.finalize(self, model)
 
 
@@ -108,7 +113,7 @@ class _Forgetful(Honest):
     def finalize(self, model: nn.Module) -> None:
         with torch.no_grad():
             for path in self.paths:
-                model.get_submodule(path).bias.add_(self.total)
+                _shift(model.get_submodule(path).bias, self.total)
         Honest.finalize(self, model)
 
 

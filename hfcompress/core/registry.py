@@ -24,7 +24,7 @@ def register(cls: M) -> M:
     return cls
 
 
-def methods() -> Mapping[str, type[Method]]:
+def list_methods() -> Mapping[str, type[Method]]:
     """Return every registered method by name, in order of phase, then name."""
     return dict(sorted(_METHODS.items(), key=lambda item: (item[1].info.phase, item[0])))
 

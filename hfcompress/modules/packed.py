@@ -6,6 +6,7 @@ fails instead of taking codes for weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class _Packed(nn.Module):
         self.rows, self.columns = rows, columns
         self.weight = nn.Parameter(torch.empty(rows * columns, dtype=torch.int8), requires_grad=False)
         self.weight_scale = nn.Parameter(torch.empty(rows, dtype=torch.int16), requires_grad=False)
+        self._wide: tuple[tuple[int, torch.dtype], Tensor] | None = None
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
@@ -44,9 +46,28 @@ class _Packed(nn.Module):
         """Return the weight the layer computes with, (rows, columns)."""
         return dequantize(self.codes(), self.weight_scale.view(SCALE_DTYPE), dtype)
 
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        """Return `dequantized`, kept from call to call in inference: widening costs a small batch more than it computes.
+
+        In training it is made anew each time, so that nothing outlives a step.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self.dequantized(dtype)
+        key = (self.weight._version + self.weight_scale._version, dtype)
+        if self._wide is None or self._wide[0] != key:
+            self._wide = (key, self.dequantized(dtype))
+        return self._wide[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Packed:
+        self._wide = None  # the model moves to another device
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_wide": None}  # a copy makes its own
+
 
 class PackedLinear(_Packed):
-    """y = x W^T + b with W (out, in) in 8 bits, widened at each call."""
+    """y = x W^T + b with W (out, in) in 8 bits, widened for the product."""
 
     bias: nn.Parameter | None
 
@@ -59,7 +80,7 @@ class PackedLinear(_Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in) to (…, out)."""
-        return F.linear(x, self.dequantized(x.dtype), self.bias)
+        return F.linear(x, self.wide(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """Describe the layer as nn.Linear does."""

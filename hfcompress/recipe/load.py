@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 
 from ..core.errors import RecipeError, nearest
-from ..core.registry import create, explain, methods
+from ..core.registry import create, explain, list_methods
 from .schema import Recipe
 from .training import train_schema
 from .yaml12 import parse_yaml
@@ -62,7 +62,7 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON Schema of a recipe, with the settings of every registered method, for editors to complete."""
-    configs = {name: cls.Config for name, cls in methods().items()}
+    configs = {name: cls.Config for name, cls in list_methods().items()}
     refs, schema = models_json_schema([(Recipe, "validation"), *((c, "validation") for c in configs.values())])
     definitions = schema["$defs"]
     stage = definitions["Stage"]["properties"]
@@ -79,7 +79,7 @@ def recipe_schema() -> dict[str, Any]:
 
 def _list_methods(schema: dict[str, Any], refs: Mapping[str, Any]) -> None:
     """Replace "any mapping" by the registered methods; null stands for a method's defaults."""
-    table = methods()
+    table = list_methods()
     schema["properties"] = {
         name: {"anyOf": [ref, {"type": "null"}], "description": table[name].info.summary} for name, ref in refs.items()
     }

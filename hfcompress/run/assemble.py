@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ..checkpoint.structure import read_structure
-from ..core.registry import methods
+from ..core.registry import list_methods
 from ..measure.bench import Bench
 from ..measure.environment import environment
 from ..measure.findings import findings
@@ -48,7 +48,7 @@ def assemble(
         difference=bench.difference[COMPRESSED],
         speedup=speedup,
         structure=structure,
-        findings=findings(baseline, small, speedup),
+        findings=findings(baseline, small, speedup, bench.waiting),
         environment=environment(bench_settings(setup).threads),
         seed=recipe.seed,
         recipe=setup.loaded.text,
@@ -59,7 +59,7 @@ def assemble(
 
 
 def _methods(records: list[StageRecord]) -> list[Method]:
-    table = methods()
+    table = list_methods()
     infos = [table[name].info for name in dict.fromkeys(n for record in records for n in record.methods)]
     return [Method(name=i.name, title=i.title, category=str(i.category), papers=list(i.papers)) for i in infos]
 

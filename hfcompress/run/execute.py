@@ -42,7 +42,9 @@ class Run:
     reporter: Reporter
 
 
-def run(loaded: LoadedRecipe, output: str | Path, *, resume: bool = False, reporter: Reporter | None = None) -> Result:
+def run_recipe(
+    loaded: LoadedRecipe, output: str | Path, *, resume: bool = False, reporter: Reporter | None = None
+) -> Result:
     """Execute a recipe into the folder `output` and return what was measured.
 
     With `resume`, finished stages are kept and an interrupted one goes on from its last checkpoint.

@@ -17,7 +17,7 @@ def methods_table() -> Table:
     table = Table(show_edge=False)
     for name in ("method", "category", "what it does", "needs"):
         table.add_column(name, no_wrap=name == "method")
-    for name, method in registry.methods().items():
+    for name, method in registry.list_methods().items():
         info = method.info
         needs = [n for n in ("training", "teacher", "calibration") if getattr(info.needs, n)]
         table.add_row(name, str(info.category), info.summary, ", ".join(needs))

@@ -1,0 +1,1 @@
+"""Other engines' files: made from a model, checked against it, and run."""

@@ -1,0 +1,23 @@
+"""A float copy of a model, for whatever cannot read packed weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode and float32 with ordinary layers and eager attention; `model` stays as it is.
+
+    Eager attention is spelt in matrix products, which exporters and FLOP counters see on every device.
+    """
+    plain = copy.deepcopy(model).cpu().eval()
+    if any(not p.is_floating_point() for p in plain.parameters()):
+        from ..modules.packed import dequantize_
+
+        plain = dequantize_(plain)
+    plain = plain.to(torch.float32).requires_grad_(False).eval()
+    plain.set_attn_implementation("eager")  # type: ignore[operator]
+    return plain

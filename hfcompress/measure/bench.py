@@ -1,0 +1,165 @@
+"""Everything measured of saved models, the first of which is the one the others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import load_model
+from ..core.errors import MeasureError
+from ..export.inputs import example_inputs
+from ..export.runtime import Source, engine
+from .flops import count_flops
+from .latency import ROUNDS, SECONDS, Latency, measure_latency, measure_memory, speedups
+from .process import Progress, quietly
+from .quality import EvaluationSet, evaluate
+from .result import Difference, ModelResult, Quality, Speedup
+from .size import count_parameters, export_files, local_folder, weight_files
+from .workloads import Shape
+
+ENGINES = ("pytorch", "onnxruntime", "onnxruntime-int8")
+_PHASES = {"export": (0.0, 0.2), "timing": (0.2, 0.6), "memory": (0.6, 0.7), "quality": (0.7, 1.0)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure."""
+
+    auto_class: str
+    shapes: Sequence[Shape]
+    engines: Sequence[str] = ENGINES
+    threads: int = 1
+    rounds: int = ROUNDS
+    seconds: float = SECONDS  # per engine and shape
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured: each model by label, and what the later ones gained or lost against the first."""
+
+    models: dict[str, ModelResult]
+    speedup: dict[str, list[Speedup]] = field(default_factory=dict)
+    difference: dict[str, list[Difference]] = field(default_factory=dict)
+    waiting: float = 0.0  # share of the timing in which other processes held the processor
+
+
+def bench(
+    models: Mapping[str, Source],
+    settings: Settings,
+    data: EvaluationSet | None = None,
+    *,
+    names: Mapping[str, str] | None = None,
+    on_progress: Progress = quietly,
+) -> Bench:
+    """Export where an engine needs it, then measure size, operations, speed, memory and, given `data`, quality.
+
+    The first of `models` is the baseline. `names` are what people call them (default: the Hub id or folder's name).
+    Raises MeasureError or ExportError.
+    """
+    if not models or not settings.shapes or not settings.engines:
+        raise MeasureError("nothing to measure: at least one model, one shape and one engine are needed")
+    described = {}
+    for index, (label, source) in enumerate(models.items()):
+        _phase(on_progress, "export")(f"preparing {label}", index / len(models))
+        described[label] = describe(source, settings, (names or {}).get(label))
+    timed, peaks = _speed(models, settings, on_progress)
+    qualities: dict[str, list[Quality]] = {label: [] for label in models}
+    differences: dict[str, list[Difference]] = {}
+    if data is not None:
+        qualities, differences = evaluate(
+            models,
+            settings.engines,
+            data,
+            auto_class=settings.auto_class,
+            threads=settings.threads,
+            seed=settings.seed,
+            on_progress=_phase(on_progress, "quality"),
+        )
+    results = {
+        label: described[label].model_copy(
+            update={"latency": timed.rows[label], "peak_memory_bytes": peaks[label], "quality": qualities[label]}
+        )
+        for label in models
+    }
+    first, *others = models
+    on_progress("measured", 1.0)
+    gains = {label: speedups(timed.rows[first], timed.rows[label]) for label in others}
+    return Bench(results, gains, differences, timed.waiting)
+
+
+def describe(source: Source, settings: Settings, name: str | None = None) -> ModelResult:
+    """Return what needs no clock: files, parameters and operations; exports the model first where they are stale."""
+    model = load_model(source.checkpoint, settings.auto_class, revision=source.revision)
+    folder = local_folder(source.checkpoint)
+    exports = Path(source.exports or source.checkpoint)
+    wanted = [file for name in settings.engines if (file := engine(name).file)]
+    if wanted and _stale(exports, wanted, folder):
+        _export(model, source, settings)
+    parameters, nonzeros = count_parameters(model)
+    files = weight_files(folder)
+    return ModelResult(
+        name=name or (folder.name if Path(source.checkpoint).is_dir() else source.checkpoint),
+        size_bytes=sum(files.values()),
+        files=files,
+        exports=export_files(exports),
+        parameters=parameters,
+        nonzeros=nonzeros,
+        flops={
+            s.key: count_flops(model, example_inputs(model, 1, s.length, s.image_size)) for s in _one_each(settings)
+        },
+    )
+
+
+def _export(model: Any, source: Source, settings: Settings) -> None:
+    from ..export.onnx import export_onnx
+
+    if source.exports is None and not Path(source.checkpoint).is_dir():
+        raise MeasureError(
+            f"{source.checkpoint} is not a local folder: say where its exports shall go (Source.exports)"
+        )
+    sizes = {shape.image_size for shape in settings.shapes}
+    if len(sizes) > 1:
+        raise MeasureError(
+            f"an export has one image size; the shapes have {', '.join(map(str, sorted(filter(None, sizes))))}"
+        )
+    export_onnx(model, source.exports or source.checkpoint, image_size=sizes.pop())
+
+
+def _stale(exports: Path, wanted: Sequence[str], folder: Path) -> bool:
+    """Say whether an exported file is missing or older than the weights it was made from."""
+    newest = max((folder / name).stat().st_mtime_ns for name in weight_files(folder))
+    return any(not (exports / f).is_file() or (exports / f).stat().st_mtime_ns < newest for f in wanted)
+
+
+def _one_each(settings: Settings) -> list[Shape]:
+    """Return the shapes at batch 1: operations are per example, so the batch says nothing."""
+    return list(dict.fromkeys(Shape(1, s.length, s.image_size) for s in settings.shapes))
+
+
+def _speed(
+    models: Mapping[str, Source], settings: Settings, on_progress: Progress
+) -> tuple[Latency, dict[str, dict[str, int]]]:
+    common: dict[str, Any] = {
+        "auto_class": settings.auto_class,
+        "threads": settings.threads,
+        "seed": settings.seed,
+    }
+    timing, memory = _phase(on_progress, "timing"), _phase(on_progress, "memory")
+    rows = measure_latency(
+        models,
+        settings.engines,
+        settings.shapes,
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        on_progress=timing,
+        **common,
+    )
+    return rows, measure_memory(models, settings.engines, settings.shapes, on_progress=memory, **common)
+
+
+def _phase(on_progress: Progress, name: str) -> Progress:
+    start, end = _PHASES[name]
+    return lambda text, fraction: on_progress(text, start + fraction * (end - start))

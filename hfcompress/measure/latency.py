@@ -1,0 +1,196 @@
+"""Latency, throughput and peak memory: a process per engine, engines and models in alternating rounds, same inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..export.runtime import Source, engine
+from .process import Progress, WorkerProcess, part, quietly
+from .result import LatencyRow, Speedup
+from .workloads import Shape, checkpoint_spec, common_spec, write_workloads
+
+ROUNDS = 7
+SECONDS = 5.0  # per engine and shape, all models together
+WARMUP_SHARE = 0.25  # of these seconds, at most
+PASSES = (3, 500)  # per model and round
+PAUSE_S = 0.05
+CALM = 0.02  # share of a round's time that threads may wait for a processor before the round is taken again
+ATTEMPTS = 3
+OVERRUN = 2.0  # times the seconds asked for, after which nothing is repeated and rounds beyond the least are left out
+MIN_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Timed:
+    """All times at one shape by (engine, model), the rounds taken, and the most disturbed engine's share of waiting."""
+
+    times_ms: dict[tuple[str, str], list[float]]
+    rounds: int
+    waiting: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Rows by model, and how much other processes disturbed them: the share of time threads waited for a processor."""
+
+    rows: dict[str, list[LatencyRow]]
+    waiting: float
+
+
+def measure_latency(
+    models: Mapping[str, Source],
+    engines: Sequence[str],
+    shapes: Sequence[Shape],
+    *,
+    auto_class: str,
+    threads: int,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
+    seed: int = 0,
+    on_progress: Progress = quietly,
+) -> Latency:
+    """Return a row per engine and shape for each model; `seconds` is the time for one engine at one shape.
+
+    Raises MeasureError when an engine is unknown or its process fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder, contextlib.ExitStack() as stack:
+        job = _job(models, Path(folder), shapes, auto_class, threads, seed)
+        workers = {
+            name: stack.enter_context(WorkerProcess({**job, "engine": name}, f"timing {name}"))
+            for name in map(_known, engines)
+        }
+        rows: dict[str, list[LatencyRow]] = {label: [] for label in models}
+        waiting = 0.0
+        for index, shape in enumerate(shapes):
+            timed = time_shape(workers, index, rounds, seconds, part(on_progress, index, len(shapes)))
+            waiting = max(waiting, timed.waiting)
+            for (name, label), times in timed.times_ms.items():
+                rows[label].append(latency_row(name, shape, threads, timed.rounds, times))
+    order = {name: index for index, name in enumerate(engines)}
+    return Latency({label: sorted(found, key=lambda row: order[row.engine]) for label, found in rows.items()}, waiting)
+
+
+def time_shape(
+    workers: Mapping[str, WorkerProcess], shape: int, rounds: int, seconds: float, on_progress: Progress
+) -> Timed:
+    """Time every engine and model at one shape, in `rounds` rounds or as many as a busy machine allows.
+
+    A round visits every engine and, in it, every model, so that what else the machine does touches all of them and
+    a ratio between engines is as fair as one between models. The pause lets the last engine's threads fall asleep.
+    """
+    passes = {}
+    for name, worker in workers.items():
+        medians = worker.ask("warm", shape=shape, seconds=seconds * WARMUP_SHARE)
+        share = seconds * (1 - WARMUP_SHARE) * 1000 / rounds / len(medians)  # ms a model has in a round
+        passes[name] = {label: int(np.clip(share / max(t, 1e-3) - 1, *PASSES)) for label, t in medians.items()}
+    deadline = time.perf_counter() + OVERRUN * seconds * len(workers)
+    times: dict[tuple[str, str], list[float]] = {}
+    waited: dict[str, list[float]] = {name: [] for name in workers}
+    done = 0
+    while done < rounds and (done < MIN_ROUNDS or time.perf_counter() < deadline):
+        for index, (name, worker) in enumerate(workers.items()):
+            answer = _calm_round(worker, shape, passes[name], deadline)
+            waited[name].append(answer["waiting"])
+            for label, values in answer["times_ms"].items():
+                times.setdefault((name, label), []).extend(values)
+            on_progress(worker.what, (done + (index + 1) / len(workers)) / rounds)
+        done += 1
+    return Timed(times, done, max(float(np.median(shares)) for shares in waited.values()))
+
+
+def _calm_round(worker: WorkerProcess, shape: int, passes: Mapping[str, int], deadline: float) -> dict[str, Any]:
+    """Return one round, of up to `ATTEMPTS` the one in which other processes took the least of the processor."""
+    best: dict[str, Any] = {"waiting": float("inf")}
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE_S * (attempt + 1))
+        answer = worker.ask("round", shape=shape, passes=passes)
+        best = min(best, answer, key=lambda a: a["waiting"])
+        if best["waiting"] <= CALM or time.perf_counter() > deadline:
+            break
+    return best
+
+
+def measure_memory(
+    models: Mapping[str, Source],
+    engines: Sequence[str],
+    shapes: Sequence[Shape],
+    *,
+    auto_class: str,
+    threads: int,
+    seed: int = 0,
+    on_progress: Progress = quietly,
+) -> dict[str, dict[str, int]]:
+    """Return, per model and engine, the peak resident bytes of a process that loads it and runs the largest shape."""
+    largest = max(shapes, key=lambda s: s.batch * (s.length or (s.image_size or 1) ** 2))
+    peaks: dict[str, dict[str, int]] = {label: {} for label in models}
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
+        job = _job(models, Path(folder), [largest], auto_class, threads, seed)
+        tasks = [(label, name) for name in map(_known, engines) for label in models]
+        for done, (label, name) in enumerate(tasks):
+            single = {**job, "engine": name, "models": {label: job["models"][label]}}
+            with WorkerProcess(single, f"peak memory of {label} in {name}") as worker:
+                peaks[label][name] = worker.ask("memory")
+            on_progress("peak memory", (done + 1) / len(tasks))
+    return peaks
+
+
+def latency_row(name: str, shape: Shape, threads: int, rounds: int, times_ms: Sequence[float]) -> LatencyRow:
+    """Summarize all times of one model in one engine at one shape."""
+    p50, p90 = (float(v) for v in np.quantile(times_ms, [0.5, 0.9]))
+    return LatencyRow(
+        engine=name,
+        batch=shape.batch,
+        length=shape.length,
+        image_size=shape.image_size,
+        threads=threads,
+        rounds=rounds,
+        p50_ms=p50,
+        p90_ms=p90,
+        throughput_per_s=shape.batch / p50 * 1000,
+    )
+
+
+def speedups(baseline: Sequence[LatencyRow], compressed: Sequence[LatencyRow]) -> list[Speedup]:
+    """Return the ratio of medians of each row against the same engine, and against the baseline in PyTorch."""
+    found = []
+    for row in compressed:
+        for other in baseline:
+            if other.shape == row.shape and other.engine in dict.fromkeys((row.engine, "pytorch")):
+                found.append(
+                    Speedup(
+                        engine=row.engine,
+                        baseline_engine=other.engine,
+                        batch=row.batch,
+                        length=row.length,
+                        image_size=row.image_size,
+                        ratio=other.p50_ms / row.p50_ms,
+                    )
+                )
+    return found
+
+
+def _known(name: str) -> str:
+    engine(name)
+    return name
+
+
+def _job(
+    models: Mapping[str, Source],
+    folder: Path,
+    shapes: Sequence[Shape],
+    auto_class: str,
+    threads: int,
+    seed: int,
+) -> dict[str, Any]:
+    inputs = folder / "inputs.safetensors"
+    write_workloads(inputs, common_spec([checkpoint_spec(s, auto_class) for s in models.values()]), shapes, seed)
+    plain = {label: source.to_json() for label, source in models.items()}
+    return {"models": plain, "inputs": str(inputs), "auto_class": auto_class, "threads": threads}

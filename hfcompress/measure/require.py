@@ -1,0 +1,107 @@
+"""The recipe's `require:` lines: named numbers of a result, each defined once, compared with a bound."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..core.errors import MeasureError, RecipeError, nearest
+from .result import Requirement, Result
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_EXPRESSION = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One parsed requirement."""
+
+    name: str
+    text: str
+    compare: Callable[[float, float], bool]
+    bound: float
+
+
+def parse_requirement(name: str, text: str) -> Bound:
+    """Return the requirement; RecipeError names the nearest when `name` is none, or shows how a bound is written."""
+    if name not in QUANTITIES:
+        raise RecipeError(f"require.{name}: no such number is measured.{nearest(name, QUANTITIES)}")
+    match = _EXPRESSION.fullmatch(str(text))
+    if match is None:
+        raise RecipeError(f"require.{name}: {text!r} is not a bound; write >=, <=, > or < and a number, such as '>=8'.")
+    return Bound(name, str(text), _OPERATORS[match[1]], float(match[2]))
+
+
+def check(result: Result, wanted: Mapping[str, str]) -> list[Requirement]:
+    """Return each requirement with the number measured and whether it is met.
+
+    Raises RecipeError for a bad line, MeasureError when the run did not measure what a line asks for.
+    """
+    checked = []
+    for bound in [parse_requirement(name, text) for name, text in wanted.items()]:
+        measured = QUANTITIES[bound.name](result)
+        met = bound.compare(measured, bound.bound)
+        checked.append(Requirement(name=bound.name, wanted=bound.text, measured=measured, met=met))
+    return checked
+
+
+def size_mb(result: Result) -> float:
+    """Megabytes (10^6 bytes) of the compressed checkpoint's weight files."""
+    return result.compressed.size_bytes / 1e6
+
+
+def parameter_ratio(result: Result) -> float:
+    """Parameters of the baseline over those of the compressed model."""
+    return result.baseline.parameters / result.compressed.parameters
+
+
+def flops_ratio(result: Result) -> float:
+    """Operations of the baseline over those of the compressed model, at the shape that gains least."""
+    shapes = result.baseline.flops.keys() & result.compressed.flops.keys()
+    if not shapes:
+        raise MeasureError("require.flops_ratio: this run counted no operations; add shapes to `benchmark`.")
+    return min(result.baseline.flops[s] / result.compressed.flops[s] for s in shapes)
+
+
+def metric_drop(result: Result) -> float:
+    """Metric of the baseline less that of the compressed model in PyTorch, as a fraction: 0.01 is one point."""
+    _need_evaluation(result, "metric_drop")
+    return -result.headline().value
+
+
+def agreement(result: Result) -> float:
+    """Share of examples on which both models predict the same in PyTorch."""
+    _need_evaluation(result, "agreement")
+    return result.headline().agreement
+
+
+def speedup(result: Result) -> float:
+    """Best engine against the baseline in PyTorch, at the shape that gains least."""
+    rows = result.best_speedups()
+    if not rows:
+        raise MeasureError("require.speedup: this run timed nothing; add shapes to `benchmark`.")
+    return min(row.ratio for row in rows)
+
+
+QUANTITIES: dict[str, Callable[[Result], float]] = {
+    "size_ratio": lambda result: result.size_ratio,
+    "size_mb": size_mb,
+    "parameter_ratio": parameter_ratio,
+    "flops_ratio": flops_ratio,
+    "accuracy_drop": metric_drop,
+    "metric_drop": metric_drop,
+    "agreement": agreement,
+    "speedup": speedup,
+}
+
+
+def _need_evaluation(result: Result, name: str) -> None:
+    if not any(d.engine == "pytorch" for d in result.difference):
+        raise MeasureError(f"require.{name}: this run evaluated nothing in PyTorch; add `evaluate` to the recipe.")

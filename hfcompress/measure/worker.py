@@ -1,0 +1,148 @@
+"""One engine in one process: it opens the models of ``worker.py job.json`` and then answers commands, JSON a line.
+
+Started as a script, so that the package's own import, which brings torch along, neither slows the start nor counts in
+the peak memory of engines that do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and "hfcompress" not in sys.modules:
+    _package = types.ModuleType("hfcompress")  # known, with its folder, but not executed
+    _package.__path__ = [str(Path(__file__).resolve().parent.parent)]
+    sys.modules["hfcompress"] = _package
+
+import numpy as np
+
+from hfcompress.export.runtime import Run, Source, open_engine
+from hfcompress.measure.batches import read_batches
+
+Report = Callable[[float], None]
+Batch = Mapping[str, np.ndarray]
+
+STABLE = 0.1  # warm-up ends when the last three times lie within this share of each other
+
+
+class Worker:
+    """The models of a job, opened in its engine, and its batches."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self.job = job
+        self.runs = {
+            label: open_engine(job["engine"], Source(**source), job["threads"], job["auto_class"])
+            for label, source in job["models"].items()
+        }
+
+    def warm(self, report: Report, shape: int, seconds: float) -> dict[str, float]:
+        """Return each model's time in ms on batch `shape` once it is stable, or after `seconds`."""
+        batch = self._batch(shape)
+        return {label: warm_up(run, batch, seconds / len(self.runs)) for label, run in self.runs.items()}
+
+    def round(self, report: Report, shape: int, passes: Mapping[str, int]) -> dict[str, Any]:
+        """Return the times in ms of each model's `passes` in turn, and the share of the threads' time spent waiting.
+
+        A pass before them is not counted: it brings the weights back into the caches that another model used.
+        """
+        batch = self._batch(shape)
+        times, started, waited = {}, time.perf_counter_ns(), waited_ns()
+        for label, run in self.runs.items():
+            run(batch)
+            times[label] = [_time(run, batch) for _ in range(passes[label])]
+        available = (time.perf_counter_ns() - started) * self.job["threads"]
+        return {"times_ms": times, "waiting": (waited_ns() - waited) / available}
+
+    def memory(self, report: Report) -> int:
+        """Return the peak resident memory in bytes of this process after a pass over every batch."""
+        for batch in read_batches(self.job["inputs"]):
+            for run in self.runs.values():
+                run(batch)
+        return peak_bytes()
+
+    def predict(self, report: Report, output: str, count: int) -> int:
+        """Write the only model's logits (N, …) on all batches, `count` of them, to the file `output`; return N."""
+        (run,) = self.runs.values()
+        parts = []
+        for batch in read_batches(self.job["inputs"]):
+            parts.append(run(batch))
+            report(len(parts) / count)
+        logits = np.concatenate(parts)
+        np.save(output, logits, allow_pickle=False)
+        return len(logits)
+
+    def _batch(self, index: int) -> Batch:
+        return next(batch for i, batch in enumerate(read_batches(self.job["inputs"])) if i == index)
+
+
+def warm_up(run: Run, batch: Batch, seconds: float) -> float:
+    """Run until three times in a row agree, or `seconds` have passed, and return their median in ms."""
+    last: list[float] = []
+    started = time.perf_counter()
+    while True:
+        last = [*last[-2:], _time(run, batch)]
+        stable = len(last) == 3 and max(last) <= (1 + STABLE) * min(last)
+        if stable or (time.perf_counter() - started > seconds and len(last) >= 2):
+            return float(np.median(last))
+
+
+def peak_bytes() -> int:
+    """Return this process's peak resident memory; on Linux `ru_maxrss` may show the parent's, kept across exec."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def waited_ns() -> int:
+    """Return how long this process's threads were ready but had no processor; 0 where the system does not tell."""
+    waited = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            waited += int(task.read_text(encoding="ascii").split()[1])
+    return waited
+
+
+def _time(run: Run, batch: Batch) -> float:
+    started = time.perf_counter_ns()
+    run(batch)
+    return (time.perf_counter_ns() - started) / 1e6
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "warm": Worker.warm,
+    "round": Worker.round,
+    "memory": Worker.memory,
+    "predict": Worker.predict,
+}
+
+
+def main(path: str) -> None:
+    """Answer the commands on stdin until it ends; whatever libraries print goes to stderr, only answers to stdout."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(**values: Any) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    worker = Worker(json.loads(Path(path).read_text(encoding="utf-8")))
+    for line in sys.stdin:
+        command = json.loads(line)
+        do = COMMANDS[command.pop("do")]
+        say(result=do(worker, lambda fraction: say(fraction=fraction), **command))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,59 @@
+"""The shapes a model is timed on, and the inputs every process then uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..core.errors import MeasureError
+from ..export.inputs import InputSpec, example_inputs, spec_from
+from ..export.runtime import Source
+from .batches import write_batches
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One workload: a batch of texts of `length` tokens, or of square images of `image_size` pixels a side."""
+
+    batch: int
+    length: int | None = None
+    image_size: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.batch}×{self.length or self.image_size}"
+
+    @property
+    def key(self) -> str:
+        """Name in a result, such as '1x32'."""
+        return f"{self.batch}x{self.length or self.image_size}"
+
+
+def checkpoint_spec(source: Source, auto_class: str) -> InputSpec:
+    """Return what a checkpoint takes, from its config alone."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
+    model_class = getattr(transformers, auto_class)._model_mapping[type(config)]
+    return spec_from(config, model_class[0] if isinstance(model_class, tuple) else model_class)
+
+
+def common_spec(specs: Sequence[InputSpec]) -> InputSpec:
+    """Return what all models can take: one set of inputs, ids within the smallest vocabulary.
+
+    Raises MeasureError when some take text and some images.
+    """
+    if len({spec.is_image for spec in specs}) > 1:
+        raise MeasureError("a text model and an image model cannot be compared on the same inputs")
+    limits = [spec.max_length for spec in specs if spec.max_length]
+    return replace(
+        max(specs, key=lambda spec: len(spec.names)),
+        vocab_size=min(spec.vocab_size for spec in specs),
+        token_types=min(spec.token_types for spec in specs),
+        max_length=min(limits, default=0),
+    )
+
+
+def write_workloads(path: Path, spec: InputSpec, shapes: Iterable[Shape], seed: int = 0) -> None:
+    """Write one batch per shape to `path`, random and valid."""
+    write_batches(path, [example_inputs(spec, s.batch, s.length, s.image_size, seed + i) for i, s in enumerate(shapes)])

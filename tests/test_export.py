@@ -1,0 +1,229 @@
+"""Exports: what is written, that it computes what the model computes, and that a failure leaves nothing."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from hfcompress.core.errors import ExportError, MeasureError
+from hfcompress.export import onnx as onnx_export
+from hfcompress.export.inputs import example_inputs, is_image, spec_of
+from hfcompress.export.onnx import FILES, export_onnx
+from hfcompress.export.onnx_int8 import MIN_TABLE
+from hfcompress.export.plain import plain_copy
+from hfcompress.export.runtime import Source, open_engine, open_onnx
+from hfcompress.modules.packed import pack_
+from hfcompress.ops.quantization import dequantize, quantize_symmetric
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def tiny_bert(**changes) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    settings = {"vocab_size": 200, "max_position_embeddings": 64, "initializer_range": 0.2, "num_labels": 3, **SMALL}
+    return BertForSequenceClassification(BertConfig(**{**settings, **changes})).eval()
+
+
+def tiny_vit() -> ViTForImageClassification:
+    torch.manual_seed(0)
+    return ViTForImageClassification(
+        ViTConfig(image_size=16, patch_size=8, initializer_range=0.2, num_labels=4, **SMALL)
+    ).eval()
+
+
+def logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    with torch.inference_mode():
+        return model(**inputs).logits.numpy()
+
+
+def arrays(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+def relative(got: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.fixture(scope="module")
+def bert() -> BertForSequenceClassification:
+    """A BERT whose linear layers and word table lie on an int8 grid, as a compressed one does."""
+    model = tiny_bert()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+                module.weight.copy_(dequantize(*quantize_symmetric(module.weight)))
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(bert, tmp_path_factory) -> dict[str, Path]:
+    bert.save_pretrained(folder := tmp_path_factory.mktemp("model"))
+    return export_onnx(bert, folder, reduce_range=False)
+
+
+def test_example_inputs_are_distinct_valid_and_masked():
+    model = tiny_bert()
+    inputs = example_inputs(model, 3, 8, mask_zeros=True)
+    assert list(inputs) == ["input_ids", "attention_mask", "token_type_ids"]
+    assert len({tensor.data_ptr() for tensor in inputs.values()}) == 3
+    assert (inputs["input_ids"] != model.config.pad_token_id).all() and inputs["input_ids"].max() < 200
+    assert inputs["attention_mask"][0].all() and (inputs["attention_mask"].sum(1) > 0).all()
+    assert (inputs["attention_mask"][1:].min(1).values == 0).all()
+    assert (example_inputs(model, 1, 8, mask_zeros=True)["attention_mask"] == 0).any()
+    assert example_inputs(model, 2, 8)["attention_mask"].all()
+    assert torch.equal(inputs["input_ids"], example_inputs(model, 3, 8)["input_ids"])
+    assert not is_image(model)
+
+
+def test_inputs_follow_what_each_family_takes():
+    distilbert = DistilBertForSequenceClassification(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32))
+    roberta = RobertaForSequenceClassification(
+        RobertaConfig(vocab_size=100, max_position_embeddings=66, type_vocab_size=1, **SMALL)
+    )
+    assert spec_of(distilbert).names == spec_of(roberta).names == ("input_ids", "attention_mask")
+    assert spec_of(roberta).max_length == 64
+    roberta(**example_inputs(roberta, 1, 64))
+    with pytest.raises(ExportError, match="length 65 is more than the 64 tokens"):
+        example_inputs(roberta, 1, 65)
+    vit = tiny_vit()
+    assert example_inputs(vit, 2)["pixel_values"].shape == (2, 3, 16, 16)
+    assert example_inputs(vit, 2, image_size=24)["pixel_values"].shape == (2, 3, 24, 24)
+
+
+def test_the_export_is_laid_out_for_the_hub(exported):
+    assert {name: path.relative_to(path.parents[1]).as_posix() for name, path in exported.items()} == FILES
+    for path in exported.values():
+        graph = onnx.load(path).graph
+        assert [i.name for i in graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
+        assert [o.name for o in graph.output] == ["logits"]
+        assert [d.dim_param for d in graph.input[0].type.tensor_type.shape.dim] == ["batch", "sequence"]
+    assert exported["onnxruntime-int8"].stat().st_size < exported["onnxruntime"].stat().st_size - 80_000
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 5), (4, 33), (2, 64)])
+def test_fp32_gives_the_models_logits_at_any_shape(bert, exported, batch, length):
+    inputs = example_inputs(bert, batch, length, seed=batch, mask_zeros=True)
+    got = open_onnx(exported["onnxruntime"], 1)(arrays(inputs))
+    assert relative(got, logits(bert, inputs)) < 1e-5
+
+
+def test_every_input_is_alive(exported):
+    run = open_onnx(exported["onnxruntime"], 1)
+    inputs = arrays(example_inputs(tiny_bert(), 2, 12))
+    before = run(inputs)
+    for name in inputs:
+        changed = inputs[name].copy()
+        changed[1, 6:] = 1 - changed[1, 6:] if name != "input_ids" else changed[1, 6:][::-1]
+        after = run({**inputs, name: changed})
+        assert np.array_equal(before[0], after[0]) and not np.allclose(before[1], after[1], atol=1e-4), name
+
+
+def test_int8_keeps_a_grid_it_finds(bert, exported):
+    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(exported["onnxruntime-int8"]).graph.initializer}
+    table = next(name for name in stored if name.endswith("word_embeddings.weight_int8"))
+    rows = stored[table] * stored[table.replace("_int8", "_scale")]
+    np.testing.assert_allclose(rows, bert.bert.embeddings.word_embeddings.weight.detach().numpy(), atol=1e-6)
+    weights = [w.weight.detach().numpy().T for w in bert.modules() if isinstance(w, torch.nn.Linear)]
+    packed = [name for name in stored if name.endswith("_quantized")]
+    assert len(packed) == len(weights)
+    for name in packed:
+        scale = stored[name.removesuffix("_quantized") + "_scale"]
+        widened = stored[name] * scale
+        assert any(w.shape == widened.shape and np.allclose(w, widened, atol=1e-6) for w in weights), name
+    assert not [n for n, t in stored.items() if t.dtype == np.float32 and t.ndim == 2 and t.size >= MIN_TABLE]
+
+
+def test_int8_is_near_the_model(bert, exported):
+    inputs = example_inputs(bert, 8, 20, seed=5, mask_zeros=True)
+    error = relative(open_onnx(exported["onnxruntime-int8"], 1)(arrays(inputs)), logits(bert, inputs))
+    assert 0 < error < 0.1
+
+
+def test_images_and_packed_layers_export_and_the_model_stays(tmp_path, capfd):
+    model = tiny_vit().train()
+    pack_(model, "vit.layers.0.mlp.fc1")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    files = export_onnx(model, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert model.training and model.config._attn_implementation == "sdpa"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    inputs = example_inputs(model, 5, seed=3)
+    wanted = logits(model.eval(), inputs)
+    assert relative(open_onnx(files["onnxruntime"], 1)(arrays(inputs)), wanted) < 1e-5
+    assert relative(open_onnx(files["onnxruntime-int8"], 1)(arrays(inputs)), wanted) < 0.1
+
+
+def test_plain_copy_has_no_packed_layer_and_the_same_logits():
+    model = tiny_bert()
+    pack_(model, "bert.embeddings.word_embeddings")
+    plain = plain_copy(model)
+    assert all(p.is_floating_point() for p in plain.parameters())
+    inputs = example_inputs(model, 2, 9, mask_zeros=True)
+    assert relative(logits(plain, inputs), logits(model, inputs)) < 1e-5
+
+
+def test_a_disagreeing_export_is_refused_with_its_error_and_leaves_nothing(tmp_path, monkeypatch):
+    real = onnx_export._export
+
+    def with_other_weights(plain, *rest):
+        with torch.no_grad():
+            plain.model.classifier.weight.mul_(1.01)
+        real(plain, *rest)
+        with torch.no_grad():
+            plain.model.classifier.weight.div_(1.01)
+
+    monkeypatch.setattr(onnx_export, "_export", with_other_weights)
+    with pytest.raises(ExportError, match=r"disagrees with the model: largest error 9\.\de-03|1\.0\de-02"):
+        export_onnx(tiny_vit(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_exporter_is_an_export_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no such operator")))
+    with pytest.raises(ExportError, match="RuntimeError: no such operator"):
+        export_onnx(tiny_vit(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_the_command_that_adds_it(tmp_path, monkeypatch):
+    def without(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(ExportError, match=r'onnx is not installed; run: pip install "hfcompress\[onnx\]"'):
+        export_onnx(tiny_bert(), tmp_path)
+
+
+def test_engines_agree_and_fill_in_what_a_tokenizer_leaves_out(bert, exported):
+    source = Source(str(exported["onnxruntime"].parents[1]))
+    inputs = arrays(example_inputs(bert, 2, 7))
+    del inputs["token_type_ids"]
+    inputs["labels"] = np.zeros(2, np.int64)
+    found = [
+        open_engine(n, source, 1, "AutoModelForSequenceClassification")(inputs) for n in ("pytorch", "onnxruntime")
+    ]
+    assert found[0].shape == (2, 3) and relative(found[1], found[0]) < 1e-5
+    loaded = AutoModelForSequenceClassification.from_pretrained(source.checkpoint, dtype=torch.float32).eval()
+    assert relative(found[0], logits(loaded, {"input_ids": torch.from_numpy(inputs["input_ids"])})) < 1e-5
+
+
+def test_unknown_engine_and_missing_export(tmp_path):
+    with pytest.raises(MeasureError, match=r"no engine is called 'onnxruntime-int4'. Did you mean 'onnxruntime-int8'"):
+        open_engine("onnxruntime-int4", Source(str(tmp_path)), 1, "AutoModel")
+    with pytest.raises(ExportError, match=r"model_quantized.onnx does not exist; export the model first"):
+        open_engine("onnxruntime-int8", Source(str(tmp_path)), 1, "AutoModel")

@@ -1,0 +1,301 @@
+"""Numbers that need no clock: statistics, sizes, operations, requirements, findings, environment."""
+
+import getpass
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from transformers import BertConfig, BertForSequenceClassification
+
+from hfcompress.core.errors import MeasureError, RecipeError
+from hfcompress.export.inputs import example_inputs
+from hfcompress.measure.batches import read_batches, write_batches
+from hfcompress.measure.environment import environment
+from hfcompress.measure.findings import findings
+from hfcompress.measure.flops import count_flops
+from hfcompress.measure.latency import latency_row, speedups
+from hfcompress.measure.require import check, parse_requirement
+from hfcompress.measure.result import Difference, ModelResult, Quality, Result, Source, Speedup
+from hfcompress.measure.size import count_parameters, export_files, local_folder, weight_files
+from hfcompress.measure.statistics import accuracy, agreement, kl_divergence, paired_bootstrap
+from hfcompress.measure.workloads import Shape, common_spec
+from hfcompress.modules.packed import pack_
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def tiny_bert() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(vocab_size=100, max_position_embeddings=32, num_labels=3, **SMALL))
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def predictions(n: int = 500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(3, size=n)
+    a = np.where(generator.random(n) < 0.9, labels, (labels + 1) % 3)
+    b = np.where(generator.random(n) < 0.05, (a + 1) % 3, a)
+    return a, b, labels
+
+
+def test_bootstrap_is_paired_and_agrees_with_theory():
+    a, b, labels = predictions()
+    value, low, high = paired_bootstrap(accuracy, a, b, labels)
+    assert value == pytest.approx(accuracy(b, labels) - accuracy(a, labels))
+    gain = (b == labels).astype(float) - (a == labels)
+    half = 1.96 * gain.std() / np.sqrt(len(labels))
+    assert low == pytest.approx(value - half, abs=0.004) and high == pytest.approx(value + half, abs=0.004)
+    assert paired_bootstrap(accuracy, a, a, labels) == (0, 0, 0)
+    assert (value, low, high) == paired_bootstrap(accuracy, a, b, labels)
+    assert (low, high) != paired_bootstrap(accuracy, a, b, labels, seed=1)[1:]
+
+
+def test_the_general_bootstrap_agrees_with_the_fast_one():
+    a, b, labels = predictions()
+    fast = paired_bootstrap(accuracy, a, b, labels)
+    general = paired_bootstrap(lambda p, y: float((p == y).mean()), a, b, labels)
+    assert general == pytest.approx(fast, abs=0.004)
+    narrow = paired_bootstrap(accuracy, a, b, labels, level=0.5)
+    assert fast[1] < narrow[1] < narrow[2] < fast[2]
+
+
+def test_agreement_and_divergence():
+    assert agreement(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
+    p, q = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
+    wanted = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    assert kl_divergence(p, q) == pytest.approx(wanted)
+    assert kl_divergence(p + 7, q - 300) == pytest.approx(wanted)
+    assert kl_divergence(q, q) == 0
+
+
+# --- size -----------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_weights_that_load_are_counted(tmp_path):
+    for name, size in {"model.safetensors": 100, "pytorch_model.bin": 300, "optimizer.bin": 5, "x.txt": 9}.items():
+        (tmp_path / name).write_bytes(b"0" * size)
+    assert weight_files(tmp_path) == {"model.safetensors": 100}
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"0" * 50)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert sum(weight_files(tmp_path).values()) == 150
+    for file in tmp_path.glob("model*"):
+        file.unlink()
+    assert weight_files(tmp_path) == {"pytorch_model.bin": 300}
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(MeasureError, match="holds no weight files"):
+        weight_files(tmp_path)
+
+
+def test_exports_are_listed_by_their_path(tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"12345")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    assert export_files(tmp_path) == {"onnx/model.onnx": 5}
+
+
+def test_a_checkpoint_that_is_nowhere(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MeasureError, match="'no/such-model' is neither a folder nor a model on the Hub"):
+        local_folder("no/such-model")
+
+
+def test_parameters_count_shared_tensors_once_and_packed_numbers_one_by_one():
+    model = tiny_bert()
+    total, nonzeros = count_parameters(model)
+    assert total == sum(p.numel() for p in model.parameters())
+    assert nonzeros < total  # biases start at zero
+    layers = model.bert.encoder.layer
+    once = layers[1].intermediate.dense.weight.numel()
+    layers[1].intermediate.dense.weight = layers[0].intermediate.dense.weight
+    assert count_parameters(model)[0] == total - once
+    pack_(model, "bert.pooler.dense")
+    assert count_parameters(model)[0] == total - once + model.bert.pooler.dense.weight_scale.numel()
+
+
+def test_a_module_that_packs_several_numbers_in_one_says_so():
+    module = torch.nn.Linear(4, 3, bias=False)
+    module.packed_numel, module.packed_nonzeros = {"weight": 24}, {"weight": 20}
+    assert count_parameters(module) == (24, 20)
+
+
+# --- operations -----------------------------------------------------------------------------------------------------
+
+
+def test_flops_are_those_of_the_formula_and_the_model_stays():
+    model = tiny_bert().train()
+    h, f, length, classes = 32, 64, 10, 3
+    layer = 4 * 2 * length * h * h + 2 * 2 * length * h * f + 2 * 2 * length * length * h
+    wanted = 2 * layer + 2 * h * h + 2 * h * classes
+    assert count_flops(model, example_inputs(model, 1, length)) == wanted
+    assert count_flops(model, example_inputs(model, 4, length)) == wanted
+    assert model.training and model.config._attn_implementation == "sdpa"
+    pack_(model, "bert.encoder.layer.0.output.dense")
+    assert count_flops(model, example_inputs(model, 1, length)) == wanted
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_batches_come_back_in_order(tmp_path):
+    batches = [
+        {"input_ids": torch.full((2, n), n), "labels": torch.tensor([n, n]), "text": "left out"} for n in range(1, 13)
+    ]
+    assert write_batches(tmp_path / "b.safetensors", batches) == 12
+    read = list(read_batches(tmp_path / "b.safetensors"))
+    assert [b["input_ids"].shape[1] for b in read] == list(range(1, 13)) and set(read[0]) == {"input_ids", "labels"}
+    with pytest.raises(MeasureError, match="evaluation split is empty"):
+        write_batches(tmp_path / "empty.safetensors", [])
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(MeasureError, match=r"bad.safetensors does not hold evaluation batches"):
+        list(read_batches(tmp_path / "bad.safetensors"))
+    save_file({"00000.x": np.zeros(1)}, str(tmp_path / "one.safetensors"))
+    assert len(list(read_batches(tmp_path / "one.safetensors"))) == 1
+
+
+def test_inputs_for_several_models_fit_the_smallest():
+    from hfcompress.export.inputs import InputSpec
+
+    text = InputSpec(("input_ids", "attention_mask", "token_type_ids"), 30000, 0, 2, 512)
+    small = InputSpec(("input_ids", "attention_mask"), 11000, 0, 1, 128)
+    both = common_spec([text, small])
+    assert (both.names, both.vocab_size, both.token_types, both.max_length) == (text.names, 11000, 1, 128)
+    with pytest.raises(MeasureError, match="a text model and an image model"):
+        common_spec([text, InputSpec(("pixel_values",))])
+
+
+# --- result: requirements and findings ------------------------------------------------------------------------------
+
+
+def model_result(
+    size: int, parameters: int, nonzeros: int, flops: int, metric: float, p50: float, large: float = 1
+) -> ModelResult:
+    """`large` is the factor on time and operations at the larger shape."""
+    times = {"pytorch": p50, "onnxruntime": p50 / 2}
+    return ModelResult(
+        name="m",
+        size_bytes=size,
+        files={"model.safetensors": size},
+        parameters=parameters,
+        nonzeros=nonzeros,
+        flops={"1x32": flops, "1x128": int(5 * flops * large)},
+        quality=[Quality(engine=e, metric="accuracy", value=metric, examples=100) for e in times],
+        latency=[
+            latency_row(e, shape, 2, 7, [t * shape.batch * (large if shape.batch > 1 else 1)])
+            for e, t in times.items()
+            for shape in (Shape(1, 32), Shape(8, 128))
+        ],
+    )
+
+
+def result(**changes) -> Result:
+    baseline = model_result(8_000_000, 2000, 2000, 600, 0.90, 6.0)
+    compressed = model_result(1_000_000, 500, 480, 200, 0.89, 2.0, large=0.5)
+    values = {
+        "title": "t",
+        "created": "2026-01-01T00:00:00Z",
+        "task": "text-classification",
+        "auto_class": "AutoModelForSequenceClassification",
+        "loads_with": "hfcompress",
+        "base_model": Source(id="a/b"),
+        "dataset": Source(id="sst2"),
+        "methods": [],
+        "stages": [],
+        "baseline": baseline,
+        "compressed": compressed,
+        "difference": [
+            Difference(
+                engine="pytorch",
+                metric="accuracy",
+                value=-0.01,
+                low=-0.02,
+                high=0.0,
+                resamples=10,
+                examples=100,
+                agreement=0.95,
+            )
+        ],
+        "speedup": speedups(baseline.latency, compressed.latency),
+        "environment": {},
+        "seed": 0,
+        "recipe": "",
+        "recipe_hash": "",
+    }
+    return Result(**{**values, **changes})
+
+
+def test_speedups_are_against_the_same_engine_and_against_pytorch():
+    found = {(s.engine, s.baseline_engine, s.batch, s.length): s.ratio for s in result().speedup}
+    assert len(found) == 6
+    assert found["pytorch", "pytorch", 1, 32] == pytest.approx(3)
+    assert found["onnxruntime", "onnxruntime", 8, 128] == pytest.approx(6)
+    assert found["onnxruntime", "pytorch", 8, 128] == pytest.approx(12)
+
+
+@pytest.mark.parametrize(
+    ("name", "measured"),
+    [
+        ("size_ratio", 8), ("size_mb", 1), ("parameter_ratio", 4), ("flops_ratio", 3), ("accuracy_drop", 0.01),
+        ("metric_drop", 0.01), ("agreement", 0.95), ("speedup", 6),
+    ],
+)  # fmt: skip
+def test_each_requirement_measures_what_it_says(name, measured):
+    below, above = check(result(), {name: f">={measured * 0.99}"}), check(result(), {name: f"> {measured * 1.01}"})
+    assert below[0].measured == pytest.approx(measured)
+    assert below[0].met and not above[0].met
+
+
+def test_bad_requirements_are_recipe_errors():
+    with pytest.raises(RecipeError, match=r"require.size_ration: no such number.*Did you mean 'size_ratio'"):
+        parse_requirement("size_ration", ">=8")
+    for text in ("8", "about 8", ">= eight", "=>8", ">=8 or so", "<=1%"):
+        with pytest.raises(RecipeError, match=r"require.size_ratio: .* is not a bound; write"):
+            parse_requirement("size_ratio", text)
+    bound = parse_requirement("accuracy_drop", " <= 1e-2 ")
+    assert bound.bound == 0.01 and bound.compare(0.01, 0.01)
+
+
+def test_a_requirement_that_was_not_measured_says_what_to_add():
+    with pytest.raises(MeasureError, match=r"require.speedup: this run timed nothing"):
+        check(result(speedup=[]), {"speedup": ">=2"})
+    with pytest.raises(MeasureError, match=r"require.accuracy_drop|require.metric_drop"):
+        check(result(difference=[]), {"accuracy_drop": "<=0.01"})
+
+
+def test_findings_are_silent_on_success_and_plain_on_failure():
+    good = result()
+    assert findings(good.baseline, good.compressed, good.speedup) == []
+    slow = model_result(7_900_000, 2000, 1500, 600, 0.90, 6.4)
+    said = "\n".join(findings(good.baseline, slow, speedups(good.baseline.latency, slow.latency), waiting=0.3))
+    assert "The compressed checkpoint is not smaller: 7.9 MB against 8.0 MB" in said
+    assert "onnxruntime at 8×128 is slower than the same engine on the original (0.94×)." in said
+    assert "25% of the numbers the compressed model holds are zeros" in said
+    assert "threads waited 30% of the time" in said
+    same = [Speedup(engine="pytorch", baseline_engine="pytorch", batch=1, image_size=56, ratio=1.01)]
+    assert findings(good.baseline, good.compressed, same) == [
+        "pytorch at 1×56 is no faster than the same engine on the original (1.01×)."
+    ]
+
+
+def test_an_export_that_loses_accuracy_is_named():
+    rows = [
+        Quality(engine=e, metric="f1", value=v, examples=9) for e, v in (("pytorch", 0.9), ("onnxruntime-int8", 0.8))
+    ]
+    worse = result().compressed.model_copy(update={"quality": rows})
+    assert findings(result().baseline, worse, []) == [
+        "onnxruntime-int8 loses 0.100 f1 against the same model in PyTorch."
+    ]
+
+
+def test_environment_tells_the_machine_but_not_whose_it_is():
+    found = environment(2)
+    assert found["threads"] == 2 and found["torch"] == torch.__version__ and found["cores"] >= 1
+    said = json.dumps(found)
+    assert platform.node() not in said and str(Path.home()) not in said and getpass.getuser() not in said
