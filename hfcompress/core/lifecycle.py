@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from .errors import LifecycleError, TargetError
-from .families import family_of
 from .method import Context, Method
 
 
@@ -56,7 +55,7 @@ class Lifecycle:
         Raises TargetError when a method finds nothing to act on.
         """
         self._expect(State.NEW, "prepare")
-        context = Context(family=family_of(model), seed=seed, teacher=teacher)
+        context = Context(model, seed=seed, teacher=teacher)
         targets = {}
         for method in self.methods:
             targets[method.info.name] = method.prepare(model, context)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .config import StrictModel
-from .families import Family
+from .families import Family, family_of
 
 
 class Phase(IntEnum):
@@ -60,11 +60,16 @@ class MethodInfo:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is told of its surroundings: where things live in this model, the seed, and the teacher."""
+    """What a method is told of its surroundings: the seed, the teacher, and where things live in this model."""
 
-    family: Family
+    model: nn.Module
     seed: int = 0
     teacher: nn.Module | None = None
+
+    @property
+    def family(self) -> Family:
+        """Where the model's parts live; FamilyError for a model type that is not described, if a method asks."""
+        return family_of(self.model)
 
 
 C = TypeVar("C", bound=StrictModel)

@@ -31,7 +31,7 @@ class Settings:
     shapes: Sequence[Shape]
     engines: Sequence[str] = ENGINES
     threads: int = 1
-    rounds: int = ROUNDS
+    rounds: int = ROUNDS  # 0: neither time nor memory is measured
     seconds: float = SECONDS  # per engine and shape
     seed: int = 0
 
@@ -65,7 +65,7 @@ def bench(
     for index, (label, source) in enumerate(models.items()):
         _phase(on_progress, "export")(f"preparing {label}", index / len(models))
         described[label] = describe(source, settings, (names or {}).get(label))
-    timed, peaks = _speed(models, settings, on_progress)
+    timed, peaks = _speed(models, settings, on_progress) if settings.rounds else _untimed(models)
     qualities: dict[str, list[Quality]] = {label: [] for label in models}
     differences: dict[str, list[Difference]] = {}
     if data is not None:
@@ -137,6 +137,10 @@ def _stale(exports: Path, wanted: Sequence[str], folder: Path) -> bool:
 def _one_each(settings: Settings) -> list[Shape]:
     """Return the shapes at batch 1: operations are per example, so the batch says nothing."""
     return list(dict.fromkeys(Shape(1, s.length, s.image_size) for s in settings.shapes))
+
+
+def _untimed(models: Mapping[str, Source]) -> tuple[Latency, dict[str, dict[str, int]]]:
+    return Latency({label: [] for label in models}, 0.0), {label: {} for label in models}
 
 
 def _speed(

@@ -47,7 +47,7 @@ class _Packed(nn.Module):
         return dequantize(self.codes(), self.weight_scale.view(SCALE_DTYPE), dtype)
 
     def wide(self, dtype: torch.dtype) -> Tensor:
-        """Return `dequantized`, kept from call to call in inference: widening costs a small batch more than it computes.
+        """Return `dequantized`, kept between calls in inference: widening costs a small batch more than its product.
 
         In training it is made anew each time, so that nothing outlives a step.
         """

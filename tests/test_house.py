@@ -1,0 +1,99 @@
+"""The house rules: imports run one way, and no method is named outside its own file."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import hfcompress
+import hfcompress.methods  # noqa: F401 - fills the registry
+from hfcompress.core.registry import list_methods
+
+PACKAGE = Path(hfcompress.__file__).parent
+ROOT = PACKAGE.parent
+ROOMS = ["core", "ops", "modules", "methods", "checkpoint", "recipe", "train", "export", "measure", "publish", "run"]
+FORBIDDEN = {"export": {"train"}, "measure": {"train"}, "methods": {"methods"}}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """Return the room a file of the package is in; '' for files at the top."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imported(path: Path) -> set[str]:
+    """Return the rooms a file imports from, by relative or absolute imports anywhere in it."""
+    package = ("hfcompress", *path.relative_to(PACKAGE).parts[:-1])
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(p for p in (base, node.module or "") if p)
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    parts = [n.split(".") for n in names if n.startswith("hfcompress.")]
+    return {p[1] for p in parts if p[1] in ROOMS}
+
+
+def violations(path: Path) -> list[str]:
+    """Return the rooms a file may not import from, but does."""
+    here = room(path)
+    if here == "":
+        return []
+    allowed = set(ROOMS[: ROOMS.index(here) + 1]) - FORBIDDEN.get(here, set())
+    if path.name == "__init__.py":
+        allowed |= {here}
+    return sorted(imported(path) - allowed)
+
+
+def test_every_folder_is_a_known_room():
+    assert {room(f) for f in FILES} - {""} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    assert not violations(path), f"{path.relative_to(ROOT)} imports from a room below it"
+
+
+def test_an_arrow_that_runs_back_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_house.PACKAGE", tmp_path)
+    (tmp_path / "core").mkdir()
+    bad = tmp_path / "core" / "x.py"
+    bad.write_text("from ..train.trainer import HFCompressTrainer\n")
+    assert violations(bad) == ["train"]
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_no_method_is_named_outside_its_file(name):
+    word = re.compile(rf"(?<![\w-]){name}(?![\w-])|{list_methods()[name].__name__}(Config)?\b")
+    allowed = {PACKAGE / "methods" / f"{name}.py", PACKAGE / "methods" / "__init__.py"}
+    code = {f: _code(f) for f in FILES if f not in allowed}
+    assert not [str(f.relative_to(ROOT)) for f, text in code.items() if word.search(text)]
+
+
+def _code(path: Path) -> str:
+    """Return a file without docstrings and comments: prose and help texts may give examples."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body[0].value.value = ""
+        if isinstance(node, ast.keyword) and node.arg in ("help", "description"):
+            node.value = ast.Constant("")
+    return ast.unparse(tree)
+
+
+def test_nothing_unsafe_is_called():
+    calls = r"torch\.load\(|pickle\.|yaml\.load\(|trust_remote_code=True|allow_pickle=True|(?<![.\w])(eval|exec)\("
+    found = [f"{f.name}: {m[0]}" for f in FILES for m in re.finditer(calls, _code(f))]
+    assert not found
+
+
+def test_readme_lists_every_method():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, method in list_methods().items():
+        assert f"| `{name}` | {method.info.category} | {method.info.summary} |" in readme, name

@@ -1,0 +1,260 @@
+"""HFCompressTrainer keeps the meaning of everything in transformers.Trainer, and compresses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import Examples, auto_class, logits, make
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
+
+from hfcompress import HFCompressMixin, HFCompressTrainer, compress, load_recipe
+from hfcompress.checkpoint import load_model
+from hfcompress.core.errors import CheckpointError, LifecycleError, RecipeError
+from hfcompress.methods.distill import DistillConfig
+from hfcompress.methods.movement import MovementConfig
+from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
+from hfcompress.modules.gate import ColumnGate
+from hfcompress.modules.parametrizations import wrapped
+from hfcompress.train.interrupt import SaveOnInterrupt
+
+MOVEMENT = MovementConfig(heads=0.5, ffn=0.5, round_to=4)
+JOINT = [MOVEMENT, DistillConfig(hidden=0.5), QuantizeWeightsConfig()]
+
+
+def accuracy(output):
+    return {"accuracy": float((output.predictions.argmax(-1) == output.label_ids).mean())}
+
+
+def arguments(folder: Path, **more) -> TrainingArguments:
+    own = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_strategy": "no"}
+    fixed = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no"}
+    return TrainingArguments(str(folder), **{**own, **fixed, **more})
+
+
+def trainer(name: str, folder: Path, recipe=JOINT, cls=HFCompressTrainer, **more):
+    common = {"train_dataset": Examples(name), "eval_dataset": Examples(name), "compute_metrics": accuracy}
+    model = more.pop("model", None) or make(name)
+    return cls(model=model, args=arguments(folder, **more.pop("args", {})), recipe=recipe, **common, **more)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_train_evaluate_save_load(name, tmp_path):
+    run = trainer(name, tmp_path)
+    run.train()
+    metrics = run.evaluate()
+    assert {"eval_loss", "eval_accuracy"} <= metrics.keys()
+    run.save_model(str(tmp_path / "saved"))
+    loaded = load_model(tmp_path / "saved", auto_class(name))
+    assert torch.allclose(logits(loaded, name), logits(run.model, name), atol=1e-6)
+    assert not wrapped(run.model)
+    assert not list((tmp_path / "saved").glob("*.bin")), "the Trainer's pickled arguments went along"
+    assert run.compression_report["movement"]["heads_after"] == 6
+
+
+def test_evaluation_returns_logits_only(tmp_path):
+    run = trainer("bert", tmp_path)  # distills hidden states: the model is asked for them in training only
+    assert run.predict(Examples("bert")).predictions.shape == (24, 3)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "distilbert"])
+def test_gradient_accumulation_equals_the_large_batch(name, tmp_path):
+    gradients = []
+    for size, accumulate in ((8, 1), (2, 4)):
+        args = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": accumulate,
+            "max_steps": 1,
+            "max_grad_norm": 0.0,
+        }
+        run = trainer(name, tmp_path, [DistillConfig(logits=0.5, hidden=0.5)], teacher=make(name, seed=1), args=args)
+        seen = {}
+
+        class Spy(TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, model=None, _seen=seen, **kwargs):
+                _seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+        run.add_callback(Spy())
+        run.train()
+        gradients.append(seen)
+    whole, parts = gradients
+    assert whole.keys() == parts.keys()
+    for key in whole:
+        assert torch.allclose(whole[key], parts[key], rtol=1e-3, atol=1e-5), key
+
+
+def test_scores_have_their_own_learning_rate_and_no_decay(tmp_path):
+    run = trainer("bert", tmp_path, [MOVEMENT], args={"weight_decay": 0.1})
+    run.create_optimizer()
+    scores = {id(m.scores) for m in run.model.modules() if isinstance(m, ColumnGate)}
+    groups = [g for g in run.optimizer.param_groups if scores & {id(p) for p in g["params"]}]
+    assert len(groups) == 1 and {id(p) for p in groups[0]["params"]} == scores
+    assert (groups[0]["lr"], groups[0]["weight_decay"]) == (MOVEMENT.score_learning_rate, 0.0)
+    every = [id(p) for g in run.optimizer.param_groups for p in g["params"]]
+    assert len(every) == len(set(every))
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_the_best_model_is_one_at_full_strength(name, tmp_path):
+    """Evaluation is made to look best at first: a checkpoint from before the schedule's end must not win for it."""
+    falling = iter([0.9, 0.8, 0.3, 0.5, 0.4, 0.2])
+    run = trainer(
+        name,
+        tmp_path,
+        [MOVEMENT],
+        args={
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "accuracy",
+        },
+    )
+    run.compute_metrics = lambda output: {"accuracy": next(falling)}
+    states = {}
+
+    class Keep(TrainerCallback):
+        def on_save(self, args, state, control, model=None, **kwargs):
+            states[state.global_step] = {k: v.clone() for k, v in model.state_dict().items()}
+
+    run.add_callback(Keep())
+    run.train()
+    # the schedule ends at 0.7 of 6 steps: steps 5 and 6 count, and 5 is the better of them
+    assert run.state.best_global_step == 5
+    key = next(k for k in run.model.state_dict() if "norm" in k.lower() and k.endswith("weight"))
+    assert torch.equal(run.model.state_dict()[key], states[5][key])
+    assert not torch.equal(run.model.state_dict()[key], states[6][key])
+
+
+def test_the_mixin_goes_on_other_trainers(tmp_path):
+    class Compressing(HFCompressMixin, Seq2SeqTrainer):
+        pass
+
+    args = Seq2SeqTrainingArguments(
+        str(tmp_path), max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
+    run = Compressing(model=make("bert"), args=args, recipe=[MOVEMENT], train_dataset=Examples("bert"))
+    run.train()
+    assert run.compression_report["movement"]["heads_after"] == 6
+
+
+def test_model_init_starts_the_stage_anew(tmp_path):
+    run = HFCompressTrainer(
+        model_init=lambda: make("bert"), args=arguments(tmp_path), recipe=[MOVEMENT], train_dataset=Examples("bert")
+    )
+    run.train()
+    first = {k: v.clone() for k, v in run.model.state_dict().items()}
+    run.train()
+    second = run.model.state_dict()
+    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_recipe_with_one_shot_stages_around_the_training(tmp_path):
+    values = {
+        "model": "unused",
+        "task": "text-classification",
+        "data": {"path": "unused"},
+        "stages": [
+            {"methods": {"movement": {"ffn": 0.5, "round_to": 4}}, "train": {"max_steps": 4}},
+            {"methods": {"quantize_weights": {}}},
+        ],
+    }
+    recipe = load_recipe(values).recipe
+    run = trainer("bert", tmp_path, recipe)
+    run.train()
+    assert run.compression_report["quantize_weights"]["layers"] == 22
+    two = {**values, "stages": [values["stages"][0], values["stages"][0]]}
+    with pytest.raises(LifecycleError, match="one stage that trains, this recipe has 2"):
+        trainer("bert", tmp_path, load_recipe(two).recipe)
+
+
+def test_training_a_finished_trainer_again_is_an_error(tmp_path):
+    run = trainer("bert", tmp_path)
+    run.train()
+    with pytest.raises(LifecycleError, match="compressed already"):
+        run.train()
+
+
+def test_resuming_with_another_recipe_is_an_error(tmp_path):
+    run = trainer("bert", tmp_path, [MOVEMENT], args={"save_strategy": "steps", "save_steps": 3})
+    run.train()
+    other = trainer("bert", tmp_path, [QuantizeWeightsConfig()])
+    with pytest.raises(CheckpointError, match="resume with the recipe it came from"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_compress_refuses_what_trains_and_what_is_empty():
+    with pytest.raises(LifecycleError, match="movement acts while training"):
+        compress(make("bert"), MOVEMENT)
+    with pytest.raises(RecipeError, match="the recipe is empty"):
+        compress(make("bert"), [])
+    with pytest.raises(RecipeError, match="each method once"):
+        compress(make("bert"), [QuantizeWeightsConfig(), QuantizeWeightsConfig()])
+
+
+def test_a_teacher_with_other_labels_is_an_error(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_labels=7)
+    teacher = BertForSequenceClassification(config)
+    with pytest.raises(LifecycleError, match="different numbers of labels: 7 and 3"):
+        trainer("bert", tmp_path, [DistillConfig()], teacher=teacher)
+
+
+def test_ctrl_c_saves_and_a_resumed_run_ends_the_same(tmp_path):
+    """SIGINT after step 2: a checkpoint is written, and resuming from it gives the uninterrupted run's model."""
+    import signal
+
+    class Press(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    whole = trainer("bert", tmp_path / "whole")
+    whole.train()
+    stopped = trainer("bert", tmp_path / "stopped")
+    with SaveOnInterrupt() as callback:
+        stopped.add_callback(Press())
+        stopped.add_callback(callback)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.train()
+    resumed = trainer("bert", tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-3"))
+    ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+DISTRIBUTED = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_trainer import JOINT, trainer
+from pathlib import Path
+
+run = trainer("bert", Path({folder!r}), JOINT)
+run.train()
+metrics = run.evaluate()
+run.save_model({folder!r} + "/saved")
+mine = torch.cat([p.detach().float().flatten() for p in run.model.parameters()])
+others = run.accelerator.gather(mine[None])
+assert len(others) == 2 and torch.equal(others[0], others[1]), "the ranks ended with different models"
+if run.is_world_process_zero():
+    print("ranks agree", metrics["eval_accuracy"])
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_end_with_the_same_model(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(DISTRIBUTED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ranks agree" in done.stdout
+    load_model(tmp_path / "run" / "saved", auto_class("bert"))
