@@ -80,7 +80,7 @@ def plan(recipe: RecipePath, set_: Set = None) -> None:
     from .run.setup import open_recipe
     from .run.show_plan import plan_table
 
-    console.print(plan_table(open_recipe(loaded).plan()))
+    console.print(plan_table(open_recipe(loaded).plan))
 
 
 @app.command()
@@ -136,11 +136,13 @@ def push(
     private: Annotated[bool | None, typer.Option(help="Create it private or public; default: the recipe's.")] = None,
 ) -> None:
     """Check that a run's model reproduces its own numbers, then upload it with its card in one commit."""
+    from .measure.result import read_result
     from .publish.hub import push_run
     from .recipe.load import load_recipe
     from .run.verify import run_folder, verify_run
 
     place = run_folder(folder)
+    read_result(place.path)
     publish = load_recipe(place.path / "recipe.yaml").recipe.publish if (place.path / "recipe.yaml").exists() else None
     target = repo_id or (publish.repo_id if publish else None)
     if target is None:
@@ -189,6 +191,9 @@ def main() -> None:
         code = MISTAKE
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except OSError as error:
+        errors.print(f"[red]error:[/] {_escape(_os_error(error))}", soft_wrap=True, highlight=False)
+        code = MISTAKE
     except Exception as error:
         if not hasattr(error, "format_message"):  # not typer's own word on how the command was written
             raise
@@ -213,6 +218,11 @@ def _quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def _os_error(error: OSError) -> str:
+    """Say what the system refused: a full disk, a folder that cannot be written."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
 
 
 def _escape(text: Any) -> str:

@@ -115,7 +115,9 @@ def test_fine_tuning_further_with_the_stock_trainer(name, tmp_path):
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
     save_checkpoint(model, tmp_path / "again")
-    assert torch.allclose(logits(load_model(tmp_path / "again", auto_class(name)), name), logits(model, name), atol=1e-6)
+    assert torch.allclose(
+        logits(load_model(tmp_path / "again", auto_class(name)), name), logits(model, name), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -137,7 +139,9 @@ def test_half_precision_never_touches_the_stored_weights(tmp_path):
     packed = model.encoder.layer[0].output.dense
     assert packed.weight.dtype == torch.int8
     assert model(**batch("bert"))[0].dtype == torch.bfloat16
-    assert torch.equal(packed.weight, load_file(tmp_path / "model.safetensors")["bert.encoder.layer.0.output.dense.weight"])
+    assert torch.equal(
+        packed.weight, load_file(tmp_path / "model.safetensors")["bert.encoder.layer.0.output.dense.weight"]
+    )
 
 
 def test_a_packed_layer_notices_a_new_weight():
@@ -175,7 +179,10 @@ def test_a_structure_of_another_model_or_a_newer_format_is_refused(tmp_path):
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     modules = config["quantization_config"]["modules"]
-    config["quantization_config"]["modules"] = {**modules, "encoder.layer.99.output.dense": next(iter(modules.values()))}
+    config["quantization_config"]["modules"] = {
+        **modules,
+        "encoder.layer.99.output.dense": next(iter(modules.values())),
+    }
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"layer\.99.*does not have"):
         load_model(tmp_path, auto_class("bert"))

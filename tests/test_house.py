@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hfcompress
-import hfcompress.methods  # noqa: F401 - fills the registry
+import hfcompress.methods
 from hfcompress.core.registry import list_methods
 
 PACKAGE = Path(hfcompress.__file__).parent

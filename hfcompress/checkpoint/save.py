@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from ..core.errors import CheckpointError
@@ -61,8 +62,8 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         temporary.rename(folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         for leftover in (temporary, old):
             if leftover is not None:

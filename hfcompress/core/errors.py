@@ -46,10 +46,14 @@ class PublishError(HFCompressError):
     """Pushing to the Hub failed; nothing half-written is left behind."""
 
 
+_SHOWN = 12
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of `known`, or the whole list when none is close."""
+    """Return ``" Did you mean 'x'?"`` for the closest of `known`, or what there is when none is close."""
     known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
-        return " Did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return " Known: " + ", ".join(known) + "." if known else ""
+        return f" Did you mean {close[0]!r}?"
+    more = f", … ({len(known) - _SHOWN} more)" if len(known) > _SHOWN else ""
+    return f" Known: {', '.join(known[:_SHOWN])}{more}." if known else ""

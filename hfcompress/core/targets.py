@@ -31,6 +31,8 @@ def select(
     for pattern in [*(targets or ()), *ignore]:
         if not any(matches(pattern, path, module) for path, module in modules):
             paths = [p for p, _ in modules] + [type(m).__name__ for _, m in modules]
-            raise TargetError(f"{where or 'targets'}: {pattern!r} matches no module.{nearest(pattern, paths)}")
+            raise TargetError(
+                f"{where or 'targets'}: {pattern!r} matches no module.{nearest(pattern.removeprefix('re:'), paths)}"
+            )
     wanted = [(p, m) for p, m in modules if targets is None or any(matches(t, p, m) for t in targets)]
     return [(p, m) for p, m in wanted if not any(matches(t, p, m) for t in ignore)]

@@ -6,6 +6,7 @@ neither. Adding an engine is one function and one entry in `ENGINES`.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Engine:
 
     open: Callable[[Source, int, str], Run]
     file: str | None = None
+    packages: tuple[str, ...] = ()  # to export for it and to run it
 
 
 def open_engine(name: str, source: Source, threads: int, auto_class: str) -> Run:
@@ -56,6 +58,13 @@ def engine(name: str) -> Engine:
     if name not in ENGINES:
         raise MeasureError(f"no engine is called {name!r}.{nearest(name, ENGINES)}")
     return ENGINES[name]
+
+
+def require_engine(name: str) -> None:
+    """Raise ExportError, before any work is done, when the packages of an engine are not installed."""
+    missing = [p for p in engine(name).packages if importlib.util.find_spec(p) is None]
+    if missing:
+        raise ExportError(f'{name} needs {", ".join(missing)}; run: pip install "hfcompress[onnx]"')
 
 
 def open_onnx(file: Path, threads: int) -> Run:
@@ -114,8 +123,9 @@ def _open_onnxruntime(file: str) -> Callable[[Source, int, str], Run]:
     return lambda source, threads, auto_class: open_onnx(source.export(file), threads)
 
 
+_ONNX = ("onnx", "onnxruntime", "onnxscript")
 ENGINES: dict[str, Engine] = {
     "pytorch": Engine(_open_pytorch),
-    "onnxruntime": Engine(_open_onnxruntime("onnx/model.onnx"), "onnx/model.onnx"),
-    "onnxruntime-int8": Engine(_open_onnxruntime("onnx/model_quantized.onnx"), "onnx/model_quantized.onnx"),
+    "onnxruntime": Engine(_open_onnxruntime("onnx/model.onnx"), "onnx/model.onnx", _ONNX),
+    "onnxruntime-int8": Engine(_open_onnxruntime("onnx/model_quantized.onnx"), "onnx/model_quantized.onnx", _ONNX),
 }

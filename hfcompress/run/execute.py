@@ -55,7 +55,7 @@ def run_recipe(
     reporter.heading("Opening model and data")
     setup = open_recipe(loaded)
     state = Run(setup, folder, reporter)
-    folder.write_plan(setup.plan())
+    folder.write_plan(setup.plan)
     baseline = _baseline(state)
     compressed, records = _stages(state, baseline)
     save_checkpoint(compressed, folder.model, setup.processor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -13,7 +14,6 @@ from ..measure.batches import write_batches
 from ..measure.bench import Bench, Settings, bench
 from ..measure.quality import EvaluationSet, predict, quality
 from ..measure.result import Quality
-from ..measure.workloads import Shape
 from ..train.tasks.base import metric_key
 from .folder import RunFolder
 from .reporter import Reporter
@@ -55,27 +55,18 @@ def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
 
 
 def bench_settings(setup: Setup) -> Settings:
-    """Return the recipe's benchmark with its defaults filled in."""
-    recipe = setup.recipe
-    timing = recipe.benchmark
-    default = setup.task.shapes(setup.processor)
-    wanted = (timing.shapes if timing else None) or default
-    shapes = [Shape(s.batch, s.length, s.image_size or (None if s.length else default[0].image_size)) for s in wanted]
+    """Return the recipe's benchmark with its defaults filled in; without one nothing is timed."""
+    recipe, timing = setup.recipe, setup.recipe.benchmark
     threads = (timing.threads if timing else None) or os.cpu_count() or 1
-    base = Settings(setup.task.auto_class, shapes, threads=threads, seed=recipe.seed)
+    common: dict[str, Any] = {
+        "auto_class": setup.task.auto_class,
+        "shapes": setup.shapes,
+        "threads": threads,
+        "seed": recipe.seed,
+    }
     if timing is None:
-        return Settings(
-            setup.task.auto_class, shapes, engines=("pytorch",), threads=threads, rounds=0, seed=recipe.seed
-        )
-    return Settings(
-        base.auto_class,
-        shapes,
-        engines=tuple(timing.engines),
-        threads=threads,
-        rounds=timing.rounds,
-        seconds=timing.seconds,
-        seed=recipe.seed,
-    )
+        return Settings(**common, engines=("pytorch",), rounds=0)
+    return Settings(**common, engines=tuple(timing.engines), rounds=timing.rounds, seconds=timing.seconds)
 
 
 def sources(setup: Setup, folder: RunFolder) -> dict[str, Source]:

@@ -11,13 +11,16 @@ from transformers import AutoConfig, set_seed
 
 from ..checkpoint import load_model
 from ..core.errors import CheckpointError
+from ..export.runtime import require_engine
 from ..measure.require import parse_requirement
+from ..measure.workloads import Shape
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan, make_plan
 from ..recipe.schema import Recipe
 from ..train.data import Splits, load_data
 from ..train.tasks import Task, get_task
 from ..train.tasks.base import Collator
+from .shapes import shapes_of
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,13 @@ class Setup:
     processor: Any
     collator: Collator
     model: nn.Module  # as the recipe names it, before any fine-tuning
+    plan: Plan
+    shapes: list[Shape]  # to time inference at
 
     @property
     def recipe(self) -> Recipe:
         """The recipe."""
         return self.loaded.recipe
-
-    def plan(self) -> Plan:
-        """Return what a run would do."""
-        return make_plan(
-            self.recipe,
-            self.model,
-            recipe_hash=self.loaded.hash,
-            train_examples=len(self.train),
-            evaluate_examples=len(self.evaluate),
-        )
 
 
 def open_recipe(loaded: LoadedRecipe) -> Setup:
@@ -56,9 +51,18 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
     task.metric(recipe.evaluate.metric)
     for name, text in recipe.require.items():
         parse_requirement(name, text)
+    for name in recipe.benchmark.engines if recipe.benchmark else ():
+        require_engine(name)
     splits = load_data(recipe.data, task, recipe.seed)
     set_seed(recipe.seed)
     model = _open_model(recipe, task, splits)
+    plan = make_plan(
+        recipe,
+        model,
+        recipe_hash=loaded.hash,
+        train_examples=len(splits.train),
+        evaluate_examples=len(splits.evaluate),
+    )
     source = recipe.processor or (recipe.model if isinstance(recipe.model, str) else None)
     processor = task.load_processor(source, model.config, recipe.data, recipe.revision)
     return Setup(
@@ -70,6 +74,8 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         processor=processor,
         collator=task.collator(processor),
         model=model,
+        plan=plan,
+        shapes=shapes_of(recipe, task, processor, model),
     )
 
 

@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..core.method import Method
 from ..train.checkpointing import PlainTrainer
@@ -62,6 +61,13 @@ def train(
     return trainer
 
 
+def last_checkpoint(scratch: Path) -> str | None:
+    """Return the newest complete checkpoint: the Trainer writes its state last, so one without it was cut short."""
+    found = [p.parent for p in scratch.glob("checkpoint-*/trainer_state.json")]
+    newest = max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
 def clean(scratch: Path) -> None:
     """Remove the checkpoints of a training that is done; its model is saved elsewhere."""
     shutil.rmtree(scratch, ignore_errors=True)
@@ -77,7 +83,7 @@ def training_arguments(arguments: Mapping[str, Any], scratch: Path, seed: int) -
 
 
 def _train(trainer: Trainer, scratch: Path, bar: TrainingBar) -> None:
-    checkpoint = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
+    checkpoint = last_checkpoint(scratch)
     callback: TrainerCallback
     with SaveOnInterrupt() as callback:
         trainer.add_callback(bar)

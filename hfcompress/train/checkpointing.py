@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import Trainer, TrainingArguments
 
 from ..checkpoint import load_model
 from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
+from ..core.errors import CheckpointError
 from ..core.files import write_text
 
 
@@ -32,6 +35,17 @@ class CheckpointMixin:
     ) -> Any:
         """Return the Trainer's loss as a mean over the batch, whatever the number of accumulation steps."""
         return super().compute_loss(model, inputs, return_outputs=return_outputs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint whole, or say why not and leave none that a resumed run would trip over."""
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            step = self.state.global_step  # type: ignore[attr-defined]
+            shutil.rmtree(Path(str(self.args.output_dir)) / f"checkpoint-{step}", ignore_errors=True)
+            raise CheckpointError(f"cannot write the checkpoint of step {step}: {error}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

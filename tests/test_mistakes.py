@@ -1,0 +1,150 @@
+"""Each mistake a user can make: one clear message, status 2, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from project import text_project
+from test_run import command  # noqa: F401 - a fixture
+from tiny import make
+
+from hfcompress.checkpoint import save_checkpoint
+
+MISTAKES = [
+    (
+        "stages.0.methods.movement.haeds=0.5",
+        r"stages.0.methods.movement.haeds: unknown key (got 0.5). Did you mean 'heads'?",
+    ),
+    ("stages.0.methods.movment.heads=0.5", "stages.0.methods: no method is called 'movment'. Did you mean 'movement'?"),
+    ("stages.0.methods.movement.heads=2", "stages.0.methods.movement.heads: input should be less than 1 (got 2)"),
+    ("stages.0.train.learning_rat=1", "stages.0.train.learning_rat: TrainingArguments has no such field (got 1)."),
+    (
+        "evaluate.metric=acuracy",
+        "evaluate.metric: text-classification has no metric 'acuracy'. Did you mean 'accuracy'?",
+    ),
+    ("task=text-clasification", "no task is called 'text-clasification'. Did you mean 'text-classification'?"),
+    ("data.columns.text=txt", "data.columns.text: the data has no column 'txt'. Did you mean 'text'?"),
+    ("data.path=nowhere", "nowhere"),
+    ("model=nowhere", "cannot load nowhere with AutoModelForSequenceClassification"),
+    ("require={size_ratoi: '>=2'}", "require.size_ratoi: no such number is measured. Did you mean 'size_ratio'?"),
+    ("stages.0.train=null", "distill acts while training: give its stage `train:`"),
+    (
+        "stages.1.methods.quantize_weights.targets=['re:bert.encodr.*']",
+        "quantize_weights.targets: 're:bert.encodr.*' matches no module.",
+    ),
+    ("stages.1.methods.quantize_weights.ignore=[Linaer]", "'Linaer' matches no module. Did you mean 'Linear'"),
+]
+
+
+def fails(command, *args: object) -> str:  # noqa: F811
+    """Run a command that has to end with status 2 and return its message."""
+    status, _, errors = command(*args)
+    assert status == 2 and "error:" in errors and "Traceback" not in errors, errors
+    return errors
+
+
+@pytest.mark.parametrize(("override", "message"), MISTAKES, ids=[m[0].split("=")[0] for m in MISTAKES])
+def test_mistakes_in_the_recipe(override, message, command, tmp_path):  # noqa: F811
+    recipe = text_project(tmp_path)
+    said = fails(command, "plan", recipe, "--set", override)
+    assert message in said
+    said = fails(command, "run", recipe, "--output", tmp_path / "out", "--set", override)
+    assert message in said
+
+
+def test_no_such_recipe(command, tmp_path):  # noqa: F811
+    text_project(tmp_path)
+    assert "Did you mean" in fails(command, "run", tmp_path / "recip.yaml")
+
+
+def test_a_model_type_that_is_not_known(command, tmp_path):  # noqa: F811
+    from transformers import ElectraConfig, ElectraForSequenceClassification
+
+    recipe = text_project(tmp_path)
+    small = {"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    config = ElectraConfig(vocab_size=99, num_hidden_layers=2, num_labels=3, **small)
+    electra = ElectraForSequenceClassification(config)
+    electra.config.id2label, electra.config.label2id = make("bert").config.id2label, make("bert").config.label2id
+    save_checkpoint(electra, tmp_path / "electra")
+    names = json.loads((tmp_path / "base" / "config.json").read_text())
+    path = tmp_path / "electra" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {k: names[k] for k in ("id2label", "label2id")}))
+    processor = f"processor={tmp_path / 'base'}"
+    said = fails(command, "plan", recipe, "--set", f"model={tmp_path / 'electra'}", "--set", processor)
+    assert "model type 'electra' is not known" in said and "hfcompress.register_family(Family(" in said
+
+
+def test_labels_that_do_not_fit(command, tmp_path):  # noqa: F811
+    recipe = text_project(tmp_path)
+    for split in ("train", "validation"):
+        path = tmp_path / "data" / f"{split}.csv"
+        path.write_text(path.read_text().replace("neutral", "mixed"))
+    said = fails(command, "plan", recipe)
+    assert "mixed" in said and "neutral" in said
+
+
+def test_empty_data(command, tmp_path):  # noqa: F811
+    recipe = text_project(tmp_path)
+    (tmp_path / "data" / "validation.csv").write_text("text,label\n")
+    assert "empty" in fails(command, "plan", recipe)
+
+
+@pytest.mark.parametrize("keep", [-100, 5])
+def test_damaged_weights(keep, command, tmp_path):  # noqa: F811
+    recipe = text_project(tmp_path)
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    assert "damaged" in fails(command, "plan", recipe)
+
+
+def test_an_output_folder_that_is_something_else(command, tmp_path):  # noqa: F811
+    recipe = text_project(tmp_path)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    assert "nothing was touched" in fails(command, "run", recipe, "--output", precious)
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    said = fails(command, "run", recipe, "--output", precious / "thesis.txt" / "out")
+    assert "cannot use" in said and "Not a directory" in said
+
+
+def test_resuming_another_recipe(command, tmp_path):  # noqa: F811
+    recipe = text_project(tmp_path)
+    out = tmp_path / "out"
+    assert command("run", recipe, "--output", out, "--set", "stages.0.train.max_steps=1")[0] == 0
+    said = fails(command, "run", recipe, "--output", out, "--resume")
+    assert "another recipe" in said
+    assert (out / "model" / "README.md").exists()
+
+
+def test_a_full_disk(tmp_path):
+    """A limit on file size stands in for a full disk: writing fails half-way through the weights."""
+    recipe, out = text_project(tmp_path), tmp_path / "out"
+    limit = 40_000  # bytes: enough for the small files, not for the weights
+    done = subprocess.run(
+        [sys.executable, "-m", "hfcompress.cli", "run", str(recipe), "--output", str(out)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr and "File too large" in done.stderr
+    assert not list(out.rglob("*.safetensors")), "half a file was left"
+
+
+def test_pushing_without_a_token_or_a_run(command, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    recipe, out = text_project(tmp_path), tmp_path / "out"
+    assert "no result" in fails(command, "push", tmp_path, "--repo-id", "user/name")
+    assert command("run", recipe, "--output", out, "--set", "stages.0.train.max_steps=1")[0] == 0
+    assert "--repo-id" in fails(command, "push", out)
+    said = fails(command, "push", out, "--repo-id", "user/name")
+    assert "token" in said and "hf auth login" in said
+    assert Path(out / "model" / "README.md").exists()

@@ -1,0 +1,160 @@
+"""A whole run through the command line: what it leaves, its exit status, and taking it up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from project import text_project
+from tiny import LAYERS
+
+from hfcompress import cli
+from hfcompress.checkpoint import load_model
+from hfcompress.measure.result import read_result
+
+AUTO = "AutoModelForSequenceClassification"
+
+
+def hfcompress(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
+    """Run the command line in this process; returns (exit status, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["hfcompress", *map(str, args)])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), " ".join(out.split()), " ".join(err.split())
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    return lambda *args: hfcompress(monkeypatch, capsys, *args)
+
+
+def test_a_run_from_recipe_to_card(command, tmp_path):
+    benchmark = {"engines": ["pytorch", "onnxruntime-int8"], "shapes": [{"batch": 1, "length": 8}], "seconds": 0.1}
+    recipe = text_project(tmp_path, benchmark=benchmark, require={"size_ratio": ">=2", "speedup": ">=0.01"})
+    out = tmp_path / "out"
+    status, printed, errors = command("run", recipe, "--output", out)
+    assert status == 0, errors
+    for word in ("before", "after", "ratio", "Weight files", "size_ratio >=2: met", str(out / "model" / "README.md")):
+        assert word in printed
+    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    wanted = {"recipe.yaml", "plan.json", "log.jsonl", "result.json", "model/README.md", "model/tokenizer.json"}
+    assert wanted | {"model/model.safetensors", "model/onnx/model_quantized.onnx"} <= files
+    assert not [f for f in files if f.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    result = read_result(out)
+    plan = json.loads((out / "plan.json").read_text())
+    assert result.size_ratio > 2 and result.compressed.parameters == plan["stages"][-1]["parameters"]
+    assert abs(plan["stages"][-1]["weight_bytes"] - result.compressed.size_bytes) < 20_000
+    assert [s.name for s in result.stages] == ["prune", "quantize_weights"]
+    assert result.base_model.id == "base" and str(tmp_path) not in result.model_dump_json(exclude={"recipe"})
+    assert load_model(out / "model", AUTO).config.model_type == "bert"
+    _check_inspect_and_card(command, out)
+
+
+def _check_inspect_and_card(command, out: Path) -> None:
+    status, printed, _ = command("inspect", out)
+    assert status == 0 and printed.count("bert.encoder.layer.") == LAYERS and "int8" in printed
+    card = out / "model" / "README.md"
+    before = card.read_bytes()
+    card.unlink()
+    assert command("card", out)[0] == 0 and card.read_bytes() == before
+
+
+def test_an_unmet_requirement_is_status_3_and_the_model_is_kept(command, tmp_path):
+    recipe = text_project(tmp_path, require={"size_ratio": ">=1000"})
+    status, printed, _ = command("run", recipe, "--output", tmp_path / "out")
+    assert status == 3 and "size_ratio >=1000: not met" in printed
+    assert (tmp_path / "out" / "model" / "README.md").exists()
+
+
+def test_the_control_gets_the_same_steps(command, tmp_path):
+    recipe = text_project(tmp_path, evaluate={"control": True})
+    assert command("run", recipe, "--output", tmp_path / "out")[0] == 0
+    result = read_result(tmp_path / "out")
+    assert result.control is not None and result.control.examples == 24
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    steps = {entry["stage"]: entry["step"] for entry in log if "train_runtime" in entry}
+    assert steps["control 1"] == steps["prune"] == 12
+
+
+def test_fine_tuning_first_and_selecting_on_a_held_out_part(command, tmp_path):
+    train = {"num_train_epochs": 1, "eval_strategy": "epoch", "load_best_model_at_end": True}
+    recipe = text_project(tmp_path, finetune={"train": train})
+    assert command("run", recipe, "--output", tmp_path / "out")[0] == 0
+    assert read_result(tmp_path / "out").baseline.name == "base, fine-tuned"
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    (step,) = {e["step"] for e in log if e["stage"] == "fine-tuning" and "eval_accuracy" in e}
+    assert step == 6  # 43 of 48 examples in batches of 8: the selection part is not trained on
+
+
+def test_plan_trains_nothing(command, tmp_path):
+    status, printed, _ = command("plan", text_project(tmp_path))
+    assert status == 0
+    for word in ("movement: 6", "distill: 1", "quantize_weights: 22", "one-shot", "× smaller", "48 examples"):
+        assert word in printed
+    assert {p.name for p in tmp_path.iterdir()} == {"vocab.txt", "base", "data", "recipe.yaml"}
+
+
+def test_methods_lists_them_and_their_settings(command):
+    assert "movement" in command("methods")[1]
+    assert "score_learning_rate" in command("methods", "movement")[1]
+    status, printed, _ = command("methods", "--schema")
+    assert status == 0 and '"score_learning_rate"' in printed
+
+
+def test_bench_compares_two_folders(command, tmp_path):
+    text_project(tmp_path)
+    shape = ("--shape", "1x8", "--engine", "pytorch", "--rounds", "3")
+    status, printed, errors = command("bench", tmp_path / "base", tmp_path / "base", *shape)
+    assert status == 0, errors
+    assert "1×8" in printed and "pytorch" in printed
+
+
+def test_bench_training_reports_a_ratio(command, tmp_path):
+    status, printed, errors = command("bench", "--training", text_project(tmp_path), "--rounds", "1")
+    assert status == 0, errors
+    assert "stock Trainer" in printed and "HFCompressTrainer / (stock + teacher)" in printed
+
+
+def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "hfcompress.cli", "run", str(recipe), "--output", str(out), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def test_ctrl_c_then_resume_ends_like_an_uninterrupted_run(command, tmp_path):
+    recipe = text_project(tmp_path)
+    slow = ("--set", "stages.0.train.num_train_epochs=60", "--set", "stages.0.train.save_strategy=no")
+    assert command("run", recipe, "--output", tmp_path / "whole", *slow)[0] == 0
+    child = start(recipe, tmp_path / "out", *slow)
+    log, deadline = tmp_path / "out" / "log.jsonl", time.monotonic() + 120
+    while not (log.exists() and '"stage": "prune"' in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130, errors
+    assert "--resume" in errors and "Traceback" not in errors
+    assert list((tmp_path / "out" / "stages" / "0" / "trainer").glob("checkpoint-*"))
+    assert command("run", recipe, "--output", tmp_path / "out", "--resume", *slow)[0] == 0
+    whole, resumed = (load_model(tmp_path / name / "model", AUTO).state_dict() for name in ("whole", "out"))
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
+    status, printed, _ = command("run", recipe, "--output", tmp_path / "out", "--resume", *slow)
+    assert status == 0 and printed.count("done before") == 2
+
+
+@pytest.mark.slow
+def test_the_quickstart(command, tmp_path):
+    recipe = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+    started = time.monotonic()
+    status, printed, errors = command("run", recipe, "--output", tmp_path / "out")
+    assert status == 0, printed + errors
+    assert time.monotonic() - started < 600  # a bound against hanging, not a measurement
+    result = read_result(tmp_path / "out")
+    assert result.size_ratio >= 4 and result.compressed.quality_in("onnxruntime-int8").value > 0.9
