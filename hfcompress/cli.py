@@ -88,7 +88,8 @@ def bench(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Model folders or Hub ids; the first is what the others are compared with.", show_default=False
+            help="Model folders, run folders or Hub ids; the first is what the others are compared with.",
+            show_default=False,
         ),
     ] = None,
     shape: Annotated[
@@ -175,8 +176,7 @@ def inspect(
     """Show what a checkpoint holds: files, and heads, units and bits of every block."""
     from .run.inspect import inspect_checkpoint
 
-    inner = Path(folder) / "model"
-    console.print(inspect_checkpoint(str(inner) if (inner / "config.json").exists() else folder))
+    console.print(inspect_checkpoint(folder))
 
 
 def main() -> None:

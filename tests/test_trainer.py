@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Examples, auto_class, logits, make
+from tiny import MODELS, Examples, auto_class, logits, make
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
 
 from hfcompress import HFCompressMixin, HFCompressTrainer, compress, load_recipe
@@ -42,8 +42,9 @@ def trainer(name: str, folder: Path, recipe=JOINT, cls=HFCompressTrainer, **more
     return cls(model=model, args=arguments(folder, **more.pop("args", {})), recipe=recipe, **common, **more)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit"])
+@pytest.mark.parametrize("name", MODELS)
 def test_train_evaluate_save_load(name, tmp_path):
+    """All methods in one stage, on every family."""
     run = trainer(name, tmp_path)
     run.train()
     metrics = run.evaluate()

@@ -26,7 +26,7 @@ from ..train.allocator import keep_freed_memory
 from ..train.stages import StageMethods, stage_methods
 from ..train.teacher import Teacher
 from ..train.trainer import HFCompressTrainer
-from .inspect import auto_class_of
+from .inspect import auto_class_of, checkpoint_of
 from .measuring import base_name
 from .reporter import Reporter
 from .setup import Setup, open_recipe
@@ -39,6 +39,7 @@ def bench_table(
     models: list[str], shapes: list[str], engines: list[str], threads: int | None, rounds: int, reporter: Reporter
 ) -> Table:
     """Measure checkpoints against the first of them and return a row per model, engine and shape."""
+    models = [checkpoint_of(m) for m in models]
     auto_class = auto_class_of(models[0])
     for name in engines:
         engine(name)

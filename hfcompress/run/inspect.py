@@ -33,8 +33,15 @@ def auto_class_of(source: str) -> str:
     return "AutoModel"
 
 
+def checkpoint_of(source: str) -> str:
+    """Return the checkpoint in a run folder, or `source` itself when it is one or a Hub id."""
+    inner = Path(source) / "model"
+    return str(inner) if (inner / "config.json").exists() else source
+
+
 def inspect_checkpoint(source: str) -> Group:
     """Return what lies on disk, and heads, feed-forward units and storage of each block."""
+    source = checkpoint_of(source)
     model = load_model(source, auto_class_of(source))
     return Group(_summary(source, model), "", _layers(model))
 

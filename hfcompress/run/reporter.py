@@ -31,7 +31,8 @@ class Reporter:
     def bar(self, text: str) -> Iterator[OnProgress]:
         """Show a bar; yields a function to call with what is being done and the fraction done."""
         columns = (TextColumn("  {task.description:<34}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console) as progress:
+        # Drawing takes processor time that would show in what is being timed: seldom is enough.
+        with Progress(*columns, console=self.console, refresh_per_second=1) as progress:
             task = progress.add_task(text, total=1.0)
             yield lambda description, fraction: progress.update(task, description=description, completed=fraction)
 
