@@ -18,7 +18,7 @@ from ..ops.quantization import SCALE_DTYPE, dequantize, quantize_symmetric
 
 
 class _Packed(nn.Module):
-    """A (rows, columns) weight as int8 codes, one float16 scale per row; frozen, what is around it stays trainable.
+    """A (rows, columns) weight as int8 codes, one 16-bit scale per row; frozen, what is around it stays trainable.
 
     The scale's bits are kept as integers: casting a model, or loading it in another dtype, then never changes a weight,
     and the dtype of a model is that of its float parameters.

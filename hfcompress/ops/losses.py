@@ -10,10 +10,11 @@ from torch import Tensor
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return T^2 * KL(teacher || student) of softened logits (Hinton 2015, section 2).
 
-    student, teacher: (batch, classes) logits. The factor T^2 keeps the gradient's size independent of T.
+    student, teacher: (batch, …, classes) logits; the mean is over all but the classes. The factor T^2 keeps the
+    gradient's size independent of T.
     """
-    log_p = F.log_softmax(student.float() / temperature, dim=-1)
-    log_q = F.log_softmax(teacher.float() / temperature, dim=-1)
+    log_p = F.log_softmax(student.float().flatten(0, -2) / temperature, dim=-1)
+    log_q = F.log_softmax(teacher.float().flatten(0, -2) / temperature, dim=-1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
