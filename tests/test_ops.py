@@ -116,3 +116,7 @@ def test_nearest_names_one_or_lists_some():
     assert nearest("haeds", ["heads", "ffn"]) == " Did you mean 'heads'?"
     assert nearest("zzz", ["heads", "ffn"]) == " Known: ffn, heads."
     assert "(8 more)" in nearest("zzz", [f"key{i}" for i in range(20)])
+
+
+def test_keep_top_takes_equal_scores_from_every_layer_in_turn():
+    assert [int(m.sum()) for m in keep_top([torch.zeros(4), torch.zeros(4)], 0.5)] == [2, 2]

