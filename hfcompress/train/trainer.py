@@ -62,8 +62,9 @@ class HFCompressMixin(CheckpointMixin):
         source = self._teacher_source
         if isinstance(source, str | Path):
             return Teacher(load_teacher(source, self.model), self.args.device)
-        own = source is None or source is self.model  # a student that is its own teacher would be frozen
-        return Teacher(copy.deepcopy(self.model) if own else source, self.args.device)
+        if source is None or source is self.model:  # a student that is its own teacher would be frozen
+            source = copy.deepcopy(self.model)
+        return Teacher(source, self.args.device)
 
     def _end_stage(self) -> None:
         """Make the stage permanent in the model the Trainer holds."""
