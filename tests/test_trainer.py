@@ -231,7 +231,7 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_the_same(tmp_path):
 
 
 DISTRIBUTED = """
-import sys
+import os, sys
 sys.path.insert(0, {tests!r})
 import torch
 from test_trainer import JOINT, trainer
@@ -247,6 +247,8 @@ assert len(others) == 2 and torch.equal(others[0], others[1]), "the ranks ended 
 if run.is_world_process_zero():
     print("ranks agree", metrics["eval_accuracy"])
 torch.distributed.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads may abort an interpreter that shuts down around them
 """
 
 
