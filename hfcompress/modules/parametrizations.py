@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -42,6 +43,16 @@ def detach(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
     for wrapper in wrappers:
         if not isinstance(wrapper, kind):
             parametrize.register_parametrization(module, TENSOR, wrapper, unsafe=True)
+
+
+@torch.no_grad()
+def bake(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
+    """Write what the wrapper of class `kind`, if there is one, makes of the stored weight into it; take it off."""
+    for wrapper in _wrappers(model.get_submodule(path)):
+        if isinstance(wrapper, kind):
+            original = model.get_submodule(path).parametrizations[TENSOR].original  # type: ignore[index,union-attr]
+            original.copy_(wrapper(original))
+    detach(model, path, kind)
 
 
 def wrapped(model: nn.Module) -> list[str]:

@@ -54,3 +54,15 @@ def _linear(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         new.bias = nn.Parameter(bias.clone(), requires_grad=old.bias.requires_grad)
     return new.train(old.training)
+
+
+@torch.no_grad()
+def drop_dead_(model: nn.Module, block: Block) -> None:
+    """Remove heads and units whose every column of the narrowing projection is zero: nothing reads them."""
+    output: Tensor = model.get_submodule(block.output).weight  # type: ignore[assignment]
+    heads = output.any(0).view(-1, block.head_size).any(1)
+    units = model.get_submodule(block.down).weight.any(0)  # type: ignore[operator]
+    for keep, remove_ in ((heads, keep_heads_), (units, keep_units_)):
+        keep[0] |= not keep.any()  # an empty layer could not be built
+        if not keep.all():
+            remove_(model, block, keep)
