@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ..core.config import StrictModel
-from ..core.families import Block, Family, blocks_of
+from ..core.families import Block, Family, blocks_of, head_count, require_removable_heads, unit_count, width_in
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.schedule import Schedule
@@ -50,6 +50,7 @@ class Movement(Method[MovementConfig]):
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/2005.07683", "https://arxiv.org/abs/2109.04838"),
         needs=Needs(training=True),
+        examples={"heads": {"heads": 0.5}, "ffn": {"ffn": 0.5}},
     )
     Config = MovementConfig
 
@@ -57,9 +58,11 @@ class Movement(Method[MovementConfig]):
         """Put an open gate on the columns of every attention output and feed-forward down projection."""
         self._family: Family = ctx.family
         blocks = blocks_of(model, ctx.family)
+        if self.config.heads:
+            require_removable_heads(blocks)
         self._before = _counts(model, blocks)
         for path, size in self._gated(blocks):
-            columns: Any = model.get_submodule(path).in_features
+            columns = width_in(model.get_submodule(path))
             attach(model, path, ColumnGate(columns // size, size))
         return [path for path, _ in self._gated(blocks)]
 
@@ -114,6 +117,4 @@ class Movement(Method[MovementConfig]):
 
 def _counts(model: nn.Module, blocks: list[Block]) -> dict[str, list[int]]:
     """Return heads and feed-forward units per layer, read off the shapes."""
-    heads = [int(model.get_submodule(b.query).out_features) // b.head_size for b in blocks]  # type: ignore[arg-type]
-    units = [int(model.get_submodule(b.down).in_features) for b in blocks]  # type: ignore[arg-type]
-    return {"heads": heads, "units": units}
+    return {"heads": [head_count(model, b) for b in blocks], "units": [unit_count(model, b) for b in blocks]}

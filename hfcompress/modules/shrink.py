@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ..core.errors import FamilyError, TargetError
 from ..core.families import Attention, Block
 from .matrix import matrix
+from .parametrizations import trainable
 
 
 @torch.no_grad()
@@ -91,7 +92,7 @@ def _like(old: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
         else:
             new = nn.Linear(columns, rows, bias=bias is not None)
     weight = weight.clone(memory_format=torch.contiguous_format)
-    new.weight = nn.Parameter(weight, requires_grad=old.weight.requires_grad)
+    new.weight = nn.Parameter(weight, requires_grad=trainable(old))
     if bias is not None:
         new.bias = nn.Parameter(bias.clone(), requires_grad=old.bias.requires_grad)
     return new.train(old.training)

@@ -12,8 +12,6 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
 from .packed import PackedEmbedding, PackedLinear
-from .sized import KIND as SIZES
-from .sized import resize_, sizes_of
 
 Spec = Mapping[str, Any]
 
@@ -78,12 +76,12 @@ KINDS = {
 
 
 def spec_of(module: nn.Module) -> dict[str, Any] | None:
-    """Return the spec of a module, or None when nothing about it is ours to change."""
+    """Return the spec of a module, or None when its class is none of ours to change."""
     for kind in KINDS.values():
         if type(module) is kind.cls:
             spec: dict[str, Any] = {"kind": kind.name, **{name: getattr(module, name) for name in kind.sizes}}
             return spec | {name: _bias(module) if name == "bias" else getattr(module, name) for name in kind.flags}
-    return sizes_of(module)
+    return None
 
 
 def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
@@ -92,8 +90,6 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     Raises CheckpointError for a kind that is not known, a key that does not belong, and a size above what `old` has:
     a checkpoint may shrink a model, so nothing in a file can make the loader allocate more than the config asks for.
     """
-    if spec.get("kind") == SIZES:
-        return resize_(old, spec, where)
     kind = KINDS.get(str(spec.get("kind")))
     if kind is None or not isinstance(old, kind.replaces):
         raise CheckpointError(f"{where}: {spec.get('kind')!r} can't stand for a {type(old).__name__}")
