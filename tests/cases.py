@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from hfcompress.core.families import blocks_of, family_of
@@ -55,8 +56,22 @@ def count_packed(base: nn.Module, model: nn.Module) -> Report:
     return {"layers": len(packed), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
 
 
+def count_blocks(base: nn.Module, model: nn.Module) -> Report:
+    """Count the blocks of both state dicts, and find each of the base model's in the other by its first weight."""
+    before, after = (
+        [of.state_dict()[f"{b.output}.weight"] for b in blocks_of(of, family_of(of))] for of in (base, model)
+    )
+    kept = [any(w.shape == other.shape and torch.equal(w, other) for other in after) for w in before]
+    return {
+        "blocks_before": len(before),
+        "blocks_after": len(after),
+        **{f"block{i}_kept": k for i, k in enumerate(kept)},
+    }
+
+
 CASES: dict[str, MethodCase] = {
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
+    "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
     "quantize_weights": MethodCase({}, count_packed),
 }

@@ -10,11 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..core.config import StrictModel
-from ..core.families import Block, Family, blocks_of
+from ..core.errors import FamilyError
+from ..core.families import Block, Family, blocks_of, head_count, require_removable_heads, unit_count, width_in
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.schedule import Schedule
 from ..modules.gate import BlockGate, ColumnGate
+from ..modules.matrix import matrix
 from ..modules.parametrizations import attach, bake, find
 from ..modules.shrink import drop_dead_, keep_heads_, keep_units_
 from ..modules.sparse import pack_sparse_
@@ -81,6 +83,7 @@ class Movement(Method[MovementConfig]):
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/2005.07683", "https://arxiv.org/abs/2109.04838"),
         needs=Needs(training=True),
+        examples={"heads": {"heads": 0.5}, "ffn": {"ffn": 0.5}},
     )
     Config = MovementConfig
 
@@ -89,15 +92,19 @@ class Movement(Method[MovementConfig]):
         self._family: Family = ctx.family
         self._strength, config = 0.0, self.config
         blocks = blocks_of(model, ctx.family)
+        if config.heads or config.filled:
+            require_removable_heads(blocks)
+        if config.filled and any(b.fused for b in blocks):
+            raise FamilyError("movement.filled: query, key and value are one layer here; set filled: false")
         self._before = _counts(model, blocks)
         heads = [(b.output, b.head_size) for b in blocks] if config.heads else []
         units = [(b.down, 1) for b in blocks] if config.ffn else []
         for path, size in heads + units:
-            columns: Any = model.get_submodule(path).in_features
+            columns = width_in(model.get_submodule(path))
             attach(model, path, ColumnGate(columns // size, size))
         for path in self._sparse(blocks):
-            shape: Any = model.get_submodule(path).weight.shape
-            attach(model, path, BlockGate(tuple(shape), *config.block))
+            rows, columns = matrix(model.get_submodule(path)).shape
+            attach(model, path, BlockGate((rows, columns), *config.block))
         self._gates = self._groups(model, blocks)
         return [path for path, _ in heads + units] + self._sparse(blocks)
 
@@ -207,7 +214,7 @@ def _above(scores: Tensor, threshold: float) -> Tensor:
 def _refill(model: nn.Module, block: Block) -> None:
     """Open every block of the heads that keep any column of the output projection, and close the other heads."""
     gate = find(model, block.output, BlockGate)
-    columns: int = model.get_submodule(block.output).in_features  # type: ignore[assignment]
+    columns = width_in(model.get_submodule(block.output))
     alive = gate.mask.any(0).repeat_interleave(gate.columns)[:columns].view(-1, block.head_size).any(1)
     weights = alive.repeat_interleave(block.head_size)
     for path, axis in ((block.query, 0), (block.key, 0), (block.value, 0), (block.output, 1)):
@@ -219,6 +226,4 @@ def _refill(model: nn.Module, block: Block) -> None:
 
 def _counts(model: nn.Module, blocks: list[Block]) -> dict[str, list[int]]:
     """Return heads and feed-forward units per layer, read off the shapes."""
-    heads = [int(model.get_submodule(b.query).out_features) // b.head_size for b in blocks]  # type: ignore[arg-type]
-    units = [int(model.get_submodule(b.down).in_features) for b in blocks]  # type: ignore[arg-type]
-    return {"heads": heads, "units": units}
+    return {"heads": [head_count(model, b) for b in blocks], "units": [unit_count(model, b) for b in blocks]}
