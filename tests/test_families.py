@@ -226,7 +226,7 @@ def test_every_path_a_family_names_exists(name):
     for block in blocks(model):
         assert all(has_module(model, path) for path in (block.path, *block.norms, *block.up, block.down))
         cross = block.cross
-        assert cross is None or isinstance(cross, Attention) and has_module(model, cross.output)
+        assert cross is None or (isinstance(cross, Attention) and has_module(model, cross.output))
     assert [has_module(model, prefix + n) for n in family.outer_norms].count(True) >= 1 or name == "albert"
     words = model.get_input_embeddings()
     if isinstance(words, nn.Embedding):

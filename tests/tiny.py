@@ -84,13 +84,21 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "dinov2": _dinov2,
     "dinov2-swiglu": lambda: _dinov2(use_swiglu_ffn=True),
 }
-_NO_DROPOUT = {
-    key: 0.0
-    for key in (
-        "hidden_dropout_prob attention_probs_dropout_prob classifier_dropout_prob classifier_dropout dropout_rate "
-        "resid_pdrop embd_pdrop attn_pdrop attention_dropout drop_path_rate pooler_dropout"
-    ).split()
-}
+_NO_DROPOUT = dict.fromkeys(
+    (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout_prob",
+        "classifier_dropout",
+        "dropout_rate",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "attention_dropout",
+        "drop_path_rate",
+    ),
+    0.0,
+)
 
 
 def _more(model_type: str, auto: str | None = None, **config: Any) -> Callable[[], nn.Module]:

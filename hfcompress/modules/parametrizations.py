@@ -69,7 +69,7 @@ def wrapped(model: nn.Module) -> list[str]:
 def trainable(module: nn.Module) -> bool:
     """Say whether the layer's stored weight trains: what a wrapper computes from it can't tell where grad is off."""
     if parametrize.is_parametrized(module, TENSOR):
-        module = module.parametrizations[TENSOR]  # type: ignore[index,union-attr,assignment]
+        module = module.parametrizations[TENSOR]  # type: ignore[index,assignment]
         return bool(module.original.requires_grad)
     return bool(module.weight.requires_grad)
 
