@@ -18,6 +18,7 @@ from ..core.families import base_prefix, size_names
 from ..modules.sized import KIND as SIZES
 from ..modules.sized import resize_, sizes_of
 from ..modules.spec import build, spec_of
+from ..modules.ties import declare_ties_
 
 Modules = dict[str, dict[str, Any]]
 
@@ -63,6 +64,7 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
             resize_(old, spec, size_names(model), path)
         elif spec_of(old) != dict(spec):
             model.set_submodule(path, build(spec, old, path))
+    declare_ties_(model)
 
 
 def _optional(relative: str) -> bool:
