@@ -172,13 +172,13 @@ def output_layers(model: nn.Module) -> set[str]:
     }
 
 
-def size_names() -> frozenset[str]:
-    """Return the names of attributes and parameters, outside of layers, whose size follows the number of heads."""
-    found: set[str] = set()
-    for family in _FAMILIES.values():
-        attention = family.attention
-        found |= {*attention.counts, *attention.widths, *(path.rpartition(".")[2] for path in attention.tables)}
-    return frozenset(found)
+def size_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the model's attributes and parameters, outside of layers, whose size follows its heads."""
+    family = _FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
+    if family is None:
+        return frozenset()
+    tables = (path.rpartition(".")[2] for path in family.attention.tables)
+    return frozenset((*family.attention.counts, *family.attention.widths, *tables))
 
 
 def has_module(model: nn.Module, path: str) -> bool:

@@ -140,9 +140,7 @@ _ENCODERS = (
         _bert_embeddings(),
         norms=("attention.output.LayerNorm", "output.LayerNorm"),
         outer_norms=("embeddings.LayerNorm", "encoder.LayerNorm"),
-        depth=Depth(returns=(None,), refused_if=(("conv_kernel_size", "a convolution sits between its first blocks"),)),
-        heads_key="num_attention_heads",
-        head_size_key="attention_head_size",
+        depth=Depth(returns=(None,), refused_if=(("conv_kernel_size", "a convolution follows its first block"),)),
         tiny=_TINY_TEXT
         | {
             "type_vocab_size": 0,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .errors import LifecycleError, TargetError
-from .method import Context, Method
+from .method import Context, Method, Phase
 
 
 class State(Enum):
@@ -37,6 +37,13 @@ class Lifecycle:
                 raise LifecycleError(
                     f"{method.info.name} reads calibration data and acts at once: give it a stage of its own without "
                     "`train:`, before or after the one that trains"
+                )
+        permanent = [m.info.name for m in self.methods if m.info.phase > Phase.COMPANION]
+        for method in self.methods:
+            if method.info.alone and len(permanent) > 1:
+                raise LifecycleError(
+                    f"{method.info.name} changes the paths of modules that {', '.join(permanent)} would act on "
+                    "together: give it a stage of its own"
                 )
 
     @property

@@ -56,6 +56,9 @@ class MethodInfo:
     phase: Phase
     papers: tuple[str, ...]
     needs: Needs = field(default_factory=Needs)
+    alone: bool = False  # what it leaves has other paths: in its stage, only methods that leave nothing may join it
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by what they act on, where the
+    # defaults are not all there is to say about the model types it works on
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ..core.errors import FamilyError, TargetError
 from ..core.families import Attention, Block
 from .matrix import matrix
+from .parametrizations import trainable
 
 
 @torch.no_grad()
@@ -91,7 +92,20 @@ def _like(old: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
         else:
             new = nn.Linear(columns, rows, bias=bias is not None)
     weight = weight.clone(memory_format=torch.contiguous_format)
-    new.weight = nn.Parameter(weight, requires_grad=old.weight.requires_grad)
+    new.weight = nn.Parameter(weight, requires_grad=trainable(old))
     if bias is not None:
         new.bias = nn.Parameter(bias.clone(), requires_grad=old.bias.requires_grad)
     return new.train(old.training)
+
+
+@torch.no_grad()
+def drop_dead_(model: nn.Module, block: Block) -> None:
+    """Remove heads and units whose every column of the narrowing projection is zero: nothing reads them."""
+    heads = matrix(model.get_submodule(block.output)).any(0).view(-1, block.head_size).any(1)
+    units = matrix(model.get_submodule(block.down)).any(0)
+    for keep in (heads, units):
+        keep[0] |= not keep.any()  # an empty layer could not be built
+    if not heads.all() and not block.locked:
+        keep_heads_(model, block, heads)
+    if not units.all():
+        keep_units_(model, block, units)

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..core.errors import CheckpointError
-from ..core.families import size_names
 
 KIND = "sizes"
 
 
-def sizes_of(module: nn.Module) -> dict[str, Any] | None:
+def sizes_of(module: nn.Module, names: Collection[str]) -> dict[str, Any] | None:
     """Return the spec of a module's own sizes: integers by attribute, shapes by parameter; None when it has none.
 
-    Only names that a family lists are looked at: other integers of a module are settings, or change as it runs.
+    Only `names`, those of the model's family, are looked at: other integers are settings, or change as a model runs.
     """
-    names = size_names()
     found: dict[str, Any] = {k: v for k, v in vars(module).items() if k in names and type(v) is int}
     found |= {k: list(p.shape) for k, p in module.named_parameters(recurse=False) if k in names}
     return {"kind": KIND, **found} if found else None
 
 
-def resize_(module: nn.Module, spec: Mapping[str, Any], where: str) -> nn.Module:
+def resize_(module: nn.Module, spec: Mapping[str, Any], names: Collection[str], where: str) -> None:
     """Set the sizes of `module` to what `spec` says, in place; values of a resized parameter are left to be loaded.
 
     Raises CheckpointError for other names than the module has, and for a size below 1 or above the present one.
     """
-    present = sizes_of(module)
+    present = sizes_of(module, names)
     if present is None or set(present) != set(spec):
         raise CheckpointError(f"{where}: {sorted(set(spec) - {'kind'})} are not the sizes of a {type(module).__name__}")
     for name, size in spec.items():
@@ -44,7 +42,6 @@ def resize_(module: nn.Module, spec: Mapping[str, Any], where: str) -> nn.Module
             old: Any = getattr(module, name)
             empty = torch.empty(size, dtype=old.dtype, device=old.device)
             setattr(module, name, nn.Parameter(empty, requires_grad=old.requires_grad))
-    return module
 
 
 def _within(size: Any, limit: Any) -> bool:
