@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .parametrizations import attach, detach
+from .parametrizations import attach, bake, find, has, wrapped
 
 
 class _Cut(nn.Module):
@@ -32,7 +32,7 @@ class BiasCut(_Cut):
 
 
 class ColumnCut(_Cut):
-    """A weight whose groups of `size` columns go where `keep` is False; `chosen` once calibration data decided it.
+    """A weight (rows, groups * size) whose groups of columns go where `keep` is False; `chosen` once calibration data decided it.
 
     tune, ridge: how the kept columns make up for the others, see RemovalConfig.
     """
@@ -58,12 +58,9 @@ def attach_cut(model: nn.Module, path: str, cut: ColumnCut) -> None:
 
 def cuts(model: nn.Module) -> Iterator[tuple[str, ColumnCut, BiasCut | None]]:
     """Yield path, weight's and bias's wrapper of every layer that has them, in the order of the modules."""
-    for path, module in model.named_modules():
-        if parametrize.is_parametrized(module, "weight"):
-            bias = _bias_cut(module)
-            for wrapper in module.parametrizations["weight"]:  # type: ignore[index,union-attr]
-                if isinstance(wrapper, ColumnCut):
-                    yield path, wrapper, bias
+    for path in wrapped(model):
+        if has(model, path, ColumnCut):
+            yield path, find(model, path, ColumnCut), _bias_cut(model.get_submodule(path))
 
 
 def switch(cut: ColumnCut, bias: BiasCut | None, on: bool) -> None:
@@ -77,12 +74,11 @@ def switch(cut: ColumnCut, bias: BiasCut | None, on: bool) -> None:
 def bake_cut_(model: nn.Module, path: str) -> None:
     """Write what the wrappers of the layer at `path` hold into its weight and bias, and take them off."""
     module = model.get_submodule(path)
-    originals = {name: module.parametrizations[name].original for name in module.parametrizations}  # type: ignore
-    (cut,) = (cut for found, cut, _ in cuts(model) if found == path)
-    originals["weight"].copy_(cut.value)
-    detach(model, path, ColumnCut)
-    if (bias := _bias_cut(module)) is not None:
-        originals["bias"].copy_(bias.value)
+    bias = _bias_cut(module)
+    switch(find(model, path, ColumnCut), bias, True)
+    bake(model, path, ColumnCut)
+    if bias is not None:
+        module.parametrizations["bias"].original.copy_(bias.value)  # type: ignore[index,union-attr]
         parametrize.remove_parametrizations(module, "bias", leave_parametrized=False)
 
 

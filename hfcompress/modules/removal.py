@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..core.families import width_in
 from ..core.removal import RemovalConfig
@@ -48,7 +47,7 @@ class Removal:
         for layer in self.layers:
             module: Any = model.get_submodule(layer.path)
             groups = width_in(module) // layer.size
-            attach_cut(model, layer.path, ColumnCut(module.weight, groups, layer.size, config.tune, config.ridge))
+            attach_cut(model, layer.path, ColumnCut(matrix(module), groups, layer.size, config.tune, config.ridge))
         ramps = [torch.arange(len(keep), 0, -1) / len(keep) for keep in self.keep(model)]
         self._choose(model, [Importance(ramp, 1.0, 1.0) for ramp in ramps])
 
@@ -139,7 +138,7 @@ def _tune(module: Any, cut: ColumnCut, bias: BiasCut | None, moments: Tensor | N
         weight = rescale(weight, cut.keep, cut.size, moments, cut.ridge)
     else:
         weight, constant = refit(weight, constant, columns, moments, cut.ridge)
-    cut.value.copy_(weight.T if isinstance(module, Conv1D) else weight)
+    cut.value.copy_(weight)
     if bias is not None:
         bias.value.copy_(constant)
     switch(cut, bias, on)
