@@ -67,3 +67,8 @@ def _top(scores: Tensor, count: int) -> Tensor:
 def _rounded(count: int, total: int, multiple: int) -> int:
     count = max(1, multiple * round(count / multiple)) if count > 0 else 1
     return min(total, max(count, min(multiple, total)))
+
+
+def keep_highest(scores: Tensor, count: int) -> Tensor:
+    """Return the boolean mask of the `count` highest of `scores` (entries,); ties go to the lower index."""
+    return _top(scores, count)
