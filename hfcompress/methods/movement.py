@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..core.config import StrictModel
+from ..core.errors import FamilyError
 from ..core.families import Block, Family, blocks_of, head_count, require_removable_heads, unit_count, width_in
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
@@ -96,8 +97,10 @@ class Movement(Method[MovementConfig]):
         self._family: Family = ctx.family
         self._strength, config = 0.0, self.config
         blocks = blocks_of(model, ctx.family)
-        if config.heads:
+        if config.heads or config.filled:
             require_removable_heads(blocks)
+        if config.filled and any(b.fused for b in blocks):
+            raise FamilyError("movement.filled: query, key and value are one layer here; set filled: false")
         self._before = _counts(model, blocks)
         heads = [(b.output, b.head_size) for b in blocks] if config.heads else []
         units = [(b.down, 1) for b in blocks] if config.ffn else []
