@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .errors import LifecycleError, TargetError
-from .method import Context, Method
+from .method import Context, Corpus, Method
 
 
 class State(Enum):
@@ -33,6 +33,11 @@ class Lifecycle:
                 raise LifecycleError(
                     f"{method.info.name} acts while training: give its stage `train:`, or use HFCompressTrainer"
                 )
+            if method.info.needs.tokenizer and training:
+                raise LifecycleError(
+                    f"{method.info.name} changes the tokenizer, and what is trained on is tokenized already: give it a "
+                    "stage of its own without `train:`, or call hfcompress.compress(model, …, processor=tokenizer)"
+                )
 
     @property
     def needs_teacher(self) -> bool:
@@ -49,13 +54,21 @@ class Lifecycle:
         """Return the extra model outputs the losses read."""
         return frozenset().union(*(m.wants for m in self.methods))
 
-    def prepare(self, model: nn.Module, *, seed: int = 0, teacher: nn.Module | None = None) -> dict[str, list[str]]:
+    def prepare(
+        self,
+        model: nn.Module,
+        *,
+        seed: int = 0,
+        teacher: nn.Module | None = None,
+        processor: Any = None,
+        corpus: Corpus | None = None,
+    ) -> dict[str, list[str]]:
         """Attach every method to the model and return the paths each acts on.
 
         Raises TargetError when a method finds nothing to act on.
         """
         self._expect(State.NEW, "prepare")
-        context = Context(model, seed=seed, teacher=teacher)
+        context = Context(model, seed, teacher, processor, corpus or Corpus())
         targets = {}
         for method in self.methods:
             targets[method.info.name] = method.prepare(model, context)
