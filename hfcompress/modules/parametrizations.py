@@ -7,15 +7,20 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..core.errors import LifecycleError
+from ..core.errors import LifecycleError, TargetError
 
 P = TypeVar("P", bound=nn.Module)
 TENSOR = "weight"
 
 
 def attach(model: nn.Module, path: str, wrapper: P) -> P:
-    """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already."""
+    """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already.
+
+    Raises TargetError for a layer that is quantized already: its class may promise a weight where it keeps codes.
+    """
     module = model.get_submodule(path)
+    if not module.weight.is_floating_point():  # type: ignore[operator,union-attr]
+        raise TargetError(f"{path} is quantized already, as a {type(module).__name__}; dequantize the model first")
     wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
     parametrize.register_parametrization(module, TENSOR, wrapper, unsafe=True)
     return wrapper

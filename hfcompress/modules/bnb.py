@@ -1,0 +1,247 @@
+"""Linear layers held by the bitsandbytes library: LLM.int8, NF4 and FP4; put in, read off, widened again.
+
+The library is imported only where such a layer is made or met, so that nothing else needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..core.errors import CheckpointError, HFCompressError, LifecycleError, TargetError
+from ..ops.losses import straight_through
+from .matrix import matrix
+from .packed import refuse_shared
+
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_NESTED_BLOCK = 256  # block scales that share one scale of their own under double quantization
+
+
+@dataclass(frozen=True)
+class BnbFormat:
+    """How weights are held: what all layers of a checkpoint have in common, and the block size of new ones."""
+
+    mode: Literal["int8", "nf4", "fp4"]
+    double_quant: bool = False  # 4 bits: the scales of blocks are themselves held in 8 bits
+    threshold: float = 6.0  # int8: inputs with a larger value are multiplied in float (Dettmers 2022a, section 3.2)
+    block_size: int = 64  # 4 bits: weights that share a scale
+
+
+def library(error: type[HFCompressError] = LifecycleError) -> Any:
+    """Return the bitsandbytes module; raises `error`, with the command that helps, when it cannot be imported."""
+    try:
+        import bitsandbytes
+    except ImportError as missing:
+        raise error(
+            f"this needs the package bitsandbytes, which cannot be imported ({missing}); run: pip install bitsandbytes"
+        ) from missing
+    return bitsandbytes
+
+
+class BnbRounded(nn.Module):
+    """Parametrization W' = dequantize(quantize(W)) once switched `on`; the gradient passes straight through."""
+
+    on: Tensor
+
+    def __init__(self, form: BnbFormat, *, transposed: bool = False) -> None:
+        super().__init__()
+        self.form, self.transposed = form, transposed
+        self.register_buffer("on", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return `weight`, shaped as its layer keeps it, with the values the quantized layer will hold."""
+        if not self.on:
+            return weight
+        rows = weight.detach().T if self.transposed else weight.detach()
+        rounded = _widened(_parameter(rows, self.form))
+        return straight_through(rounded.T if self.transposed else rounded, weight)
+
+
+def quantize_bnb_(model: nn.Module, path: str, form: BnbFormat) -> None:
+    """Replace the linear layer (nn.Linear or GPT-2's Conv1D) at `path` by the library's, in place; its bias stays.
+
+    Raises TargetError for another kind of layer, and for a weight that another module shares.
+    """
+    module = model.get_submodule(path)
+    refuse_shared(model, path)
+    if type(module) not in (nn.Linear, Conv1D):
+        raise TargetError(f"{path}: a {type(module).__name__} can't be quantized by bitsandbytes; linear layers can")
+    new = _empty(module, form)
+    new.weight = _parameter(matrix(module).detach(), form, new)
+    if new.bias is not None:
+        new.bias = nn.Parameter(module.bias.detach(), requires_grad=False)  # type: ignore[union-attr,operator]
+    _settle(new, matrix(module).dtype)
+    model.set_submodule(path, new.train(module.training))
+
+
+def expect_bnb_(model: nn.Module, paths: Iterable[str], form: BnbFormat) -> None:
+    """Replace the empty linear layers at `paths` by the library's, whose weights are still to be loaded."""
+    for path in paths:
+        module = model.get_submodule(path)
+        if type(module) not in (nn.Linear, Conv1D):
+            raise CheckpointError(f"{path}: bitsandbytes can't hold a {type(module).__name__}")
+        model.set_submodule(path, _empty(module, form).train(module.training))
+
+
+def check_bnb_(model: nn.Module, form: BnbFormat) -> None:
+    """Check that every loaded layer's tensors belong together, and settle how it computes.
+
+    Raises CheckpointError: the library's kernels trust sizes that stand in the file, and would read past the end.
+    """
+    for path, module in bnb_layers(model):
+        shape = (module.out_features, module.in_features)
+        if not (_sound_int8(module, shape) if form.mode == "int8" else _sound_4bit(module, shape, form)):
+            raise CheckpointError(f"{path}: the tensors stored for this layer do not make a {form.mode} weight {shape}")
+        _settle(module, next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32))
+
+
+def bnb_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield path and module of every layer that bitsandbytes holds."""
+    yield from ((path, module) for path, module in model.named_modules(remove_duplicate=False) if is_bnb(module))
+
+
+def is_bnb(module: nn.Module) -> bool:
+    """Say whether bitsandbytes holds this layer."""
+    known = sys.modules.get("bitsandbytes")  # when nobody has imported it, no such layer exists
+    return known is not None and isinstance(module, known.nn.Linear4bit | known.nn.Linear8bitLt)
+
+
+def float_twin(module: nn.Module) -> nn.Module:
+    """Return the float layer, on the meta device, that a layer of bitsandbytes stands for."""
+    bias, source = module.bias is not None, getattr(module, "source_cls", nn.Linear)
+    with torch.device("meta"):
+        if source is Conv1D:
+            return Conv1D(module.out_features, module.in_features)
+        return nn.Linear(module.in_features, module.out_features, bias=bias)  # type: ignore[arg-type]
+
+
+def bnb_format(model: nn.Module) -> BnbFormat | None:
+    """Return how bitsandbytes holds layers of this model, None when it holds none; TargetError when they differ."""
+    forms = {_format(module) for _, module in bnb_layers(model)}
+    if len(forms) > 1:
+        raise TargetError(
+            f"one checkpoint holds bitsandbytes layers of one format, this model has {len(forms)}: "
+            f"{', '.join(sorted(map(str, forms)))}"
+        )
+    return forms.pop() if forms else None
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Return the bytes a checkpoint needs for this layer, scales and tables included, its bias left out."""
+    state = module.state_dict()
+    return sum(t.numel() * t.element_size() for name, t in state.items() if name != "bias")
+
+
+def widen_bnb_(model: nn.Module) -> nn.Module:
+    """Replace every layer of bitsandbytes by the plain float layer it stands for, in place, and return the model."""
+    for path, module in list(bnb_layers(model)):
+        module.state_dict()  # brings back the plain layout, should inference have rearranged the codes
+        new: Any = float_twin(module)
+        bias = module.bias
+        weight = _widened(module.weight, getattr(module, "state", None))
+        weight = weight if bias is None else weight.to(bias.dtype)
+        new.weight = nn.Parameter(weight.T.contiguous() if isinstance(new, Conv1D) else weight)
+        if bias is not None:
+            new.bias = nn.Parameter(bias.detach())
+        model.set_submodule(path, new.train(module.training))
+    return model
+
+
+def _empty(module: nn.Module, form: BnbFormat) -> Any:
+    """Return the library's layer in place of `module`, on the meta device, ready for quantized weights."""
+    bnb: Any = library(CheckpointError)
+    rows, columns = matrix(module).shape
+    bias = getattr(module, "bias", None) is not None
+    with torch.device("meta"):
+        if form.mode == "int8":
+            new = bnb.nn.Linear8bitLt(columns, rows, bias, has_fp16_weights=False, threshold=form.threshold)
+            new.weight.data = new.weight.data.to(torch.int8)
+        else:
+            new = bnb.nn.Linear4bit(
+                columns, rows, bias, compress_statistics=form.double_quant, quant_type=form.mode
+            )  # it computes in the dtype of its input
+            new.weight.data = new.weight.data.to(torch.uint8)
+    new.source_cls = type(module)
+    return new.requires_grad_(False)
+
+
+def _parameter(rows: Tensor, form: BnbFormat, module: nn.Module | None = None) -> Any:
+    """Return `rows` (out, in) as the library's quantized parameter, on the same device."""
+    bnb: Any = library()
+    if form.mode == "int8":
+        return bnb.nn.Int8Params(rows.contiguous(), requires_grad=False, has_fp16_weights=False).to(rows.device)
+    return bnb.nn.Params4bit(
+        rows.contiguous(),
+        requires_grad=False,
+        blocksize=form.block_size,
+        compress_statistics=form.double_quant,
+        quant_type=form.mode,
+        module=module,
+    ).to(rows.device)
+
+
+def _widened(weight: Any, state: Any = None) -> Tensor:
+    """Return the float values (out, in) of a quantized parameter; `state` has int8's scales after a first use."""
+    functional: Any = library().functional
+    if hasattr(weight, "quant_state"):
+        return functional.dequantize_4bit(weight.data, weight.quant_state)
+    scales = weight.SCB if weight.SCB is not None else state.SCB
+    return functional.int8_vectorwise_dequant(weight.data, scales)
+
+
+def _format(module: Any) -> BnbFormat:
+    if hasattr(module, "state"):
+        return BnbFormat("int8", threshold=module.state.threshold)
+    return BnbFormat(module.weight.quant_type, module.weight.compress_statistics)
+
+
+def _settle(module: Any, dtype: torch.dtype) -> None:
+    """Keep the library from computing in less precision than the model has, on CPUs with AVX512-BF16.
+
+    There it rearranges 4-bit codes for a kernel that rounds inputs to bfloat16, wants outputs in multiples of 32 and
+    blocks that end with a row, and fails otherwise.
+    """
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        fits = module.out_features % 32 == 0 and module.in_features % module.weight.quant_state.blocksize == 0
+        module.support_avx512bf16_for_cpu &= fits and dtype is torch.bfloat16
+
+
+def _sound_int8(module: Any, shape: tuple[int, int]) -> bool:
+    weight, scales = module.weight, getattr(module.weight, "SCB", None)
+    return weight.dtype is torch.int8 and tuple(weight.shape) == shape and _is(scales, torch.float32, shape[0])
+
+
+def _sound_4bit(module: Any, shape: tuple[int, int], form: BnbFormat) -> bool:
+    weight, state = module.weight, getattr(module.weight, "quant_state", None)
+    size = shape[0] * shape[1]
+    if state is None or state.blocksize not in BLOCK_SIZES or state.quant_type != form.mode:
+        return False
+    blocks = -(-size // state.blocksize)
+    return (
+        tuple(state.shape or ()) == shape
+        and state.nested == form.double_quant
+        and isinstance(state.dtype, torch.dtype)
+        and state.dtype.is_floating_point
+        and _is(weight, torch.uint8, (size + 1) // 2)
+        and _is(state.code, torch.float32, 16)
+        and _is(state.absmax, torch.uint8 if state.nested else torch.float32, blocks)
+        and (not state.nested or _sound_nested(state.state2, blocks))
+    )
+
+
+def _sound_nested(state: Any, blocks: int) -> bool:
+    return (
+        state.blocksize == _NESTED_BLOCK
+        and _is(state.code, torch.float32, 256)
+        and _is(state.absmax, torch.float32, -(-blocks // _NESTED_BLOCK))
+    )
+
+
+def _is(tensor: Any, dtype: torch.dtype, numel: int) -> bool:
+    return isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.numel() == numel
