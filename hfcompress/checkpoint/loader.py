@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightRenaming
@@ -65,6 +68,7 @@ class HFCompressQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         inner = quantization_config.inner
         self.inner = None if inner is None else inner_quantizer(inner, pre_quantized=self.pre_quantized)
+        self._dtypes: dict[str, torch.dtype] = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Check what the inner quantization needs of this machine."""
@@ -77,11 +81,13 @@ class HFCompressQuantizer(HfQuantizer):
             raise CheckpointError(f"{paths[0]} is left to another library, but quantization_config.inner names none")
         if paths:
             expect_bnb_(model, paths, parse_inner(self.quantization_config.inner).form)
+            self._dtypes = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if self.quantization_config.inner is not None:
             check_bnb_(model, parse_inner(self.quantization_config.inner).form)
+            _cast_(model, self._dtypes)
         mark_trainable_(model)
         return model
 
@@ -157,6 +163,17 @@ def mark_trainable_(model: nn.Module) -> None:
         _keep_names_(model)
     elif "quantization_method" in vars(model):
         model.quantization_method = QUANT_METHOD  # type: ignore[assignment]
+
+
+def _cast_(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Give float parameters the dtype asked for.
+
+    Beside inner layers transformers reads every "weight" of a file in the dtype it was saved in.
+    """
+    kept = model._get_dtype_plan(model.dtype)  # what a half-precision model keeps in float32
+    for name, parameter in model.named_parameters():
+        if name in dtypes and not any(re.search(pattern, name) for pattern in kept):
+            parameter.data = parameter.data.to(dtypes[name])
 
 
 def _keep_names_(model: Any) -> None:

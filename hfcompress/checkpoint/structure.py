@@ -41,7 +41,7 @@ def read_structure(model: nn.Module) -> Modules:
 def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Reshape `model`, on any device, to what `modules` says, and return the layers left to another library.
 
-    Weights are left to be loaded. Raises CheckpointError for a path the model lacks or a spec its config does not allow.
+    Weights are left to be loaded. CheckpointError for a path the model lacks or a spec its config does not allow.
     """
     inner = []
     for relative, spec in modules.items():

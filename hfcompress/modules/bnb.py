@@ -75,8 +75,8 @@ def quantize_bnb_(model: nn.Module, path: str, form: BnbFormat) -> None:
     new = _empty(module, form)
     new.weight = _parameter(matrix(module).detach(), form, new)
     if new.bias is not None:
-        new.bias = nn.Parameter(module.bias.detach(), requires_grad=False)  # type: ignore[union-attr,operator]
-    _settle(new, matrix(module).dtype)
+        new.bias = nn.Parameter(module.bias.detach(), requires_grad=False)  # type: ignore[operator]
+    _settle(new)
     model.set_submodule(path, new.train(module.training))
 
 
@@ -90,7 +90,7 @@ def expect_bnb_(model: nn.Module, paths: Iterable[str], form: BnbFormat) -> None
 
 
 def check_bnb_(model: nn.Module, form: BnbFormat) -> None:
-    """Check that every loaded layer's tensors belong together, and settle how it computes.
+    """Check that every loaded layer's tensors belong together, and settle how it computes and is counted.
 
     Raises CheckpointError: the library's kernels trust sizes that stand in the file, and would read past the end.
     """
@@ -98,7 +98,7 @@ def check_bnb_(model: nn.Module, form: BnbFormat) -> None:
         shape = (module.out_features, module.in_features)
         if not (_sound_int8(module, shape) if form.mode == "int8" else _sound_4bit(module, shape, form)):
             raise CheckpointError(f"{path}: the tensors stored for this layer do not make a {form.mode} weight {shape}")
-        _settle(module, next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32))
+        _settle(module)
 
 
 def bnb_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -201,15 +201,25 @@ def _format(module: Any) -> BnbFormat:
     return BnbFormat(module.weight.quant_type, module.weight.compress_statistics)
 
 
-def _settle(module: Any, dtype: torch.dtype) -> None:
-    """Keep the library from computing in less precision than the model has, on CPUs with AVX512-BF16.
+def _settle(module: Any) -> None:
+    """Say how many weights a 4-bit layer has, and keep the library from rearranging their codes at first use.
 
-    There it rearranges 4-bit codes for a kernel that rounds inputs to bfloat16, wants outputs in multiples of 32 and
-    blocks that end with a row, and fails otherwise.
+    It does so on CPUs with AVX512-BF16. The kernel there rounds inputs and scales to bfloat16, and a later save would keep those scales; it fails on outputs that
+    are no multiple of 32 and on blocks that run over the end of a row, as pruned layers have them.
     """
     if hasattr(module, "support_avx512bf16_for_cpu"):
-        fits = module.out_features % 32 == 0 and module.in_features % module.weight.quant_state.blocksize == 0
-        module.support_avx512bf16_for_cpu &= fits and dtype is torch.bfloat16
+        module.support_avx512bf16_for_cpu = False
+        size = module.out_features * module.in_features  # two to a byte: the byte's own count would be half
+        module.packed_numel = {"weight": size}
+        module.packed_nonzeros = {"weight": size - _zeros(module.weight, size)}
+
+
+def _zeros(weight: Any, size: int) -> int:
+    """Return how many of `size` 4-bit codes stand for zero."""
+    zero = (weight.quant_state.code == 0).long()
+    byte = torch.arange(256, device=zero.device)
+    counts = torch.bincount(weight.data.flatten(), minlength=256)
+    return int((counts * (zero[byte >> 4] + zero[byte & 15])).sum()) - size % 2  # an odd last byte is filled up
 
 
 def _sound_int8(module: Any, shape: tuple[int, int]) -> bool:

@@ -19,7 +19,7 @@ def attach(model: nn.Module, path: str, wrapper: P) -> P:
     Raises TargetError for a layer that is quantized already: its class may promise a weight where it keeps codes.
     """
     module = model.get_submodule(path)
-    if not module.weight.is_floating_point():  # type: ignore[operator,union-attr]
+    if not module.weight.is_floating_point():  # type: ignore[operator]
         raise TargetError(f"{path} is quantized already, as a {type(module).__name__}; dequantize the model first")
     wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
     parametrize.register_parametrization(module, TENSOR, wrapper, unsafe=True)
