@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightRenaming
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
-from ..core.errors import CheckpointError
-from ..modules.bnb import check_bnb_, expect_bnb_, widen_bnb_
+from ..core.errors import CheckpointError, LifecycleError
+from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import dequantize_
 from .inner import inner_quantizer, parse_inner, read_inner
 from .structure import Modules, apply_structure_, read_structure
@@ -110,7 +111,7 @@ class HFCompressQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the tensors to save, under their plain names, training wrappers left out."""
-        return clean_state_dict(model), {}
+        return flat_codes(model, clean_state_dict(model)), {}
 
     def is_serializable(self) -> bool:
         """Our checkpoints can be saved again."""
@@ -163,6 +164,15 @@ def mark_trainable_(model: nn.Module) -> None:
         _keep_names_(model)
     elif "quantization_method" in vars(model):
         model.quantization_method = QUANT_METHOD  # type: ignore[assignment]
+
+
+def refuse_untrainable(model: nn.Module) -> None:
+    """Raise LifecycleError for a model that another library's layers keep from training."""
+    if isinstance(model, PreTrainedModel) and read_inner(model) is not None:
+        raise LifecycleError(
+            "a quantization library holds layers of this model, and they do not train: add adapters (peft's "
+            "get_peft_model), or turn them into plain layers first (model.dequantize())"
+        )
 
 
 def _cast_(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:

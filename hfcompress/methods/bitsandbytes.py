@@ -7,8 +7,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import nn
-from torch.nn.utils.parametrize import type_before_parametrizations
-from transformers.pytorch_utils import Conv1D
 
 from ..core.config import StrictModel
 from ..core.errors import TargetError
@@ -16,7 +14,7 @@ from ..core.families import base_prefix
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
 from ..core.targets import select
-from ..modules.bnb import BnbFormat, BnbRounded, bnb_format, library, quantize_bnb_, stored_bytes
+from ..modules.bnb import BnbFormat, BnbRounded, bnb_format, can_quantize, library, quantize_bnb_, stored_bytes
 from ..modules.matrix import matrix
 from ..modules.packed import refuse_shared
 from ..modules.parametrizations import attach, detach, find
@@ -81,8 +79,7 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
         self._paths = self._select(model)
         for path in self._paths:
             refuse_shared(model, path)
-            transposed = type_before_parametrizations(model.get_submodule(path)) is Conv1D
-            attach(model, path, BnbRounded(self._form, transposed=transposed))
+            attach(model, path, BnbRounded(self._form))
         return self._paths
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
@@ -108,7 +105,7 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
         }
 
     def _select(self, model: nn.Module) -> list[str]:
-        layers = [(p, m) for p, m in model.named_modules() if type_before_parametrizations(m) in (nn.Linear, Conv1D)]
+        layers = [(p, m) for p, m in model.named_modules() if can_quantize(m)]
         if self.config.targets is None:
             prefix = base_prefix(model)
             layers = [(p, m) for p, m in layers if p.startswith(prefix) and "pooler" not in p.split(".")]

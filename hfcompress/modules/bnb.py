@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError, HFCompressError, LifecycleError, TargetError
 from ..ops.losses import straight_through
 from .matrix import matrix
 from .packed import refuse_shared
+from .spec import KINDS
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _NESTED_BLOCK = 256  # block scales that share one scale of their own under double quantization
@@ -49,29 +51,35 @@ class BnbRounded(nn.Module):
 
     on: Tensor
 
-    def __init__(self, form: BnbFormat, *, transposed: bool = False) -> None:
+    def __init__(self, form: BnbFormat) -> None:
         super().__init__()
-        self.form, self.transposed = form, transposed
+        self.form = form
         self.register_buffer("on", torch.zeros((), dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return `weight`, shaped as its layer keeps it, with the values the quantized layer will hold."""
+        """Return `weight` (out, in), when switched on with the values the quantized layer will hold."""
         if not self.on:
             return weight
-        rows = weight.detach().T if self.transposed else weight.detach()
-        rounded = _widened(_parameter(rows, self.form))
-        return straight_through(rounded.T if self.transposed else rounded, weight)
+        return straight_through(_widened(_parameter(weight.detach(), self.form)), weight)
+
+
+def can_quantize(module: nn.Module) -> bool:
+    """Say whether the library can hold this layer, training wrappers apart, and a checkpoint can describe it."""
+    kind = type_before_parametrizations(module)
+    return kind in (nn.Linear, Conv1D) and any(kind is known.cls for known in KINDS.values())
 
 
 def quantize_bnb_(model: nn.Module, path: str, form: BnbFormat) -> None:
     """Replace the linear layer (nn.Linear or GPT-2's Conv1D) at `path` by the library's, in place; its bias stays.
 
-    Raises TargetError for another kind of layer, and for a weight that another module shares.
+    Raises TargetError for another kind of layer, a weight that another module shares, or one that a method computes.
     """
     module = model.get_submodule(path)
     refuse_shared(model, path)
-    if type(module) not in (nn.Linear, Conv1D):
+    if not can_quantize(module):
         raise TargetError(f"{path}: a {type(module).__name__} can't be quantized by bitsandbytes; linear layers can")
+    if is_parametrized(module):
+        raise TargetError(f"{path}: two methods of this stage claim its weight; add it to the `ignore` of one")
     new = _empty(module, form)
     new.weight = _parameter(matrix(module).detach(), form, new)
     if new.bias is not None:
@@ -84,9 +92,18 @@ def expect_bnb_(model: nn.Module, paths: Iterable[str], form: BnbFormat) -> None
     """Replace the empty linear layers at `paths` by the library's, whose weights are still to be loaded."""
     for path in paths:
         module = model.get_submodule(path)
-        if type(module) not in (nn.Linear, Conv1D):
+        if not can_quantize(module):
             raise CheckpointError(f"{path}: bitsandbytes can't hold a {type(module).__name__}")
         model.set_submodule(path, _empty(module, form).train(module.training))
+
+
+def flat_codes(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict as it is written to a file, with int8 codes flat.
+
+    Their own shape is that of the float weight: a loader that does not know them would take the codes for it.
+    """
+    codes = {f"{path}.weight" for path, module in bnb_layers(model) if module.weight.dtype is torch.int8}
+    return {name: tensor.flatten() if name in codes else tensor for name, tensor in state.items()}
 
 
 def check_bnb_(model: nn.Module, form: BnbFormat) -> None:
@@ -96,7 +113,7 @@ def check_bnb_(model: nn.Module, form: BnbFormat) -> None:
     """
     for path, module in bnb_layers(model):
         shape = (module.out_features, module.in_features)
-        if not (_sound_int8(module, shape) if form.mode == "int8" else _sound_4bit(module, shape, form)):
+        if not (_shaped_int8_(module, shape) if form.mode == "int8" else _sound_4bit(module, shape, form)):
             raise CheckpointError(f"{path}: the tensors stored for this layer do not make a {form.mode} weight {shape}")
         _settle(module)
 
@@ -204,8 +221,8 @@ def _format(module: Any) -> BnbFormat:
 def _settle(module: Any) -> None:
     """Say how many weights a 4-bit layer has, and keep the library from rearranging their codes at first use.
 
-    It does so on CPUs with AVX512-BF16. The kernel there rounds inputs and scales to bfloat16, and a later save would keep those scales; it fails on outputs that
-    are no multiple of 32 and on blocks that run over the end of a row, as pruned layers have them.
+    It does so on CPUs with AVX512-BF16, for a kernel that rounds inputs and scales to bfloat16 (a later save would keep
+    that), and that fails on outputs that are no multiple of 32 and on blocks that run over the end of a row.
     """
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False
@@ -222,9 +239,14 @@ def _zeros(weight: Any, size: int) -> int:
     return int((counts * (zero[byte >> 4] + zero[byte & 15])).sum()) - size % 2  # an odd last byte is filled up
 
 
-def _sound_int8(module: Any, shape: tuple[int, int]) -> bool:
+def _shaped_int8_(module: Any, shape: tuple[int, int]) -> bool:
+    """Give the codes their shape back, if they are sound."""
     weight, scales = module.weight, getattr(module.weight, "SCB", None)
-    return weight.dtype is torch.int8 and tuple(weight.shape) == shape and _is(scales, torch.float32, shape[0])
+    if not _is(weight, torch.int8, shape[0] * shape[1]) or not _is(scales, torch.float32, shape[0]):
+        return False
+    weight.data = weight.data.view(shape)
+    weight.CB = weight.data
+    return True
 
 
 def _sound_4bit(module: Any, shape: tuple[int, int], form: BnbFormat) -> bool:
