@@ -77,7 +77,23 @@ def count_rows_of_positions(base: nn.Module, model: nn.Module) -> Report:
     return {"positions_before": before, "positions_after": after}
 
 
+def count_nf4(base: nn.Module, model: nn.Module) -> Report:
+    """Count the 4-bit layers of the state dict, their weights in the base model, and the bytes of their tensors."""
+    state, before = model.state_dict(), base.state_dict()
+    weights = [key.removesuffix(".quant_state.bitsandbytes__nf4") for key in state if key.endswith("__nf4")]
+    blocks = blocks_of(base, family_of(base))
+    assert len(weights) == sum(len({b.query, b.key, b.value, b.output, *b.up, b.down}) for b in blocks)
+    tensors = [t for key, t in state.items() if any(key == w or key.startswith(f"{w}.") for w in weights)]
+    return {
+        "layers": len(weights),
+        "weights": sum(before[w].numel() for w in weights),
+        "bits": 4,
+        "bytes": sum(t.numel() * t.element_size() for t in tensors),
+    }
+
+
 CASES: dict[str, MethodCase] = {
+    "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),

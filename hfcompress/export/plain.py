@@ -15,9 +15,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """
     plain = copy.deepcopy(model).cpu().eval()
     if any(not p.is_floating_point() for p in plain.parameters()):
+        from ..checkpoint.loader import mark_trainable_
+        from ..modules.bnb import widen_bnb_
         from ..modules.packed import dequantize_
 
-        plain = dequantize_(plain)
+        plain = dequantize_(widen_bnb_(plain))
+        mark_trainable_(plain)  # transformers refuses to cast a model it takes for a quantized one
     plain = plain.to(torch.float32).requires_grad_(False).eval()
     plain.set_attn_implementation("eager")  # type: ignore[operator]
     return plain

@@ -1,5 +1,15 @@
 """One file per method; importing this package fills the registry."""
 
-from . import distill, ffn, heads, layers, movement, positions, quantize_weights, vocabulary
+from . import bitsandbytes, distill, ffn, heads, layers, movement, positions, quantize_weights, vocabulary
 
-__all__ = ["distill", "ffn", "heads", "layers", "movement", "positions", "quantize_weights", "vocabulary"]
+__all__ = [
+    "bitsandbytes",
+    "distill",
+    "ffn",
+    "heads",
+    "layers",
+    "movement",
+    "positions",
+    "quantize_weights",
+    "vocabulary",
+]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from ..core.errors import LifecycleError
+from ..core.errors import LifecycleError, TargetError
 
 P = TypeVar("P", bound=nn.Module)
 TENSOR = "weight"
@@ -30,9 +30,12 @@ class Transposed(nn.Module):
 def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) -> P:
     """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already.
 
-    as_matrix: it sees the weight with one row per output, as `matrix` does; else as the layer keeps it.
+    as_matrix: it sees the weight with one row per output, as `matrix` does; else as the layer keeps it. Raises
+    TargetError for a layer that is quantized already: its class may promise a weight where it keeps codes.
     """
     module = model.get_submodule(path)
+    if not module.weight.is_floating_point():  # type: ignore[operator]
+        raise TargetError(f"{path} is quantized already, as a {type(module).__name__}; dequantize the model first")
     wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
     registered = Transposed(wrapper) if as_matrix and isinstance(module, Conv1D) else wrapper
     parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)

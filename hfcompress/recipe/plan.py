@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ..checkpoint import attach_structure_
+from ..checkpoint import attach_structure_, refuse_untrainable
 from ..checkpoint.training_state import clean_state_dict
 from ..core.config import StrictModel
 from ..core.errors import LifecycleError
@@ -92,6 +92,8 @@ def _plan_stage(
 ) -> PlannedStage:
     methods = [create(name, settings, f"stages.{index}.methods") for name, settings in stage.methods.items()]
     try:
+        if stage.train is not None:
+            refuse_untrainable(scratch)
         lifecycle = Lifecycle(methods, training=stage.train is not None)
         targets = lifecycle.prepare(scratch, **surroundings)
     except LifecycleError as error:

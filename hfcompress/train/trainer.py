@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ..checkpoint import attach_structure_, load_model
+from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from .callback import HFCompressCallback, fraction
@@ -44,6 +44,7 @@ class HFCompressMixin(CheckpointMixin):
         self._teacher_source = teacher
         if args is None and self._stage.train is not None:
             args = TrainingArguments(**{"output_dir": "trainer_output", **self._stage.train})
+        refuse_untrainable(model)
         super().__init__(model, args, *positional, **kwargs)  # type: ignore[call-arg]
         self._begin_stage()
 
