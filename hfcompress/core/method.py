@@ -89,12 +89,21 @@ class Method(Generic[C]):
     def __init__(self, config: C) -> None:
         self.config = config
 
+    @property
+    def needs(self) -> Needs:
+        """What the method cannot do without, given its settings."""
+        return self.info.needs
+
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Attach what training or calibration needs, reversibly, and return the paths acted on (empty: an error)."""
         raise NotImplementedError
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """Collect statistics from calibration batches."""
+        """Collect statistics from calibration batches.
+
+        A one-shot method may already change weights here, in place, so that a model is never held twice: from then on
+        it stands at full strength, and `finalize` only stores what is there more tightly.
+        """
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Set the strength for `fraction` of the stage in [0, 1]; no I/O."""

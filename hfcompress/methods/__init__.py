@@ -1,5 +1,5 @@
 """One file per method; importing this package fills the registry."""
 
-from . import distill, movement, quantize_weights
+from . import distill, magnitude, movement, n_m, quantize_weights, sparsegpt, wanda
 
-__all__ = ["distill", "movement", "quantize_weights"]
+__all__ = ["distill", "magnitude", "movement", "n_m", "quantize_weights", "sparsegpt", "wanda"]
