@@ -25,13 +25,18 @@ class Lifecycle:
     """Drives the methods of one stage together, in the order of their phases."""
 
     def __init__(self, methods: Iterable[Method], *, training: bool) -> None:
-        """Take the stage's methods; LifecycleError when one of them needs training and the stage has none."""
+        """Take the stage's methods; LifecycleError when one of them does not go with (or without) training."""
         self.methods = sorted(methods, key=lambda m: (m.info.phase, m.info.name))
         self.state = State.NEW
         for method in self.methods:
             if method.needs.training and not training:
                 raise LifecycleError(
                     f"{method.info.name} acts while training: give its stage `train:`, or use HFCompressTrainer"
+                )
+            if method.needs.calibration and training:
+                raise LifecycleError(
+                    f"{method.info.name} reads calibration data and acts at once: give it a stage of its own without "
+                    "`train:`, before or after the one that trains"
                 )
 
     @property

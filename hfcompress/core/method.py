@@ -91,7 +91,7 @@ class Method(Generic[C]):
 
     @property
     def needs(self) -> Needs:
-        """What the method cannot do without, given its settings."""
+        """What this method cannot do without, with the settings it has."""
         return self.info.needs
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
@@ -99,7 +99,7 @@ class Method(Generic[C]):
         raise NotImplementedError
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """Collect statistics from calibration batches.
+        """Collect statistics from calibration batches; the model is at strength zero, and in evaluation mode.
 
         A one-shot method may already change weights here, in place, so that a model is never held twice: from then on
         it stands at full strength, and `finalize` only stores what is there more tightly.
