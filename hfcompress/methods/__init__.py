@@ -1,5 +1,5 @@
 """One file per method; importing this package fills the registry."""
 
-from . import distill, magnitude, movement, n_m, quantize_weights, sparsegpt, wanda
+from . import distill, gptq, magnitude, movement, n_m, quantize_weights, sparsegpt, wanda
 
-__all__ = ["distill", "magnitude", "movement", "n_m", "quantize_weights", "sparsegpt", "wanda"]
+__all__ = ["distill", "gptq", "magnitude", "movement", "n_m", "quantize_weights", "sparsegpt", "wanda"]

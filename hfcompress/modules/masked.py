@@ -11,11 +11,12 @@ from torch.nn.utils import parametrize
 from ..core.errors import TargetError
 from ..core.sparsity import Layers
 from ..core.targets import select
-from .chains import LINEAR, block_layers, float_layers
+from .chains import LINEAR, block_layers, layers_of
 from .matrix import matrix, stored
-from .packed import refuse_shared
 from .parametrizations import detach, find, has
 from .sparse import pack_sparse_
+from .storage import Packed
+from .ties import sharers
 
 STEPS = (
     100  # a schedule's strength moves the mask in so many steps; ranking all weights costs more than a training step
@@ -61,16 +62,19 @@ def mask_(model: nn.Module, paths: Sequence[str], strength: float, masks: Callab
 def choose(model: nn.Module, config: Layers, where: str, kinds: tuple[type[nn.Module], ...] = LINEAR) -> list[str]:
     """Return the paths of the layers of these `kinds` that `config` names, by default the linear ones in all blocks.
 
-    Raises TargetError for a pattern that matches nothing, for a weight shared with another layer, and where the model
-    has no blocks to take the default from.
+    Raises TargetError for a pattern that matches nothing, for a weight that is packed already or shared with another
+    layer, and where the model has no blocks to take the default from.
     """
-    layers = block_layers(model) if config.targets is None else float_layers(model, kinds)
+    layers = block_layers(model) if config.targets is None else layers_of(model, kinds)
     if not layers:
         raise TargetError(f"{where}: {type(model).__name__} has no blocks with linear layers; name layers in `targets`")
-    paths = [path for path, _ in select(layers, config.targets, config.ignore, f"{where}.targets")]
-    for path in paths:
-        refuse_shared(model, path)
-    return paths
+    chosen = select(layers, config.targets, config.ignore, f"{where}.targets")
+    for path, module in chosen:
+        if isinstance(module, Packed):
+            raise TargetError(f"{path}: its weight is packed already; prune it before, or add it to `ignore`")
+        if len(sharers(model, path)) > 1:
+            raise TargetError(f"{path}: its weight is shared with {sharers(model, path)[1][0]}; add both to `ignore`")
+    return [path for path, _ in chosen]
 
 
 def refuse_uneven(model: nn.Module, paths: Iterable[str], m: int) -> None:

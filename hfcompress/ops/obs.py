@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..core.errors import DataError
 from .masks import keep_largest, keep_n_of_m
+from .quantization import Clip, Grid, Quantized, encode, fit
 
 LAZY_COLUMNS = 128  # columns settled before the rest of the matrix is updated, in one product
 
@@ -77,3 +79,43 @@ def prune(weight: Tensor, factor: Tensor, *, density: float = 0.5, pattern: tupl
         return rest[:, 0] * mask[:, j % at_once]
 
     return settle_columns(weight, factor, settle, lazy)
+
+
+def quantize_in_order(
+    weight: Tensor,
+    factor: Tensor,
+    grid: Grid,
+    *,
+    clip: Clip = "max",
+    static_groups: bool = False,
+    order: Tensor | None = None,
+) -> Quantized:
+    """Return `weight` on `grid`, every column's rounding error made up for by later columns (GPTQ, Frantar 2022).
+
+    weight: (rows, columns) float32. factor: of `inverse_factor`, for the columns in `order` when that is given, the
+    order in which they are rounded. Scales are fitted to a group when its turn comes, or with `static_groups`, and
+    always with `order`, to the weight as it was. A weight that is zero stays zero where the grid has a zero.
+    """
+    columns = weight.shape[1]
+    size = min(grid.group_size or columns, columns)
+    in_turn = size < columns and order is None and not static_groups
+    scale, zero = fit(weight, grid, clip)
+    codes = encode(weight, scale, zero, grid)  # what is zero has its code already
+    nonzero = weight != 0 if grid.has_zero else torch.ones_like(weight, dtype=torch.bool)
+    one = replace(grid, group_size=None)
+    at = range(columns) if order is None else order.tolist()
+
+    def settle(rest: Tensor, j: int) -> Tensor:
+        group = slice(at[j] // size, at[j] // size + 1)
+        if in_turn and j % size == 0:
+            scale[:, group], fitted = fit(rest[:, :size], one, clip)
+            if zero is not None and fitted is not None:
+                zero[:, group] = fitted
+        part = scale[:, group], None if zero is None else zero[:, group]
+        column = encode(rest[:, :1] * nonzero[:, at[j], None], *part, one)
+        codes[:, at[j]] = column[:, 0]
+        return Quantized(column, *part, one).dequantize()[:, 0]
+
+    lazy = size * max(1, LAZY_COLUMNS // size) if in_turn else LAZY_COLUMNS  # a whole group is at hand at its turn
+    settle_columns(weight if order is None else weight[:, order], factor, settle, lazy)
+    return Quantized(codes, scale, zero, grid)
