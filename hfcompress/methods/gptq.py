@@ -63,7 +63,7 @@ class GPTQ(Method[GPTQConfig]):
     info = MethodInfo(
         name="gptq",
         title="GPTQ",
-        summary="One-shot: few-bit weights in groups, each column's rounding error made up for by the columns after it.",
+        summary="One-shot: few-bit weights in groups, each column's rounding error made up for by later columns.",
         category=Category.QUANTIZATION,
         phase=Phase.QUANT,
         papers=("https://arxiv.org/abs/2210.17323",),
@@ -121,7 +121,8 @@ class GPTQ(Method[GPTQConfig]):
             layers = layers_of(model, (*LINEAR, *_EMBEDDINGS))
         if not layers:
             raise TargetError(f"{type(model).__name__} has no blocks with linear layers; name layers in `targets`")
-        linear, tables = [], []
+        linear: list[str] = []
+        tables: list[str] = []
         for path, module in select(layers, self.config.targets, self.config.ignore, f"{self.info.name}.targets"):
             table = isinstance(module, _EMBEDDINGS)
             if isinstance(module, Packed) and module.grid is not None:
