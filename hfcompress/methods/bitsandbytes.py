@@ -16,8 +16,8 @@ from ..core.registry import register
 from ..core.targets import select
 from ..modules.bnb import BnbFormat, BnbRounded, bnb_format, can_quantize, library, quantize_bnb_, stored_bytes
 from ..modules.matrix import matrix
-from ..modules.packed import refuse_shared
 from ..modules.parametrizations import attach, detach, find
+from ..modules.ties import refuse_shared
 
 
 class BitsandbytesConfig(StrictModel):

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from ..core.errors import CheckpointError, HFCompressError, LifecycleError, TargetError
 from ..ops.losses import straight_through
 from .matrix import matrix
-from .packed import refuse_shared
 from .spec import KINDS
+from .ties import refuse_shared
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _NESTED_BLOCK = 256  # block scales that share one scale of their own under double quantization
