@@ -69,9 +69,19 @@ def count_blocks(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_rows_of_positions(base: nn.Module, model: nn.Module) -> Report:
+    """Count the rows of the one position table in each state dict."""
+    before, after = (
+        max(t.shape[-2] for name, t in m.state_dict().items() if "position_embeddings" in name) for m in (base, model)
+    )
+    return {"positions_before": before, "positions_after": after}
+
+
 CASES: dict[str, MethodCase] = {
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
+    "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),
+    "vocabulary": MethodCase(),
 }

@@ -87,7 +87,7 @@ def test_importance_drops_the_block_that_changes_least(name):
         cycle.prepare(model)
         cycle.observe(model, lambda: calibration(name))
         assert not any(m._forward_hooks for m in model.modules())
-        dropped = {p for p in cycle.methods[0]._skips}
+        dropped = set(cycle.methods[0]._skips)
         assert dropped == {
             f"{s.path}.{i}" for s in stacks for i in range(s.depth(model)) if i // step == idle and s.depth(model) > 2
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -214,7 +215,7 @@ def _block(model: nn.Module, path: str, family: Family) -> Block:
     )
 
 
-def _attention(model: nn.Module, block: str, paths: AttentionPaths) -> dict[str, object]:
+def _attention(model: nn.Module, block: str, paths: AttentionPaths) -> dict[str, Any]:
     size = int(getattr(model.get_submodule(f"{block}.{paths.module}"), paths.head_size))
     output, key = (model.get_submodule(f"{block}.{p}") for p in (paths.output, paths.key))
     queries = 1 if paths.query == paths.key else width_in(output) // width_out(key)

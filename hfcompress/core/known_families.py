@@ -18,13 +18,14 @@ _IMAGE = "AutoModelForImageClassification"
 
 
 def _bert_embeddings(offset: int = 0) -> EmbeddingPaths:
-    names = (f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type"))
-    return EmbeddingPaths(*names, position_key="max_position_embeddings", position_offset=offset)
+    word, position, token_type = (f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type"))
+    return EmbeddingPaths(word, position, token_type, "max_position_embeddings", offset)
 
 
 def _separate(module: str, names: str, head_size: str = "head_dim", **more: Any) -> AttentionPaths:
     """Describe projections that are all children of one module; `names`: query, key, value and output."""
-    return AttentionPaths(module, *(f"{module}.{n}" for n in names.split()), head_size=head_size, **more)
+    query, key, value, output = (f"{module}.{name}" for name in names.split())
+    return AttentionPaths(module, query, key, value, output, head_size, **more)
 
 
 _PROJ = "q_proj k_proj v_proj o_proj"

@@ -1,5 +1,5 @@
 """One file per method; importing this package fills the registry."""
 
-from . import distill, ffn, heads, layers, movement, quantize_weights
+from . import distill, ffn, heads, layers, movement, positions, quantize_weights, vocabulary
 
-__all__ = ["distill", "ffn", "heads", "layers", "movement", "quantize_weights"]
+__all__ = ["distill", "ffn", "heads", "layers", "movement", "positions", "quantize_weights", "vocabulary"]

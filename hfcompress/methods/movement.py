@@ -83,7 +83,12 @@ class Movement(Method[MovementConfig]):
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/2005.07683", "https://arxiv.org/abs/2109.04838"),
         needs=Needs(training=True),
-        examples={"heads": {"heads": 0.5}, "ffn": {"ffn": 0.5}},
+        examples={
+            "heads": {"heads": 0.5},
+            "ffn": {"ffn": 0.5},
+            "weights": {"weights": 0.5},
+            "filled": {"weights": 0.5, "filled": True},
+        },
     )
     Config = MovementConfig
 
@@ -100,11 +105,11 @@ class Movement(Method[MovementConfig]):
         heads = [(b.output, b.head_size) for b in blocks] if config.heads else []
         units = [(b.down, 1) for b in blocks] if config.ffn else []
         for path, size in heads + units:
-            columns = width_in(model.get_submodule(path))
-            attach(model, path, ColumnGate(columns // size, size))
+            groups = width_in(model.get_submodule(path)) // size
+            attach(model, path, ColumnGate(groups, size), as_matrix=True)
         for path in self._sparse(blocks):
             rows, columns = matrix(model.get_submodule(path)).shape
-            attach(model, path, BlockGate((rows, columns), *config.block))
+            attach(model, path, BlockGate((rows, columns), *config.block), as_matrix=True)
         self._gates = self._groups(model, blocks)
         return [path for path, _ in heads + units] + self._sparse(blocks)
 
@@ -216,12 +221,19 @@ def _refill(model: nn.Module, block: Block) -> None:
     gate = find(model, block.output, BlockGate)
     columns = width_in(model.get_submodule(block.output))
     alive = gate.mask.any(0).repeat_interleave(gate.columns)[:columns].view(-1, block.head_size).any(1)
-    weights = alive.repeat_interleave(block.head_size)
-    for path, axis in ((block.query, 0), (block.key, 0), (block.value, 0), (block.output, 1)):
+    queries, keys = alive.repeat_interleave(block.head_size), alive.repeat_interleave(block.key_size)
+    inputs = [(block.query, keys.repeat(3))] if block.fused else [(block.query, queries)]
+    inputs += [] if block.fused else [(block.key, keys), (block.value, keys)]
+    for path, weights in inputs:
         gate = find(model, path, BlockGate)
-        size = gate.columns if axis else gate.rows
-        lines = torch.stack([part.any() for part in weights.split(size)])
-        gate.mask.copy_(lines.expand_as(gate.mask) if axis else lines[:, None].expand_as(gate.mask))
+        gate.mask.copy_(_blocks(weights, gate.rows)[:, None].expand_as(gate.mask))
+    gate = find(model, block.output, BlockGate)
+    gate.mask.copy_(_blocks(queries, gate.columns).expand_as(gate.mask))
+
+
+def _blocks(lines: Tensor, size: int) -> Tensor:
+    """Return which blocks of `size` rows or columns hold any of the `lines`."""
+    return torch.stack([part.any() for part in lines.split(size)])
 
 
 def _counts(model: nn.Module, blocks: list[Block]) -> dict[str, list[int]]:

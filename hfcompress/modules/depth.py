@@ -37,7 +37,7 @@ def make_skippable_(model: nn.Module, path: str, family: Family) -> Skip:
     """Let the block at `path` be skipped from now on, and return the switch; `restore_` takes it off again."""
     block = model.get_submodule(path)
     skip = Skip(block, family.depth.returns)
-    block.forward = skip  # type: ignore[assignment]
+    block.forward = skip
     return skip
 
 
@@ -63,7 +63,7 @@ def keep_blocks_(model: nn.Module, family: Family, stack: Stack, keep: Sequence[
             if type(getattr(module, "layer_idx", None)) is int:
                 module.layer_idx = index  # type: ignore[assignment]  # where its keys and values lie in the cache
     _count_in_config_(model.config, family, stack, keep)
-    owner = getattr(model.get_submodule(stack.path.rpartition(".")[0]), "config", model.config)
+    owner: Any = getattr(model.get_submodule(stack.path.rpartition(".")[0]), "config", model.config)
     if owner is not model.config:  # an encoder or decoder with a config of its own
         owner.num_hidden_layers = len(keep)
 

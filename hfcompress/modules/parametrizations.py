@@ -1,7 +1,4 @@
-"""Training wrappers are torch parametrizations; these helpers put one on, find it, and take exactly it away.
-
-A wrapper always sees the weight as `matrix` does, with one row per output: the layout of GPT-2's Conv1D is hidden here.
-"""
+"""Training wrappers are torch parametrizations; these helpers put one on, find it, and take exactly it away."""
 
 from __future__ import annotations
 
@@ -30,11 +27,14 @@ class Transposed(nn.Module):
         return self.inner(weight.T).T
 
 
-def attach(model: nn.Module, path: str, wrapper: P) -> P:
-    """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already."""
+def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) -> P:
+    """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already.
+
+    as_matrix: it sees the weight with one row per output, as `matrix` does; else as the layer keeps it.
+    """
     module = model.get_submodule(path)
     wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
-    registered = Transposed(wrapper) if isinstance(module, Conv1D) else wrapper
+    registered = Transposed(wrapper) if as_matrix and isinstance(module, Conv1D) else wrapper
     parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)
     return wrapper
 
@@ -65,10 +65,10 @@ def detach(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
 @torch.no_grad()
 def bake(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
     """Write what the wrapper of class `kind`, if there is one, makes of the stored weight into it; take it off."""
-    for registered in _registered(model.get_submodule(path)):
-        if isinstance(_inner(registered), kind):
+    for wrapper in _registered(model.get_submodule(path)):
+        if isinstance(_inner(wrapper), kind):
             original = model.get_submodule(path).parametrizations[TENSOR].original  # type: ignore[index,union-attr]
-            original.copy_(registered(original))
+            original.copy_(wrapper(original))
     detach(model, path, kind)
 
 
@@ -80,7 +80,7 @@ def wrapped(model: nn.Module) -> list[str]:
 def trainable(module: nn.Module) -> bool:
     """Say whether the layer's stored weight trains: what a wrapper computes from it can't tell where grad is off."""
     if parametrize.is_parametrized(module, TENSOR):
-        module = module.parametrizations[TENSOR]  # type: ignore[index,union-attr,assignment]
+        module = module.parametrizations[TENSOR]  # type: ignore[index,assignment]
         return bool(module.original.requires_grad)
     return bool(module.weight.requires_grad)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def main() -> None:
     torch.manual_seed(0)
     table = families_markdown()
     if path is None:
-        print(table)
+        sys.stdout.write(f"{table}\n")
     else:
         path.write_text(with_table(path.read_text(encoding="utf-8"), table), encoding="utf-8")
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from ..checkpoint import load_model
 from ..core.errors import CheckpointError, FamilyError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
+from ..core.position_tables import longest_input
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
 
 
@@ -56,6 +57,9 @@ def _summary(source: str, model: nn.Module) -> Table:
         table.add_row(name, f"{size / 1e6:.2f} MB")
     table.add_row("class", type(model).__name__)
     table.add_row("loads with", "import hfcompress; from_pretrained" if ours else "transformers alone")
+    if known := getattr(model.config, "vocab_size", 0):
+        limit = longest_input(model.config)
+        table.add_row("tokens", f"{known:,} known" + (f", {limit:,} in a text at most" if limit else ""))
     table.add_row("parameters", f"{parameters:,} ({nonzeros / parameters:.1%} not zero)")
     return table
 
