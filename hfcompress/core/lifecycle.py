@@ -11,6 +11,7 @@ from torch import nn
 
 from .errors import LifecycleError, TargetError
 from .method import Context, Method
+from .progress import track
 
 
 class State(Enum):
@@ -67,9 +68,8 @@ class Lifecycle:
     def observe(self, model: nn.Module, batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]]) -> None:
         """Show calibration batches to the methods that need them; `batches` is called once for each of those."""
         self._expect(State.PREPARED, "observe")
-        for method in self.methods:
-            if method.info.needs.calibration:
-                method.observe(model, batches())
+        for method in track([m for m in self.methods if m.info.needs.calibration], _title):
+            method.observe(model, batches())
 
     def step(self, model: nn.Module, fraction: float) -> None:
         """Set every method's strength for `fraction` of the stage."""
@@ -97,7 +97,7 @@ class Lifecycle:
         self.step(model, 1.0)
         training = model.training
         with torch.no_grad():
-            for method in self.methods:
+            for method in track(self.methods, _title):
                 method.finalize(model)
         model.train(training)
         self.state = State.FINALIZED
@@ -110,3 +110,7 @@ class Lifecycle:
     def _expect(self, state: State, action: str) -> None:
         if self.state is not state:
             raise LifecycleError(f"cannot {action}: the stage is {self.state.value}, not {state.value}")
+
+
+def _title(method: Method) -> str:
+    return method.info.title

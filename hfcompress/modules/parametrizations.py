@@ -49,5 +49,11 @@ def wrapped(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]
 
 
+def strip_(model: nn.Module) -> None:
+    """Take every training wrapper off, as after an interruption; stored weights stay as they are."""
+    for path in wrapped(model):
+        parametrize.remove_parametrizations(model.get_submodule(path), TENSOR, leave_parametrized=False)
+
+
 def _wrappers(module: nn.Module) -> list[nn.Module]:
     return list(module.parametrizations[TENSOR]) if parametrize.is_parametrized(module, TENSOR) else []  # type: ignore

@@ -11,6 +11,8 @@ from torch import nn
 from ..checkpoint import attach_structure_
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
+from ..core.progress import OnProgress, listening, silent, track
+from ..modules.parametrizations import strip_
 from .stages import RecipeLike, StageMethods, stages_of
 
 
@@ -20,16 +22,19 @@ def compress(
     *,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     seed: int = 0,
+    on_progress: OnProgress = silent,
 ) -> nn.Module:
     """Apply the one-shot methods of `recipe` to `model`, in place, and return it, ready for `save_pretrained`.
 
-    calibration: batches of model inputs, read by the methods that need data. Raises LifecycleError for a method that
-    trains or when `calibration` is missing.
+    calibration: batches of model inputs, read by the methods that need data; a Recipe's or recipe file's `dtype` is
+    for loading, here the model keeps its own. `on_progress` is called with what is being done and the share done.
+    Raises LifecycleError for a method that trains or when `calibration` is missing. When interrupted, the model is
+    left without training wrappers; layers that were done stay compressed.
     """
     for stage in stages_of(recipe):
         if stage.train is not None:
             raise LifecycleError(f"stage {stage.title!r} trains: use HFCompressTrainer, or `hfcompress run`")
-        run_oneshot(model, stage, calibration=calibration, seed=seed)
+        run_oneshot(model, stage, calibration=calibration, seed=seed, on_progress=on_progress)
     return model
 
 
@@ -39,18 +44,37 @@ def run_oneshot(
     *,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     seed: int = 0,
+    on_progress: OnProgress = silent,
 ) -> tuple[Lifecycle, dict[str, dict[str, float]]]:
     """Run one stage without training and return its life cycle and what its methods report."""
     lifecycle = Lifecycle(stage.methods, training=False)
     training = model.training
     model.eval()
-    lifecycle.prepare(model, seed=seed)
-    if lifecycle.needs_calibration:
-        if calibration is None:
-            raise LifecycleError(f"stage {stage.title!r} reads data: pass calibration=<batches of model inputs>")
-        batches: list[Any] = list(calibration)
-        lifecycle.observe(model, lambda: batches)
-    report = lifecycle.finalize(model)
+    try:
+        lifecycle.prepare(model, seed=seed)
+        with listening(on_progress):
+            report = _apply(lifecycle, model, stage.title, calibration)
+    except BaseException:  # Ctrl-C included: what is left has to be a model that runs
+        strip_(model)
+        raise
+    finally:
+        model.train(training)
     attach_structure_(model)
-    model.train(training)
     return lifecycle, report
+
+
+def _apply(
+    lifecycle: Lifecycle, model: nn.Module, title: str, calibration: Iterable[Mapping[str, torch.Tensor]] | None
+) -> dict[str, dict[str, float]]:
+    if not lifecycle.needs_calibration:
+        return lifecycle.finalize(model)
+    if calibration is None:
+        raise LifecycleError(f"stage {title!r} reads data: pass calibration=<batches of model inputs>")
+    batches: list[Any] = list(calibration)
+    report: dict[str, dict[str, float]] = {}
+    for phase in track(["observe", "finalize"], lambda _: title):
+        if phase == "observe":
+            lifecycle.observe(model, lambda: batches)
+        else:
+            report = lifecycle.finalize(model)
+    return report
