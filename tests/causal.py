@@ -68,7 +68,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def sentences(size: int) -> list[str]:
     """Return `size` learnable sentences of four to six words."""
     ends = ["end", "and the plot", "and bad"]
-    return [f"{'a the'.split()[i % 2]} film {'is was'.split()[i % 2]} {ends[i % 3]}" for i in range(size)]
+    return [f"{['a', 'the'][i % 2]} film {['is', 'was'][i % 2]} {ends[i % 3]}" for i in range(size)]
 
 
 def causal_project(folder: Path, **recipe: Any) -> Path:
