@@ -21,7 +21,7 @@ from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
 from ..recipe.schema import Recipe
 from ..train.allocator import keep_freed_memory
-from ..train.compress import run_oneshot
+from ..train.compress import CALIBRATION_EXAMPLES, run_oneshot
 from ..train.data import calibration_batches
 from ..train.stages import StageMethods, stage_methods
 from .assemble import assemble
@@ -31,7 +31,6 @@ from .reporter import Reporter
 from .setup import Setup, open_recipe
 from .training import clean, train
 
-CALIBRATION_EXAMPLES = 256
 _RECORD = "record.json"
 
 
@@ -163,7 +162,7 @@ def _teacher(run: Run, baseline: nn.Module) -> nn.Module | None:
     """Return the model to learn from, a copy of the baseline unless the recipe names one; None when no stage learns."""
     recipe = run.setup.recipe
     methods = [m for i, stage in enumerate(recipe.stages) for m in stage_methods(stage, f"stages.{i}").methods]
-    if not any(m.info.needs.teacher for m in methods):
+    if not any(m.needs.teacher for m in methods):
         return None
     if recipe.teacher is None:
         return copy.deepcopy(baseline)

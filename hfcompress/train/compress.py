@@ -15,6 +15,8 @@ from ..core.progress import OnProgress, listening, silent, track
 from ..modules.parametrizations import strip_
 from .stages import RecipeLike, StageMethods, stages_of
 
+CALIBRATION_EXAMPLES = 256
+
 
 def compress(
     model: nn.Module,
