@@ -52,8 +52,8 @@ def dtype_of(name: str) -> torch.dtype | Literal["auto"]:
 
 
 def release_(model: nn.Module) -> None:
-    """Give back the memory of a model that nothing computes with any more, whoever still holds it; shapes stay."""
-    model.to("meta")
+    """Give back the memory of a model that nothing computes with any more, whoever still holds it."""
+    model._apply(lambda tensor: tensor.new_empty(0))
 
 
 def _in_head(model: nn.Module, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -16,7 +17,9 @@ TENSOR = "weight"
 def attach(model: nn.Module, path: str, wrapper: P) -> P:
     """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already."""
     module = model.get_submodule(path)
-    wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
+    device: torch.device = module.weight.device  # type: ignore[union-attr,assignment]
+    # On the meta device there is nothing to compute with, but what a wrapper decides is still wanted.
+    wrapper.to("cpu" if device.type == "meta" else device).train(module.training)
     parametrize.register_parametrization(module, TENSOR, wrapper, unsafe=True)
     return wrapper
 
