@@ -17,7 +17,7 @@ TENSOR = "weight"
 def attach(model: nn.Module, path: str, wrapper: P) -> P:
     """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already."""
     module = model.get_submodule(path)
-    device: torch.device = module.weight.device  # type: ignore[union-attr,assignment]
+    device: torch.device = module.weight.device  # type: ignore[assignment]
     # On the meta device there is nothing to compute with, but what a wrapper decides is still wanted.
     wrapper.to("cpu" if device.type == "meta" else device).train(module.training)
     parametrize.register_parametrization(module, TENSOR, wrapper, unsafe=True)
