@@ -1,7 +1,16 @@
 """Saving and loading compressed models; importing this package registers the loader with transformers."""
 
-from .load import load_model, release_
+from .load import load_model
 from .loader import HFCompressConfig, HFCompressQuantizer
+from .memory import own_memory_, release_
 from .save import attach_structure_, save_checkpoint
 
-__all__ = ["HFCompressConfig", "HFCompressQuantizer", "attach_structure_", "load_model", "release_", "save_checkpoint"]
+__all__ = [
+    "HFCompressConfig",
+    "HFCompressQuantizer",
+    "attach_structure_",
+    "load_model",
+    "own_memory_",
+    "release_",
+    "save_checkpoint",
+]

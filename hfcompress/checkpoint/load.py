@@ -12,6 +12,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix
+from .memory import own_memory_
 
 
 def load_model(
@@ -43,17 +44,14 @@ def load_model(
             f"{source} has no weights for {', '.join(sorted(missing)[:3])}{' …' if len(missing) > 3 else ''}; it would "
             "run on random numbers. Name a checkpoint with a trained head, or add `finetune:` to train one."
         )
+    if dtype != "float32":
+        own_memory_(model)
     return model.eval()
 
 
 def dtype_of(name: str) -> torch.dtype | Literal["auto"]:
     """Return what transformers takes for a dtype's name, such as 'bfloat16', or "auto"."""
     return "auto" if name == "auto" else getattr(torch, name)
-
-
-def release_(model: nn.Module) -> None:
-    """Give back the memory of a model that nothing computes with any more, whoever still holds it."""
-    model._apply(lambda tensor: tensor.new_empty(0))
 
 
 def _in_head(model: nn.Module, name: str) -> bool:

@@ -103,15 +103,13 @@ def _open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
 
     import torch
 
-    from ..checkpoint import load_model
+    from ..checkpoint import load_model, own_memory_
 
     torch.set_num_threads(threads)
     model = load_model(source.checkpoint, auto_class, revision=source.revision, dtype=source.dtype)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # one pass over the whole text, as exports make it
-    # Tensors mapped from safetensors sit at odd addresses, which changes the speed and the rounding of products.
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+    own_memory_(model)
     accepted = inspect.signature(model.forward).parameters
 
     def run(inputs: Mapping[str, Array]) -> Array:

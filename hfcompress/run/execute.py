@@ -50,7 +50,8 @@ def run_recipe(
 
     With `resume`, finished stages are kept and an interrupted one goes on from its last checkpoint.
     """
-    keep_freed_memory()
+    if _trains(loaded.recipe):
+        keep_freed_memory()
     reporter = reporter or Reporter()
     folder = open_folder(output, loaded, resume=resume)
     reporter.heading("Opening model and data")
@@ -167,6 +168,10 @@ def _teacher(run: Run, baseline: nn.Module) -> nn.Module | None:
     if recipe.teacher is None:
         return copy.deepcopy(baseline)
     return load_model(recipe.teacher, run.setup.task.auto_class, dtype=recipe.dtype)
+
+
+def _trains(recipe: Recipe) -> bool:
+    return recipe.finetune is not None or any(stage.train is not None for stage in recipe.stages)
 
 
 def _wants_control(recipe: Recipe) -> bool:
