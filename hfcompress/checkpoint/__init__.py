@@ -2,6 +2,7 @@
 
 from .load import load_model
 from .loader import HFCompressConfig, HFCompressQuantizer, refuse_untrainable
+from .memory import own_memory_, release_
 from .save import attach_structure_, save_checkpoint
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "HFCompressQuantizer",
     "attach_structure_",
     "load_model",
+    "own_memory_",
     "refuse_untrainable",
+    "release_",
     "save_checkpoint",
 ]

@@ -22,5 +22,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         plain = dequantize_(widen_bnb_(plain))
         mark_trainable_(plain)  # transformers refuses to cast a model it takes for a quantized one
     plain = plain.to(torch.float32).requires_grad_(False).eval()
+    if hasattr(plain.config, "use_cache"):
+        plain.config.use_cache = False  # a decoder's keys and values are no output here
     plain.set_attn_implementation("eager")  # type: ignore[operator]
     return plain

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from ..core.errors import LifecycleError, TargetError
+from ..core.errors import LifecycleError
 
 P = TypeVar("P", bound=nn.Module)
 TENSOR = "weight"
@@ -34,9 +34,9 @@ def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) 
     TargetError for a layer that is quantized already: its class may promise a weight where it keeps codes.
     """
     module = model.get_submodule(path)
-    if not module.weight.is_floating_point():  # type: ignore[operator]
-        raise TargetError(f"{path} is quantized already, as a {type(module).__name__}; dequantize the model first")
-    wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
+    device: torch.device = module.weight.device  # type: ignore[assignment]
+    # On the meta device there is nothing to compute with, but what a wrapper decides is still wanted.
+    wrapper.to("cpu" if device.type == "meta" else device).train(module.training)
     registered = Transposed(wrapper) if as_matrix and isinstance(module, Conv1D) else wrapper
     parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)
     return wrapper
@@ -91,6 +91,12 @@ def trainable(module: nn.Module) -> bool:
         module = module.parametrizations[TENSOR]  # type: ignore[index,assignment]
         return bool(module.original.requires_grad)
     return bool(module.weight.requires_grad)
+
+
+def strip_(model: nn.Module) -> None:
+    """Take every training wrapper off, as after an interruption; stored weights stay as they are."""
+    for path in wrapped(model):
+        parametrize.remove_parametrizations(model.get_submodule(path), TENSOR, leave_parametrized=False)
 
 
 def _registered(module: nn.Module) -> list[nn.Module]:

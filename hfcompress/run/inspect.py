@@ -17,21 +17,17 @@ from ..core.errors import CheckpointError, FamilyError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
+from ..train.tasks import auto_class_for
 
 
 def auto_class_of(source: str) -> str:
     """Return the Auto class for the task a checkpoint was saved for; CheckpointError when its config does not say."""
-    import transformers
-
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {source}: {str(error).splitlines()[0]}") from error
-    for name in config.architectures or ():
-        for auto in ("AutoModelForSequenceClassification", "AutoModelForImageClassification"):
-            if getattr(transformers, name, None) in getattr(transformers, auto)._model_mapping.values():
-                return auto
-    return "AutoModel"
+    found = (auto_class_for(name) for name in config.architectures or ())
+    return next((auto for auto in found if auto), "AutoModel")
 
 
 def checkpoint_of(source: str) -> str:

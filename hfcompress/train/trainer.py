@@ -19,6 +19,7 @@ from .checkpointing import CheckpointMixin
 from .compress import CALIBRATION_EXAMPLES, run_oneshot
 from .data import corpus_of
 from .stages import RecipeLike, StageMethods, stages_of
+from .tasks import auto_class_for
 from .teacher import Teacher, output_flags
 
 
@@ -154,13 +155,8 @@ class HFCompressTrainer(HFCompressMixin, Trainer):
 
 def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:
     """Load a teacher for the task that `like`, a model class or one of its instances, is for."""
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    autos = (AutoModelForSequenceClassification, AutoModelForImageClassification)
-    for auto in autos:
-        if type(like) in auto._model_mapping.values():
-            return load_model(source, auto.__name__)
-    return load_model(source, type(like).__name__)
+    name = type(like).__name__
+    return load_model(source, auto_class_for(name) or name)
 
 
 def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], StageMethods, list[StageMethods]]:
