@@ -156,7 +156,7 @@ def test_what_attention_counts_is_stored_and_bounded(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     modules = config["quantization_config"]["modules"]
     assert modules["h.1.attn"] == {"kind": "sizes", "num_heads": 3, "split_size": 24}
-    assert modules["h.1.attn.c_attn"] == {"kind": "conv1d", "nf": 72, "nx": 32}
+    assert modules["h.1.attn.c_attn"] == {"kind": "conv1d", "nx": 32, "nf": 72}
     for hostile in ({"split_size": 10**9}, {"split_size": -1}, {"split_size": "24"}, {"layer_idx": 0}, {"nf": 3}):
         modules["h.1.attn"] = {"kind": "sizes", "num_heads": 3, "split_size": 24} | hostile
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -208,7 +208,7 @@ def test_layers_that_were_gated_stay_trainable():
 def test_a_wrapper_sees_conv1d_as_a_matrix():
     model = make("gpt2")
     block, before = blocks(model)[0], logits(make("gpt2"), "gpt2")
-    gate = attach(model, block.output, ColumnGate(4, block.head_size), as_matrix=True)
+    gate = attach(model, block.output, ColumnGate(4, block.head_size))
     assert find(model, block.output, ColumnGate) is gate
     assert torch.equal(logits(model, "gpt2"), before)
     gate.mask[1] = False

@@ -96,17 +96,17 @@ class Movement(Method[MovementConfig]):
         self._family: Family = ctx.family
         self._strength, config = 0.0, self.config
         blocks = blocks_of(model, ctx.family)
-        if config.heads:
+        if config.heads or config.filled:
             require_removable_heads(blocks)
         self._before = _counts(model, blocks)
         heads = [(b.output, b.head_size) for b in blocks] if config.heads else []
         units = [(b.down, 1) for b in blocks] if config.ffn else []
         for path, size in heads + units:
-            groups = width_in(model.get_submodule(path)) // size
-            attach(model, path, ColumnGate(groups, size), as_matrix=True)
+            columns = width_in(model.get_submodule(path))
+            attach(model, path, ColumnGate(columns // size, size))
         for path in self._sparse(blocks):
             rows, columns = matrix(model.get_submodule(path)).shape
-            attach(model, path, BlockGate((rows, columns), *config.block), as_matrix=True)
+            attach(model, path, BlockGate((rows, columns), *config.block))
         self._gates = self._groups(model, blocks)
         return [path for path, _ in heads + units] + self._sparse(blocks)
 
@@ -219,9 +219,8 @@ def _refill(model: nn.Module, block: Block) -> None:
     columns = width_in(model.get_submodule(block.output))
     alive = gate.mask.any(0).repeat_interleave(gate.columns)[:columns].view(-1, block.head_size).any(1)
     queries, keys = alive.repeat_interleave(block.head_size), alive.repeat_interleave(block.key_size)
-    inputs = [(block.query, keys.repeat(3))] if block.fused else [(block.query, queries)]
-    inputs += [] if block.fused else [(block.key, keys), (block.value, keys)]
-    for path, weights in inputs:
+    separate = [(block.query, queries), (block.key, keys), (block.value, keys)]
+    for path, weights in [(block.query, queries.repeat(3))] if block.fused else separate:
         gate = find(model, path, BlockGate)
         gate.mask.copy_(_blocks(weights, gate.rows)[:, None].expand_as(gate.mask))
     gate = find(model, block.output, BlockGate)

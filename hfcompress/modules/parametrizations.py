@@ -1,4 +1,7 @@
-"""Training wrappers are torch parametrizations; these helpers put one on, find it, and take exactly it away."""
+"""Training wrappers are torch parametrizations; these helpers put one on, find it, and take exactly it away.
+
+A wrapper always sees the weight as `matrix` does, with one row per output: the layout of GPT-2's Conv1D is hidden here.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,11 @@ class Transposed(nn.Module):
         return self.inner(weight.T).T
 
 
-def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) -> P:
-    """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already.
-
-    as_matrix: it sees the weight with one row per output, as `matrix` does; else as the layer keeps it.
-    """
+def attach(model: nn.Module, path: str, wrapper: P) -> P:
+    """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already."""
     module = model.get_submodule(path)
     wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
-    registered = Transposed(wrapper) if as_matrix and isinstance(module, Conv1D) else wrapper
+    registered = Transposed(wrapper) if isinstance(module, Conv1D) else wrapper
     parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)
     return wrapper
 
@@ -65,10 +65,10 @@ def detach(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
 @torch.no_grad()
 def bake(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
     """Write what the wrapper of class `kind`, if there is one, makes of the stored weight into it; take it off."""
-    for wrapper in _registered(model.get_submodule(path)):
-        if isinstance(_inner(wrapper), kind):
+    for registered in _registered(model.get_submodule(path)):
+        if isinstance(_inner(registered), kind):
             original = model.get_submodule(path).parametrizations[TENSOR].original  # type: ignore[index,union-attr]
-            original.copy_(wrapper(original))
+            original.copy_(registered(original))
     detach(model, path, kind)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ..ops.losses import straight_through
 from ..ops.quantization import Clip, Grid, quantize
@@ -19,12 +18,10 @@ class RoundedWeight(nn.Module):
     on: Tensor
     mask: Tensor | None
 
-    def __init__(
-        self, grid: Grid | None = None, clip: Clip = "max", *, transposed: bool = False, mask: Tensor | None = None
-    ) -> None:
-        """Take the grid (default 8 bits), and how the weight lies: transposed, or the values where `mask` is True."""
+    def __init__(self, grid: Grid | None = None, clip: Clip = "max", *, mask: Tensor | None = None) -> None:
+        """Take the grid (default 8 bits), and for a weight kept as flat values where (rows, columns) they belong."""
         super().__init__()
-        self.grid, self.clip, self.transposed = grid or Grid(), clip, transposed
+        self.grid, self.clip = grid or Grid(), clip
         self.register_buffer("on", torch.zeros((), dtype=torch.bool))
         self.register_buffer("mask", mask, persistent=False)
         self._last: tuple[Tensor, int, Tensor] | None = None
@@ -52,19 +49,17 @@ class RoundedWeight(nn.Module):
         matrix = weight
         if self.mask is not None:
             matrix = weight.new_zeros(self.mask.shape).masked_scatter(self.mask, weight)
-        elif self.transposed:
-            matrix = weight.T
         rounded = quantize(matrix.flatten(1), self.grid, self.clip).dequantize(weight.dtype)
         if self.mask is not None:
             return rounded[self.mask]
-        return (rounded.T if self.transposed else rounded).reshape(weight.shape)
+        return rounded.reshape(weight.shape)
 
 
 def rounding_for(module: nn.Module, grid: Grid, clip: Clip = "max") -> RoundedWeight:
     """Return the wrapper that rounds the weight of `module` as packing it will."""
     if isinstance(module, Packed):
         return RoundedWeight(grid, clip, mask=module.mask())
-    return RoundedWeight(grid, clip, transposed=isinstance(module, Conv1D))
+    return RoundedWeight(grid, clip)
 
 
 def _unchanged(last: tuple[Tensor, int, Tensor], weight: Tensor) -> bool:

@@ -103,9 +103,9 @@ def drop_dead_(model: nn.Module, block: Block) -> None:
     """Remove heads and units whose every column of the narrowing projection is zero: nothing reads them."""
     heads = matrix(model.get_submodule(block.output)).any(0).view(-1, block.head_size).any(1)
     units = matrix(model.get_submodule(block.down)).any(0)
-    if block.locked:
-        heads = torch.ones_like(heads)
-    for keep, remove_ in ((heads, keep_heads_), (units, keep_units_)):
+    for keep in (heads, units):
         keep[0] |= not keep.any()  # an empty layer could not be built
-        if not keep.all():
-            remove_(model, block, keep)
+    if not heads.all() and not block.locked:
+        keep_heads_(model, block, heads)
+    if not units.all():
+        keep_units_(model, block, units)
