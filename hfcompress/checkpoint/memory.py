@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import mmap
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .training_state import clean_state_dict
+
+LARGE_BYTES = 1 << 30
 _DONTNEED = 4  # MADV_DONTNEED of Linux: forget these pages; of a mapped file they can be read again
 
 Range = tuple[int, int]
@@ -30,9 +35,34 @@ def own_memory_(model: nn.Module) -> None:
         _forget(old, mapped)
 
 
+def is_large(model: nn.Module) -> bool:
+    """Say whether a second copy of the model is to be avoided: what can be seen from shapes is seen from shapes."""
+    return weight_bytes(model) > LARGE_BYTES
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the model as it stands, structure and ties included, that holds shapes and no values."""
+    memo: dict[int, Any] = {id(b): b.to("meta") for b in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
 def release_(model: nn.Module) -> None:
     """Give back the memory of a model that nothing computes with any more, whoever still holds it."""
     model._apply(lambda tensor: tensor.new_empty(0))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of the model's tensors as a checkpoint stores them, shared ones once."""
+    return sum(t.numel() * t.element_size() for t in weights(model))
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that a checkpoint stores, shared ones once."""
+    state = clean_state_dict(model).values()
+    # By the storage object, not its address: on the meta device every address is 0.
+    return list({(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in state}.values())
 
 
 def _mapped_files() -> list[Range]:

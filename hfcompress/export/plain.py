@@ -13,7 +13,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
     Eager attention is spelt in matrix products, which exporters and FLOP counters see on every device.
     """
-    plain = copy.deepcopy(model).cpu().eval()
+    plain = copy.deepcopy(model).eval()
+    if not any(p.is_meta for p in plain.parameters()):
+        plain = plain.cpu()
     if any(not p.is_floating_point() for p in plain.parameters()):
         from ..checkpoint.loader import mark_trainable_
         from ..modules.bnb import widen_bnb_

@@ -151,6 +151,7 @@ class Result(StrictModel):
     loads_with: Literal["transformers", "hfcompress"] = Field(
         description="'transformers': the checkpoint is a stock one; 'hfcompress': it needs `import hfcompress`."
     )
+    dtype: str = Field("float32", description="Type of the float weights as measured; 'auto': as stored.")
     base_model: Source
     dataset: Source
     methods: list[Method]

@@ -6,12 +6,11 @@ import copy
 import math
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import nn
 
 from ..checkpoint import attach_structure_, refuse_untrainable
-from ..checkpoint.training_state import clean_state_dict
+from ..checkpoint.memory import is_large, meta_copy, weight_bytes, weights
 from ..core.config import StrictModel
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
@@ -21,7 +20,6 @@ from ..core.registry import create
 from .schema import Recipe, Stage
 
 _DEFAULT_EPOCHS, _DEFAULT_BATCH = 3.0, 8
-WALKED_BYTES = 1 << 30  # a model up to this size is walked on a copy, a larger one on its shapes alone
 
 
 class PlannedMethod(StrictModel):
@@ -71,11 +69,11 @@ def make_plan(
     """Walk through the stages on a copy of `model`, at full strength and without training.
 
     What a method would learn to keep is not known yet, how much of it is: counts and bytes are those of the run, up to
-    rounding per layer. Of a model above `WALKED_BYTES` only the shapes are copied: what a method decides by the values
-    of weights is then not known, nor what follows it. Raises what the run would: RecipeError, TargetError, FamilyError,
-    LifecycleError.
+    rounding per layer. Of a large model (see `is_large`) only the shapes are copied: what a method decides by the
+    values of weights is then not known, nor what follows it. Raises what the run would: RecipeError, TargetError,
+    FamilyError, LifecycleError.
     """
-    large = weight_bytes(model) > WALKED_BYTES
+    large = is_large(model)
     scratch = (meta_copy(model) if large else copy.deepcopy(model)).eval()
     surroundings = {"teacher": model, "processor": copy.deepcopy(processor), "corpus": corpus}
     stages = _plan_stages(recipe, scratch, surroundings, train_examples, by_shape=large)
@@ -119,7 +117,7 @@ def _walk(
         targets = lifecycle.prepare(scratch, **surroundings)
         lifecycle.finalize(scratch)
         attach_structure_(scratch)
-    except (RuntimeError, NotImplementedError):  # what torch raises when it is asked for the values of a meta tensor
+    except RuntimeError:  # what torch raises when it is asked for the values of a meta tensor
         if by_shape:
             return None
         raise
@@ -141,14 +139,6 @@ def _planned(
     )
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of the model as it stands, structure and ties included, that holds shapes and no values."""
-    memo: dict[int, Any] = {id(b): b.to("meta") for b in model.buffers()}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-    return copy.deepcopy(model, memo)
-
-
 def steps(train: dict[str, Any], examples: int) -> int:
     """Return the optimizer steps that these TrainingArguments make of `examples` on one process."""
     if train.get("max_steps", -1) > 0:
@@ -160,15 +150,4 @@ def steps(train: dict[str, Any], examples: int) -> int:
 
 def count(model: nn.Module) -> int:
     """Return how many numbers the model holds, shared ones once."""
-    return sum(t.numel() for t in _tensors(model))
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of the model's tensors as a checkpoint stores them, shared ones once."""
-    return sum(t.numel() * t.element_size() for t in _tensors(model))
-
-
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    # By the storage object, not its address: on the meta device every address is 0.
-    state = clean_state_dict(model).values()
-    return list({(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in state}.values())
+    return sum(t.numel() for t in weights(model))

@@ -30,6 +30,7 @@ def assemble(
         task=recipe.task,
         auto_class=setup.task.auto_class,
         loads_with="hfcompress" if structure else "transformers",
+        dtype=recipe.dtype,
         base_model=_base_model(setup),
         dataset=_dataset(setup),
         methods=_methods(records),
