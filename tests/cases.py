@@ -44,12 +44,37 @@ def count_structure(base: nn.Module, model: nn.Module) -> Report:
 
 
 def count_packed(base: nn.Module, model: nn.Module) -> Report:
-    """Count the int8 tensors of the state dict, and compare their number with the layers of the base model."""
-    packed = [t for t in model.state_dict().values() if t.dtype == torch.int8]
-    layers = [m for m in base.modules() if isinstance(m, nn.Linear | nn.Embedding)]
+    """Count the codes in the state dict, and compare their number with the layers of the base model."""
+    state = model.state_dict()
+    packed = [name for name in state if name.endswith(".weight_codes")]
+    layers = [m for m in base.modules() if isinstance(m, nn.Linear | nn.Embedding | nn.Conv2d)]
     outputs = [m for m in layers if getattr(m, "out_features", 0) == base.config.num_labels]
     assert len(packed) == len(layers) - len(outputs)
-    return {"layers": len(packed), "weights": sum(t.numel() for t in packed), "bits": 8}
+    weights = sum(m.weight.numel() for m in layers) - sum(m.weight.numel() for m in outputs)
+    stored = sum(state[name].nbytes for name in packed)
+    stored += sum(state[name.replace("_codes", "_scale")].nbytes for name in packed)
+    return {"layers": len(packed), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
+
+
+def count_blocks(base: nn.Module, model: nn.Module) -> Report:
+    """Count the blocks of both state dicts, and find each of the base model's in the other by its first weight."""
+    before, after = (
+        [of.state_dict()[f"{b.output}.weight"] for b in blocks_of(of, family_of(of))] for of in (base, model)
+    )
+    kept = [any(w.shape == other.shape and torch.equal(w, other) for other in after) for w in before]
+    return {
+        "blocks_before": len(before),
+        "blocks_after": len(after),
+        **{f"block{i}_kept": k for i, k in enumerate(kept)},
+    }
+
+
+def count_rows_of_positions(base: nn.Module, model: nn.Module) -> Report:
+    """Count the rows of the one position table in each state dict."""
+    before, after = (
+        max(t.shape[-2] for name, t in m.state_dict().items() if "position_embeddings" in name) for m in (base, model)
+    )
+    return {"positions_before": before, "positions_after": after}
 
 
 def count_nf4(base: nn.Module, model: nn.Module) -> Report:
@@ -70,6 +95,9 @@ def count_nf4(base: nn.Module, model: nn.Module) -> Report:
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
+    "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
+    "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),
+    "vocabulary": MethodCase(),
 }

@@ -28,7 +28,7 @@ from hfcompress.export.onnx_int8 import MIN_TABLE
 from hfcompress.export.plain import plain_copy
 from hfcompress.export.runtime import Source, open_engine, open_onnx
 from hfcompress.modules.packed import pack_
-from hfcompress.ops.quantization import dequantize, quantize_symmetric
+from hfcompress.ops.quantization import Grid, quantize
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -66,7 +66,7 @@ def bert() -> BertForSequenceClassification:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-                module.weight.copy_(dequantize(*quantize_symmetric(module.weight)))
+                module.weight.copy_(quantize(module.weight, Grid(8)).dequantize())
     return model
 
 

@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin, Quan
 from ..core.errors import CheckpointError, LifecycleError
 from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import dequantize_
+from ..modules.sparse import check_masks
 from .inner import inner_quantizer, parse_inner, read_inner
 from .structure import Modules, apply_structure_, read_structure
 from .training_state import clean_state_dict
@@ -86,6 +87,7 @@ class HFCompressQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        check_masks(model)
         if self.quantization_config.inner is not None:
             check_bnb_(model, parse_inner(self.quantization_config.inner).form)
             _cast_(model, self._dtypes)

@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from ..core.errors import CheckpointError
-from ..core.families import base_prefix
+from ..core.families import base_prefix, size_names
 from ..modules.bnb import float_twin, is_bnb
+from ..modules.sized import KIND as SIZES
+from ..modules.sized import resize_, sizes_of
 from ..modules.spec import build, spec_of
+from ..modules.ties import declare_ties_
 
 Modules = dict[str, dict[str, Any]]
 
@@ -33,9 +36,15 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 def read_structure(model: nn.Module) -> Modules:
     """Return the specs of the modules that differ from the skeleton, by relative path; a state, not a history."""
-    plain = {path: spec_of(module) for path, module in skeleton(model).named_modules(remove_duplicate=False)}
-    specs = ((path, _spec(module)) for path, module in model.named_modules(remove_duplicate=False))
-    return {_relative(model, path): spec for path, spec in specs if spec is not None and plain.get(path) != spec}
+    plain = _specs(skeleton(model))
+    return {_relative(model, path): spec for path, spec in _specs(model).items() if plain.get(path) != spec}
+
+
+def _specs(model: nn.Module) -> Modules:
+    names = size_names(model)
+    modules = model.named_modules(remove_duplicate=False)
+    specs = ((path, _spec(module) or sizes_of(module, names)) for path, module in modules)
+    return {path: spec for path, spec in specs if spec is not None}
 
 
 def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -54,6 +63,9 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
             if _optional(relative):
                 continue
             raise CheckpointError(f"the checkpoint describes {path!r}, which this model does not have") from error
+        if spec.get("kind") == SIZES:
+            resize_(old, spec, size_names(model), path)
+            continue
         if _spec(old) == dict(spec):
             continue
         if spec.get("inner") is True:
@@ -61,6 +73,7 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
             spec = {key: value for key, value in spec.items() if key != "inner"}
         if spec_of(old) != dict(spec):
             model.set_submodule(path, build(spec, old, path))
+    declare_ties_(model)
     return inner
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,21 @@ def argmax(logits: Array) -> Array:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Stored batches, their labels (N,), and how predictions are scored (higher is better)."""
+    """Stored batches, their labels (N,), and how predictions are scored (higher is better).
+
+    `own` holds, by label, the same examples for a model that reads them otherwise, through a tokenizer of its own.
+    """
 
     batches: Path
     labels: Array
     metric: str
     score: Score
     decode: Callable[[Array], Array] = argmax
+    own: Mapping[str, Path] = field(default_factory=dict)
+
+    def batches_for(self, label: str) -> Path:
+        """Return the batches that the model called `label` reads."""
+        return self.own.get(label, self.batches)
 
 
 def predict(
@@ -78,7 +86,7 @@ def evaluate(
     predictions: dict[tuple[str, str], Array] = {}
     for index, (name, label) in enumerate(tasks):
         progress = part(on_progress, index, len(tasks))
-        predicted = data.decode(predict(models[label], name, data.batches, auto_class, threads, progress))
+        predicted = data.decode(predict(models[label], name, data.batches_for(label), auto_class, threads, progress))
         qualities[label].append(quality(name, predicted, data))
         predictions[name, label] = predicted
         if label != first:

@@ -1,71 +1,67 @@
-"""Choosing one option per layer under a budget."""
+"""How much each layer keeps, when all share one budget."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
+import torch
+from torch import Tensor
 
-_STATES = 4096  # partial choices kept; more buy nothing that the measured losses could tell apart
+from ..core.errors import TargetError
 
-
-@dataclass(frozen=True)
-class Option:
-    """What one way to hold a layer costs (bits, bytes, …) and how much it harms (a loss, smaller is better)."""
-
-    cost: float
-    loss: float
+GRID = 20_000  # costs are compared in this many parts of the budget, rounded up, when whole numbers do not divide it
 
 
-def allocate(layers: Sequence[Sequence[Option]], budget: float, *, states: int = _STATES) -> list[int]:
-    """Return the index of one option per layer, of least total loss among those of total cost at most `budget`.
+def keep_counts(scores: Sequence[Tensor], multiple: int) -> list[Tensor]:
+    """Return, per layer, the numbers of entries it may keep: multiples of `multiple`, and all."""
+    return [torch.tensor([*range(multiple, len(s), multiple), len(s)]) for s in scores]
 
-    The multiple-choice knapsack problem, as mixed precision poses it (Hubara 2020, arXiv:2006.10518, section 4), by
-    dynamic programming over the choices that no other beats in both cost and loss (Nemhauser & Ullmann 1969): exact as
-    long as no more than `states` of them arise. Beyond that, the best of each of `states` equal steps of cost is kept:
-    the budget still holds. Ties go to the lower cost. ValueError when even the cheapest options cost more than that.
+
+def dropped(scores: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Tensor]:
+    """Return, per layer and number of entries kept, the sum of the scores of all but the highest so many."""
+    errors = []
+    for layer, options in zip(scores, counts, strict=True):
+        lost = layer.detach().double().cpu().sort().values.cumsum(0)
+        errors.append(torch.cat([lost.new_zeros(1), lost])[len(layer) - options])
+    return errors
+
+
+def allocate(errors: Sequence[Tensor], costs: Sequence[Tensor], share: float) -> list[int]:
+    """Choose one option per layer with the least sum of errors at a cost of at most `share` of the last options'.
+
+    errors, costs: (options,) per layer, the last option being the whole layer. Solved exactly, by dynamic programming
+    over the cost spent (the multiple-choice knapsack problem), on a grid of `GRID` steps. Raises TargetError when even
+    the cheapest options cost more.
     """
-    costs = [np.array([option.cost for option in options], dtype=float) for options in layers]
-    losses = [np.array([option.loss for option in options], dtype=float) for options in layers]
-    least = float(sum(c.min() for c in costs))
-    if least > budget:
-        raise ValueError(f"the budget of {budget:g} is below {least:g}, the cost of the cheapest options")
-    rest, cost, loss = least, np.zeros(1), np.zeros(1)
-    trail: list[tuple[np.ndarray, int]] = []  # which states were kept at each layer, as state * options + option
-    for its_costs, its_losses in zip(costs, losses, strict=True):
-        rest -= float(its_costs.min())
-        cost, loss = (cost[:, None] + its_costs).ravel(), (loss[:, None] + its_losses).ravel()
-        kept = _thin(cost, _undominated(cost, loss, budget - rest), states)
-        cost, loss = cost[kept], loss[kept]
-        trail.append((kept, len(its_costs)))
-    return _walk_back(trail, int(loss.argmin()))
-
-
-def _undominated(cost: np.ndarray, loss: np.ndarray, limit: float) -> np.ndarray:
-    """Return, by rising cost, the states within `limit` that no cheaper one matches in loss."""
-    order = np.lexsort((loss, cost))
-    order = order[cost[order] <= limit * (1 + 1e-12)]  # sums taken in another order differ in the last bits
-    best = np.minimum.accumulate(loss[order])
-    better = np.ones(len(order), dtype=bool)
-    better[1:] = loss[order][1:] < best[:-1]
-    return order[better]
-
-
-def _thin(cost: np.ndarray, kept: np.ndarray, states: int) -> np.ndarray:
-    """Return at most `states` of the undominated states `kept`: of each step of cost the dearest, which is the best."""
-    if len(kept) <= states:
-        return kept
-    low, high = cost[kept[0]], cost[kept[-1]]
-    step = np.minimum(((cost[kept] - low) / (high - low) * (states - 1)).astype(int), states - 2) + 1
-    step[0] = 0  # the cheapest stays, so that a way to keep the budget always does
-    last = np.append(step[1:] != step[:-1], True)
-    return kept[last]
-
-
-def _walk_back(trail: list[tuple[np.ndarray, int]], state: int) -> list[int]:
+    full, least = sum(float(c[-1]) for c in costs), sum(float(c.min()) for c in costs)
+    if least > share * full:
+        raise TargetError(f"no more than {1 - least / full:.0%} can be removed: every layer has to keep something")
+    steps, prices = _grid(costs, share * full)
+    best = torch.zeros(steps + 1, dtype=torch.float64)  # least error of the layers so far, by what they may cost
+    choices = []
+    for layer, price in zip(errors, prices, strict=True):
+        reached = torch.full((len(price), steps + 1), math.inf, dtype=torch.float64)
+        for option, cost in enumerate(price.tolist()):
+            if cost <= steps:
+                reached[option, cost:] = best[: steps + 1 - cost] + float(layer[option])
+        best, choice = reached.min(0)
+        choices.append(choice)
     chosen = []
-    for kept, options in reversed(trail):
-        state, option = divmod(int(kept[state]), options)
+    for price, choice in zip(reversed(prices), reversed(choices), strict=True):
+        option = int(choice[steps])
         chosen.append(option)
+        steps -= int(price[option])
     return chosen[::-1]
+
+
+def _grid(costs: Sequence[Tensor], budget: float) -> tuple[int, list[Tensor]]:
+    """Return the budget and the costs as whole numbers of one unit, no cost too low."""
+    flat = torch.cat([c.double() for c in costs])
+    if bool((flat == flat.round()).all()):
+        unit = math.gcd(*(int(c) for c in flat))
+        if budget / unit <= GRID:
+            return math.floor(budget / unit + 1e-9), [(c.double() / unit).round().long() for c in costs]
+    unit = budget / GRID
+    steps, prices = GRID, [torch.ceil(c.double() / unit - 1e-6).long() for c in costs]
+    return max(steps, sum(int(p.min()) for p in prices)), prices

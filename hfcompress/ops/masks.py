@@ -22,6 +22,29 @@ def keep_top(scores: Sequence[Tensor], density: float, *, multiple: int = 1, per
     return [_top(s, _rounded(count, len(s), multiple)) for s, count in zip(scores, counts, strict=True)]
 
 
+def keep_share(scores: Sequence[Tensor], density: float, *, per_tensor: bool = False) -> list[Tensor]:
+    """Return boolean masks, shaped like `scores`, that keep exactly the highest `density` share of all entries.
+
+    For millions of entries: a selection, not a sort. Ranked together unless `per_tensor`; ties go to the lower index.
+    """
+    if per_tensor:
+        return [_highest(s.detach().float().flatten(), density).view(s.shape) for s in scores]
+    flat = torch.cat([s.detach().float().flatten() for s in scores])
+    parts = _highest(flat, density).split([s.numel() for s in scores])
+    return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
+
+
+def _highest(flat: Tensor, density: float) -> Tensor:
+    count = round(density * flat.numel())
+    if count >= flat.numel() or count == 0:
+        return torch.full_like(flat, count > 0, dtype=torch.bool)
+    last = flat.kthvalue(flat.numel() - count + 1).values
+    mask = flat > last
+    ties = (flat == last).nonzero().flatten()
+    mask[ties[: count - int(mask.sum())]] = True
+    return mask
+
+
 def _counts(group: Sequence[Tensor], density: float) -> list[int]:
     """Return how many entries of each tensor are among the top `density` of the whole group.
 
@@ -44,3 +67,8 @@ def _top(scores: Tensor, count: int) -> Tensor:
 def _rounded(count: int, total: int, multiple: int) -> int:
     count = max(1, multiple * round(count / multiple)) if count > 0 else 1
     return min(total, max(count, min(multiple, total)))
+
+
+def keep_highest(scores: Tensor, count: int) -> Tensor:
+    """Return the boolean mask of the `count` highest of `scores` (entries,); ties go to the lower index."""
+    return _top(scores, count)

@@ -15,6 +15,8 @@ from ..checkpoint.training_state import clean_state_dict
 from ..core.config import StrictModel
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
+from ..core.method import Corpus
+from ..core.position_tables import longest_input
 from ..core.registry import create
 from .schema import Recipe, Stage
 
@@ -48,12 +50,20 @@ class Plan(StrictModel):
     evaluate_examples: int
     parameters: int
     weight_bytes: int
+    max_length: int = Field(0, description="Longest text in tokens that the compressed model takes; 0: no limit.")
     stages: list[PlannedStage]
     recipe_hash: str
 
 
 def make_plan(
-    recipe: Recipe, model: nn.Module, *, recipe_hash: str, train_examples: int, evaluate_examples: int
+    recipe: Recipe,
+    model: nn.Module,
+    *,
+    recipe_hash: str,
+    train_examples: int,
+    evaluate_examples: int,
+    processor: Any = None,
+    corpus: Corpus | None = None,
 ) -> Plan:
     """Walk through the stages on a copy of `model`, at full strength and without training.
 
@@ -61,6 +71,8 @@ def make_plan(
     rounding per layer. Raises what the run would: RecipeError, TargetError, FamilyError, LifecycleError.
     """
     scratch = copy.deepcopy(model).eval()
+    surroundings = {"teacher": model, "processor": copy.deepcopy(processor), "corpus": corpus}
+    stages = [_plan_stage(stage, i, scratch, surroundings, train_examples) for i, stage in enumerate(recipe.stages)]
     source = recipe.model if isinstance(recipe.model, str) else f"{recipe.model['model_type']} from scratch"
     return Plan(
         model=source,
@@ -69,18 +81,21 @@ def make_plan(
         evaluate_examples=evaluate_examples,
         parameters=count(model),
         weight_bytes=weight_bytes(model),
-        stages=[_plan_stage(stage, i, scratch, model, train_examples) for i, stage in enumerate(recipe.stages)],
+        max_length=longest_input(scratch.config),
+        stages=stages,
         recipe_hash=recipe_hash,
     )
 
 
-def _plan_stage(stage: Stage, index: int, scratch: nn.Module, teacher: nn.Module, examples: int) -> PlannedStage:
+def _plan_stage(
+    stage: Stage, index: int, scratch: nn.Module, surroundings: dict[str, Any], examples: int
+) -> PlannedStage:
     methods = [create(name, settings, f"stages.{index}.methods") for name, settings in stage.methods.items()]
     try:
         if stage.train is not None:
             refuse_untrainable(scratch)
         lifecycle = Lifecycle(methods, training=stage.train is not None)
-        targets = lifecycle.prepare(scratch, teacher=teacher)
+        targets = lifecycle.prepare(scratch, **surroundings)
     except LifecycleError as error:
         raise LifecycleError(f"stages.{index} ({stage.title}): {error}") from error
     lifecycle.finalize(scratch)

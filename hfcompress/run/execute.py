@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..checkpoint import load_model, save_checkpoint
 from ..core.files import write_text
 from ..core.method import Method, Phase
 from ..measure.result import Result, StageRecord
+from ..modules.tokens import follow_tokenizer_
 from ..publish.card import write_card
 from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
@@ -56,11 +57,11 @@ def run_recipe(
     state = Run(setup, folder, reporter)
     folder.write_plan(setup.plan)
     baseline = _baseline(state)
-    compressed, records = _stages(state, baseline)
-    save_checkpoint(compressed, folder.model, setup.processor)
+    compressed, records, state_after = _stages(state, baseline)
+    save_checkpoint(compressed, folder.model, state_after.setup.processor)
     control = _control(state, baseline)
     reporter.heading("Measuring")
-    bench = measure(setup, folder, reporter, control=control)
+    bench = measure(setup, state_after.setup, folder, reporter, control=control)
     result = assemble(setup, folder, bench, records, compressed)
     write_text(folder.path / "result.json", result.model_dump_json(indent=2) + "\n")
     write_card(folder.path)
@@ -83,8 +84,8 @@ def _train_plain(run: Run, model: nn.Module, target: Path) -> nn.Module:
     return _trained(run, model, arguments, methods=None, teacher=None, target=target, title="fine-tuning").eval()
 
 
-def _stages(run: Run, baseline: nn.Module) -> tuple[nn.Module, list[StageRecord]]:
-    """Run every stage in turn, or take over what an earlier run left of it."""
+def _stages(run: Run, baseline: nn.Module) -> tuple[nn.Module, list[StageRecord], Run]:
+    """Run every stage in turn, or take over what an earlier run left of it; the run's data follow the tokenizer."""
     teacher = _teacher(run, baseline)
     model, records = copy.deepcopy(baseline), []
     for index, stage in enumerate(run.setup.recipe.stages):
@@ -93,7 +94,19 @@ def _stages(run: Run, baseline: nn.Module) -> tuple[nn.Module, list[StageRecord]
         heading = f"Stage {index + 1} of {len(run.setup.recipe.stages)}: {methods.title}"
         model = _kept(run, folder / "model", heading, _stage_runner(run, model, methods, teacher, folder))
         records.append(StageRecord.model_validate_json((folder / _RECORD).read_text(encoding="utf-8")))
-    return model, records
+        run = _following(run, model, folder / "model", teacher)
+    return model, records, run
+
+
+def _following(run: Run, model: nn.Module, folder: Path, teacher: nn.Module) -> Run:
+    """Return the run with the data as the model in `folder` reads it, and let the teacher read the same."""
+    setup = run.setup
+    processor = setup.task.load_processor(str(folder), model.config, setup.recipe.data)
+    after = setup.reading_with(processor)
+    if after is setup:
+        return run
+    follow_tokenizer_(teacher, setup.processor, processor)
+    return replace(run, setup=after)
 
 
 def _stage_runner(
@@ -101,15 +114,16 @@ def _stage_runner(
 ) -> Callable[[], nn.Module]:
     def execute() -> nn.Module:
         started = time.monotonic()
+        processor = copy.deepcopy(run.setup.processor)
         if stage.train is None:
-            report, done = _oneshot(run, model, stage), model
+            report, done = _oneshot(run, model, stage, processor), model
         else:
-            report, done = _train_stage(run, model, stage, teacher, folder)
+            report, done = _train_stage(run, model, stage, teacher, folder, processor)
         settings = {m.info.name: m.config.model_dump(mode="json") for m in stage.methods}
         seconds = round(time.monotonic() - started, 1)
         record = StageRecord(name=stage.title, methods=settings, train=stage.train, report=report, seconds=seconds)
         write_text(folder / _RECORD, record.model_dump_json(indent=2) + "\n")
-        save_checkpoint(done, folder / "model", run.setup.processor)
+        save_checkpoint(done, folder / "model", processor)
         clean(folder / "trainer")
         run.folder.log(stage=stage.title, seconds=seconds, report=report)
         return done
@@ -117,16 +131,18 @@ def _stage_runner(
     return execute
 
 
-def _oneshot(run: Run, model: nn.Module, stage: StageMethods) -> dict[str, dict[str, float]]:
+def _oneshot(run: Run, model: nn.Module, stage: StageMethods, processor: Any) -> dict[str, dict[str, float]]:
     setup = run.setup
     batches = calibration_batches(
         setup.train, setup.collator, CALIBRATION_EXAMPLES, setup.recipe.evaluate.batch_size, setup.recipe.seed
     )
-    return run_oneshot(model, stage, calibration=batches, seed=setup.recipe.seed)[1]
+    return run_oneshot(
+        model, stage, calibration=batches, seed=setup.recipe.seed, processor=processor, corpus=setup.corpus
+    )[1]
 
 
 def _train_stage(
-    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module, folder: Path
+    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module, folder: Path, processor: Any
 ) -> tuple[dict[str, dict[str, float]], nn.Module]:
     trainer = train(
         run.setup,
@@ -134,6 +150,7 @@ def _train_stage(
         stage.train or {},
         methods=stage.methods,
         teacher=teacher,
+        processor=processor,
         scratch=folder / "trainer",
         folder=run.folder,
         title=stage.title,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ BASELINE, COMPRESSED = "baseline", "compressed"
 
 
 def measure(
-    setup: Setup, folder: RunFolder, reporter: Reporter, *, control: Path | None
+    setup: Setup, compressed: Setup, folder: RunFolder, reporter: Reporter, *, control: Path | None
 ) -> tuple[Bench, Quality | None]:
-    """Measure baseline and compressed model, and the control's quality if there is one."""
-    data = write_evaluation(setup, folder.batches)
+    """Measure baseline and compressed model, and the control's quality if there is one.
+
+    `compressed` is the setup with the data as the compressed model reads it.
+    """
+    data = write_evaluation(compressed, folder.batches)
+    if compressed is not setup:
+        data = replace(data, own={BASELINE: write_evaluation(setup, folder.baseline_batches).batches})
     write_labels(folder, data.labels)
     settings = bench_settings(setup)
     with reporter.bar("measuring") as progress:
@@ -35,7 +41,8 @@ def measure(
     if control is None:
         return measured, None
     with reporter.bar("evaluating the control") as progress:
-        logits = predict(Source(str(control)), "pytorch", data.batches, settings.auto_class, settings.threads, progress)
+        batches = data.batches_for(BASELINE)
+        logits = predict(Source(str(control)), "pytorch", batches, settings.auto_class, settings.threads, progress)
     return measured, quality("pytorch", data.decode(logits), data)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -11,13 +12,14 @@ from transformers import AutoConfig, set_seed
 
 from ..checkpoint import load_model
 from ..core.errors import CheckpointError
+from ..core.method import Corpus
 from ..export.runtime import require_engine
 from ..measure.require import parse_requirement
 from ..measure.workloads import Shape
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan, make_plan
 from ..recipe.schema import Recipe
-from ..train.data import Splits, load_data
+from ..train.data import Splits, corpus_of, load_data
 from ..train.tasks import Task, get_task
 from ..train.tasks.base import Collator
 from .shapes import shapes_of
@@ -43,6 +45,21 @@ class Setup:
         """The recipe."""
         return self.loaded.recipe
 
+    @property
+    def corpus(self) -> Corpus:
+        """The training split as methods read it."""
+        return corpus_of(lambda: self.train, lambda: self.task.texts(self.splits.train))
+
+    def reading_with(self, processor: Any) -> Setup:
+        """Return the same with the data encoded by another processor; itself when that reads alike."""
+        if _reads(processor) == _reads(self.processor):
+            return self
+        train, evaluate = (
+            self.task.encode(s, processor, self.recipe.data) for s in (self.splits.train, self.splits.evaluate)
+        )
+        collator = self.task.collator(processor)
+        return replace(self, processor=processor, train=train, evaluate=evaluate, collator=collator)
+
 
 def open_recipe(loaded: LoadedRecipe) -> Setup:
     """Load data, processor and model and check that they fit; raises a typed error that names what does not."""
@@ -56,27 +73,36 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
     splits = load_data(recipe.data, task, recipe.seed)
     set_seed(recipe.seed)
     model = _open_model(recipe, task, splits)
+    source = recipe.processor or (recipe.model if isinstance(recipe.model, str) else None)
+    processor = task.load_processor(source, model.config, recipe.data, recipe.revision)
+    encoded = functools.cache(lambda: task.encode(splits.train, processor, recipe.data))
     plan = make_plan(
         recipe,
         model,
         recipe_hash=loaded.hash,
         train_examples=len(splits.train),
         evaluate_examples=len(splits.evaluate),
+        processor=processor,
+        corpus=corpus_of(encoded, lambda: task.texts(splits.train)),
     )
-    source = recipe.processor or (recipe.model if isinstance(recipe.model, str) else None)
-    processor = task.load_processor(source, model.config, recipe.data, recipe.revision)
     return Setup(
         loaded=loaded,
         task=task,
         splits=splits,
-        train=task.encode(splits.train, processor, recipe.data),
+        train=encoded(),
         evaluate=task.encode(splits.evaluate, processor, recipe.data),
         processor=processor,
         collator=task.collator(processor),
         model=model,
         plan=plan,
-        shapes=shapes_of(recipe, task, processor, model),
+        shapes=shapes_of(recipe, task, processor, plan.max_length),
     )
+
+
+def _reads(processor: Any) -> tuple[Any, ...]:
+    """Return what decides how a processor that a method may have changed reads its input."""
+    words = processor.get_vocab() if hasattr(processor, "get_vocab") else None
+    return words, getattr(processor, "model_max_length", None)
 
 
 def _open_model(recipe: Recipe, task: Task, splits: Splits) -> nn.Module:

@@ -31,12 +31,13 @@ def train(
     *,
     methods: list[Method] | None,
     teacher: Any,
+    processor: Any = None,
     scratch: Path,
     folder: RunFolder,
     title: str,
     reporter: Reporter,
 ) -> Trainer:
-    """Train `model` with `methods` (None: plain) and return the trainer, its model finalized.
+    """Train `model` with `methods` (None: plain) and return the trainer, its model finalized, as `processor` is.
 
     Checkpoints go to `scratch`; when some lie there, training goes on from the last one.
     """
@@ -52,7 +53,9 @@ def train(
     }
     trainer: Trainer
     if methods:
-        trainer = HFCompressTrainer(**common, recipe=[m.config for m in methods], teacher=teacher)
+        trainer = HFCompressTrainer(
+            **common, recipe=[m.config for m in methods], teacher=teacher, processing_class=processor
+        )
     else:
         trainer = PlainTrainer(**common)
     for callback in (PrinterCallback, ProgressCallback):

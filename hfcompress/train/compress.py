@@ -11,6 +11,8 @@ from torch import nn
 from ..checkpoint import attach_structure_
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
+from ..core.method import Corpus
+from .data import corpus_of_batches
 from .stages import RecipeLike, StageMethods, stages_of
 
 CALIBRATION_EXAMPLES = 256
@@ -21,17 +23,22 @@ def compress(
     recipe: RecipeLike,
     *,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
+    processor: Any = None,
+    texts: Iterable[str] | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """Apply the one-shot methods of `recipe` to `model`, in place, and return it, ready for `save_pretrained`.
 
-    calibration: batches of model inputs, read by the methods that need data. Raises LifecycleError for a method that
-    trains or when `calibration` is missing.
+    calibration: batches of model inputs, read by the methods that need data. processor: the model's tokenizer or image
+    processor; a method that changes what the model reads changes it in place too, so save both. texts: the corpus as
+    written, for methods that read text. Raises LifecycleError for a method that trains or lacks what it needs.
     """
+    calibration = None if calibration is None else list(calibration)
+    corpus = corpus_of_batches(calibration or (), list(texts or ()))
     for stage in stages_of(recipe):
         if stage.train is not None:
             raise LifecycleError(f"stage {stage.title!r} trains: use HFCompressTrainer, or `hfcompress run`")
-        run_oneshot(model, stage, calibration=calibration, seed=seed)
+        run_oneshot(model, stage, calibration=calibration, seed=seed, processor=processor, corpus=corpus)
     return model
 
 
@@ -41,12 +48,14 @@ def run_oneshot(
     *,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     seed: int = 0,
+    processor: Any = None,
+    corpus: Corpus | None = None,
 ) -> tuple[Lifecycle, dict[str, dict[str, float]]]:
     """Run one stage without training and return its life cycle and what its methods report."""
     lifecycle = Lifecycle(stage.methods, training=False)
     training = model.training
     model.eval()
-    lifecycle.prepare(model, seed=seed)
+    lifecycle.prepare(model, seed=seed, processor=processor, corpus=corpus)
     if lifecycle.needs_calibration:
         if calibration is None:
             raise LifecycleError(f"stage {stage.title!r} reads data: pass calibration=<batches of model inputs>")

@@ -17,6 +17,7 @@ from ..core.lifecycle import Lifecycle, State
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
 from .compress import CALIBRATION_EXAMPLES, run_oneshot
+from .data import corpus_of
 from .stages import RecipeLike, StageMethods, stages_of
 from .teacher import Teacher, output_flags
 
@@ -39,6 +40,7 @@ class HFCompressMixin(CheckpointMixin):
         **kwargs: Any,
     ) -> None:
         self._before, self._stage, self._after = _around_training(stages_of(recipe))
+        _refuse_new_tokens([*self._before, *self._after])
         self._teacher_source = teacher
         if args is None and self._stage.train is not None:
             args = TrainingArguments(**{"output_dir": "trainer_output", **self._stage.train})
@@ -55,10 +57,15 @@ class HFCompressMixin(CheckpointMixin):
         self.pop_callback(HFCompressCallback)  # type: ignore[attr-defined]
         self.add_callback(HFCompressCallback(self.lifecycle))  # type: ignore[attr-defined]
         self.teacher = self._make_teacher() if self.lifecycle.needs_teacher else None
+        self._surroundings: dict[str, Any] = {
+            "seed": self.args.seed,
+            "processor": self.processing_class,  # type: ignore[attr-defined]
+            "corpus": corpus_of(lambda: self.train_dataset or ()),  # type: ignore[attr-defined]
+        }
         for stage in self._before:
-            run_oneshot(self.model, stage, calibration=self._calibration(), seed=self.args.seed)
+            run_oneshot(self.model, stage, calibration=self._calibration(), **self._surroundings)
         teacher = self.teacher.model if self.teacher else None
-        self.targets = self.lifecycle.prepare(self.model, seed=self.args.seed, teacher=teacher)
+        self.targets = self.lifecycle.prepare(self.model, teacher=teacher, **self._surroundings)
 
     def _make_teacher(self) -> Teacher:
         source = self._teacher_source
@@ -74,7 +81,7 @@ class HFCompressMixin(CheckpointMixin):
         self.compression_report = self.lifecycle.finalize(model)
         attach_structure_(model)
         for stage in self._after:
-            report = run_oneshot(model, stage, calibration=self._calibration(), seed=self.args.seed)[1]
+            report = run_oneshot(model, stage, calibration=self._calibration(), **self._surroundings)[1]
             self.compression_report |= report
         model.add_model_tags(["hfcompress", *self.compression_report])
 
@@ -166,6 +173,17 @@ def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], St
         )
     (index,) = training
     return stages[:index], stages[index], stages[index + 1 :]
+
+
+def _refuse_new_tokens(stages: list[StageMethods]) -> None:
+    """Raise LifecycleError for a stage after which the Trainer's data sets would hold ids of another tokenizer."""
+    for stage in stages:
+        for method in stage.methods:
+            if method.info.needs.tokenizer:
+                raise LifecycleError(
+                    f"{method.info.name} changes the tokenizer, and this trainer's data sets are tokenized already: "
+                    "call hfcompress.compress(model, …, processor=tokenizer) before tokenizing, or after training"
+                )
 
 
 def _regroup_(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,6 +76,10 @@ class Task(ABC):
     @abstractmethod
     def shapes(self, processor: Any) -> list[Shape]:
         """Return the workloads the benchmark times when the recipe names none."""
+
+    def texts(self, dataset: Dataset) -> Iterable[str]:
+        """Return the texts of a split with canonical columns; none when the task reads no text."""
+        return ()
 
     def metric(self, name: str) -> Score:
         """Return the metric called `name`, or the local `evaluate` script at that path; RecipeError when neither is."""

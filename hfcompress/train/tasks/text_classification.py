@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -41,6 +43,10 @@ class TextClassification(Classification):
             if not is_text(dataset.features[column]):
                 raise DataError(f"split {split!r}: column {column!r} holds {dataset.features[column]}; expected text.")
         return dataset
+
+    def texts(self, dataset: Dataset) -> Iterable[str]:
+        """Return the texts, and those paired with them."""
+        return chain.from_iterable(dataset[name] for name in ("text", "text_pair") if name in dataset.column_names)
 
     def encode(self, dataset: Dataset, processor: Any, data: Data) -> Dataset:
         """Tokenize with truncation to `data.max_length`, or to the tokenizer's own limit."""
