@@ -14,9 +14,17 @@ from ..core.families import base_prefix
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
 from ..core.targets import select
-from ..modules.bnb import BnbFormat, BnbRounded, bnb_format, can_quantize, library, quantize_bnb_, stored_bytes
+from ..modules.bnb import (
+    BnbFormat,
+    BnbRounded,
+    bnb_format,
+    can_quantize,
+    library,
+    quantize_bnb_,
+    refuse_shared,
+    stored_bytes,
+)
 from ..modules.matrix import matrix
-from ..modules.packed import refuse_shared
 from ..modules.parametrizations import attach, detach, find
 
 
@@ -79,7 +87,7 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
         self._paths = self._select(model)
         for path in self._paths:
             refuse_shared(model, path)
-            attach(model, path, BnbRounded(self._form))
+            attach(model, path, BnbRounded(self._form), as_matrix=True)
         return self._paths
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
