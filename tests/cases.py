@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from hfcompress.core.families import blocks_of, family_of
 
@@ -92,6 +94,31 @@ def count_nf4(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_zeros(base: nn.Module, model: nn.Module) -> Report:
+    """Count, over the linear layers in numbered blocks, weights that are zero or left out of the state dict."""
+    state, counts = model.state_dict(), {"layers": 0, "weights": 0, "zeros": 0, "stored_sparse": 0}
+    for path, layer in base.named_modules():
+        if isinstance(layer, nn.Linear | Conv1D) and re.search(r"\.\d+\.", path):
+            sparse = f"{path}.weight_mask" in state
+            counts["layers"] += 1
+            counts["weights"] += layer.weight.numel()
+            counts["zeros"] += layer.weight.numel() - int(state[f"{path}.weight"].count_nonzero())
+            counts["stored_sparse"] += sparse
+    return counts
+
+
+def count_rounded(base: nn.Module, model: nn.Module) -> Report:
+    """Count the codes in the state dict: those of linear layers in numbered blocks, and of embeddings."""
+    state = model.state_dict()
+    layers = [m for p, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D) and re.search(r"\.\d+\.", p)]
+    layers += [m for m in base.modules() if isinstance(m, nn.Embedding)]
+    weights = sum(m.weight.numel() for m in layers)
+    stored = sum(t.nbytes for name, t in state.items() if name.endswith(("_codes", "_scale", "_mask")))
+    packed = sum(name.endswith("_codes") for name in state)
+    assert packed == len(layers)
+    return {"layers": packed, "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
+
+
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
@@ -100,4 +127,9 @@ CASES: dict[str, MethodCase] = {
     "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),
     "vocabulary": MethodCase(),
+    "magnitude": MethodCase({"sparsity": 0.5}, count_zeros),
+    "n_m": MethodCase({"n": 2, "m": 4}, count_zeros),
+    "wanda": MethodCase({"sparsity": 0.5}, count_zeros),
+    "sparsegpt": MethodCase({"sparsity": 0.5}, count_zeros),
+    "gptq": MethodCase({"bits": 4, "group_size": 16, "embedding_bits": 4}, count_rounded),
 }

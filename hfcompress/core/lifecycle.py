@@ -129,8 +129,8 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
             )
         elif needs.tokenizer and training:
             reason = (
-                "changes the tokenizer, and what is trained on is tokenized already: give it a stage of its own without "
-                "`train:`, or call hfcompress.compress(model, …, processor=tokenizer)"
+                "changes the tokenizer, and what is trained on is tokenized already: give it a stage of its own "
+                "without `train:`, or call hfcompress.compress(model, …, processor=tokenizer)"
             )
         elif method.info.alone and len(permanent) > 1:
             reason = (

@@ -1,15 +1,35 @@
 """One file per method; importing this package fills the registry."""
 
-from . import bitsandbytes, distill, ffn, heads, layers, movement, positions, quantize_weights, vocabulary
+from . import (
+    bitsandbytes,
+    distill,
+    ffn,
+    gptq,
+    heads,
+    layers,
+    magnitude,
+    movement,
+    n_m,
+    positions,
+    quantize_weights,
+    sparsegpt,
+    vocabulary,
+    wanda,
+)
 
 __all__ = [
     "bitsandbytes",
     "distill",
     "ffn",
+    "gptq",
     "heads",
     "layers",
+    "magnitude",
     "movement",
+    "n_m",
     "positions",
     "quantize_weights",
+    "sparsegpt",
     "vocabulary",
+    "wanda",
 ]

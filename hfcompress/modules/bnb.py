@@ -19,7 +19,7 @@ from ..core.errors import CheckpointError, HFCompressError, LifecycleError, Targ
 from ..ops.losses import straight_through
 from .matrix import matrix
 from .spec import KINDS
-from .ties import sharers
+from .ties import refuse_shared
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _NESTED_BLOCK = 256  # block scales that share one scale of their own under double quantization
@@ -67,16 +67,6 @@ def can_quantize(module: nn.Module) -> bool:
     """Say whether the library can hold this layer, training wrappers apart, and a checkpoint can describe it."""
     kind = type_before_parametrizations(module)
     return kind in (nn.Linear, Conv1D) and any(kind is known.cls for known in KINDS.values())
-
-
-def refuse_shared(model: nn.Module, path: str) -> None:
-    """Raise TargetError when another module has the weight at `path` too: the library would make it two."""
-    module = model.get_submodule(path)
-    for other, sharer in sharers(model, path):
-        if sharer is not module:
-            raise TargetError(
-                f"{path}: its weight is shared with {other}, which bitsandbytes can't; add it to `ignore`"
-            )
 
 
 def quantize_bnb_(model: nn.Module, path: str, form: BnbFormat) -> None:

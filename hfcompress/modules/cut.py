@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .parametrizations import attach, bake, find, has, wrapped
+from ..core.errors import LifecycleError
+from .parametrizations import attach, bake, find, wrapped
 
 
 class _Cut(nn.Module):
@@ -32,9 +34,10 @@ class BiasCut(_Cut):
 
 
 class ColumnCut(_Cut):
-    """A weight (rows, groups * size) whose groups of columns go where `keep` is False; `chosen` once calibration data decided it.
+    """A weight (rows, groups * size) whose groups of columns go where `keep` is False.
 
-    tune, ridge: how the kept columns make up for the others, see RemovalConfig.
+    `chosen` says that calibration data decided it. tune, ridge: how the kept columns make up for the others, as in
+    RemovalConfig.
     """
 
     keep: Tensor
@@ -59,7 +62,7 @@ def attach_cut(model: nn.Module, path: str, cut: ColumnCut) -> None:
 def cuts(model: nn.Module) -> Iterator[tuple[str, ColumnCut, BiasCut | None]]:
     """Yield path, weight's and bias's wrapper of every layer that has them, in the order of the modules."""
     for path in wrapped(model):
-        if has(model, path, ColumnCut):
+        with contextlib.suppress(LifecycleError):  # wrapped by another method
             yield path, find(model, path, ColumnCut), _bias_cut(model.get_submodule(path))
 
 

@@ -50,6 +50,11 @@ def find(model: nn.Module, path: str, kind: type[P]) -> P:
     raise LifecycleError(f"{path} carries no {kind.__name__}: prepare() has not run on this model")
 
 
+def has(model: nn.Module, path: str, kind: type[nn.Module]) -> bool:
+    """Say whether the layer at `path` carries a wrapper of class `kind`."""
+    return any(isinstance(_inner(wrapper), kind) for wrapper in _registered(model.get_submodule(path)))
+
+
 def detach(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
     """Take the wrapper of class `kind` off the layer at `path`, if it is there, and keep the others in order.
 

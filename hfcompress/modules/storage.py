@@ -223,8 +223,12 @@ class Packed(nn.Module):
                 old.copy_(values)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Packed:
-        self._wide = self._starts = None  # the model moves to another device
+        self.forget()  # the model moves to another device
         return super()._apply(fn, recurse)
+
+    def forget(self) -> None:
+        """Drop what is kept between calls."""
+        self._wide = self._starts = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_wide": None, "_starts": None}  # a copy makes its own

@@ -42,7 +42,7 @@ def allocate(errors: Sequence[Tensor], costs: Sequence[Tensor], share: float) ->
     choices = []
     for layer, price in zip(errors, prices, strict=True):
         reached = torch.full((len(price), steps + 1), math.inf, dtype=torch.float64)
-        for option, cost in enumerate(price.tolist()):
+        for option, cost in enumerate(int(p) for p in price):
             if cost <= steps:
                 reached[option, cost:] = best[: steps + 1 - cost] + float(layer[option])
         best, choice = reached.min(0)
@@ -62,6 +62,5 @@ def _grid(costs: Sequence[Tensor], budget: float) -> tuple[int, list[Tensor]]:
         unit = math.gcd(*(int(c) for c in flat))
         if budget / unit <= GRID:
             return math.floor(budget / unit + 1e-9), [(c.double() / unit).round().long() for c in costs]
-    unit = budget / GRID
-    steps, prices = GRID, [torch.ceil(c.double() / unit - 1e-6).long() for c in costs]
-    return max(steps, sum(int(p.min()) for p in prices)), prices
+    prices = [torch.ceil(c.double() / budget * GRID - 1e-6).long() for c in costs]
+    return max(GRID, sum(int(p.min()) for p in prices)), prices
