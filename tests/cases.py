@@ -83,8 +83,8 @@ def count_nf4(base: nn.Module, model: nn.Module) -> Report:
     """Count the 4-bit layers of the state dict, their weights in the base model, and the bytes of their tensors."""
     state, before = model.state_dict(), base.state_dict()
     weights = [key.removesuffix(".quant_state.bitsandbytes__nf4") for key in state if key.endswith("__nf4")]
-    blocks = blocks_of(base, family_of(base))
-    assert len(weights) == sum(len({b.query, b.key, b.value, b.output, *b.up, b.down}) for b in blocks)
+    downs = () if base.config.model_type == "t5" else [b.down for b in blocks_of(base, family_of(base))]
+    assert {f"{path}.weight" for path in downs} <= set(weights)
     tensors = [t for key, t in state.items() if any(key == w or key.startswith(f"{w}.") for w in weights)]
     return {
         "layers": len(weights),

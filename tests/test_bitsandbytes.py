@@ -149,6 +149,15 @@ def test_the_head_and_the_pooler_stay_in_float_unless_asked_for():
     assert held == {"bert.pooler.dense", "classifier"}
 
 
+def test_what_a_model_class_keeps_in_float32_is_left_alone():
+    """T5 casts what goes into `wo` to the dtype of its weight, which codes are not."""
+    model = compress(make("t5"), BitsandbytesConfig())
+    held = [path for path, _ in bnb_layers(model)]
+    assert any(path.endswith(".wi") for path in held) and not any(path.endswith(".wo") for path in held)
+    with pytest.raises(TargetError, match="float32 only"):
+        compress(make("t5"), BitsandbytesConfig(targets=["re:.*wo"]))
+
+
 # ---------------------------------------------------------------------- adapters on top
 
 

@@ -38,7 +38,7 @@ class BitsandbytesConfig(StrictModel):
     targets: list[str] | None = Field(
         None,
         description="Module paths, re:<regex>, or class names; default: every linear layer of the base model but its "
-        "pooler, so that the task head stays in float.",
+        "pooler and what the model class keeps in float32, so that the task head stays in float.",
     )
     ignore: list[str] = Field(default_factory=list, description="Modules to leave alone, in the same notation.")
 
@@ -79,7 +79,11 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
         self._paths = self._select(model)
         for path in self._paths:
             refuse_shared(model, path)
-            attach(model, path, BnbRounded(self._form))
+            if _stays_float(model, path):
+                raise TargetError(
+                    f"{path}: a {type(model).__name__} computes with this layer in float32 only; ignore it"
+                )
+            attach(model, path, BnbRounded(self._form), as_matrix=True)
         return self._paths
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
@@ -109,6 +113,7 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
         if self.config.targets is None:
             prefix = base_prefix(model)
             layers = [(p, m) for p, m in layers if p.startswith(prefix) and "pooler" not in p.split(".")]
+            layers = [(p, m) for p, m in layers if not _stays_float(model, p)]
         return [p for p, _ in select(layers, self.config.targets, self.config.ignore, "bitsandbytes.targets")]
 
     def _refuse_another_format(self, model: nn.Module) -> None:
@@ -118,3 +123,10 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
                 f"this model already holds bitsandbytes layers in {found.mode}, and a checkpoint holds one format: "
                 "use the same settings again, or dequantize the model first"
             )
+
+
+def _stays_float(model: nn.Module, path: str) -> bool:
+    """Say whether the model class keeps the layer in float32: T5 casts what goes into `wo` to its weight's dtype."""
+    names = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
+    names += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    return any(f".{name}." in f".{path}." for name in names)
