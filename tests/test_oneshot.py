@@ -1,4 +1,4 @@
-"""One-shot removal of heads and feed-forward units: what is chosen, what the rest becomes, what a budget is spent on."""
+"""One-shot removal of heads and feed-forward units: what goes, what the rest becomes, what a budget is spent on."""
 
 from __future__ import annotations
 
@@ -149,14 +149,16 @@ def test_fisher_is_the_squared_gradient_of_a_mask_per_example():
     found = fisher(model, {block.down: 1, block.output: block.head_size}, batches, 0)
     module = model.get_submodule(block.down)
     expected = torch.zeros(UNITS)
-    for example in (dict(zip(b, v, strict=True)) for b in batches for v in zip(*(x.split(1) for x in b.values()), strict=True)):
+    for example in (
+        dict(zip(b, v, strict=True)) for b in batches for v in zip(*(x.split(1) for x in b.values()), strict=True)
+    ):
         mask = torch.ones(UNITS, requires_grad=True)
         handle = module.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask,))
         (gradient,) = torch.autograd.grad(model(**example).loss, mask)
         handle.remove()
         expected += gradient.square()
     assert torch.allclose(found[block.down].scores, expected, rtol=1e-3)
-    assert found[block.output].scores.shape == (HEADS,) and found[block.down].positions == 9
+    assert found[block.output].scores.shape == (HEADS,) and found[block.down].tokens == 9
     assert not any(m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
 
@@ -262,7 +264,11 @@ def test_every_budget_is_kept(budget, monkeypatch):
     model = make("bert")
     report = pruned(model, "bert", ffn={"remove": 0.4, "budget": budget, "round_to": 4})["ffn"]
     counts = [report[f"layer{i}_units"] for i in range(LAYERS)]
-    share = sum(c + 2 for c in counts) / sum(UNITS + 2 for _ in counts) if budget == "latency" else sum(counts) / (LAYERS * UNITS)
+    share = (
+        sum(c + 2 for c in counts) / sum(UNITS + 2 for _ in counts)
+        if budget == "latency"
+        else sum(counts) / (LAYERS * UNITS)
+    )
     assert 0.5 < share <= 0.6 and all(c % 4 == 0 for c in counts)
 
 

@@ -20,7 +20,7 @@ from ..publish.card import write_card
 from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
-from ..train.compress import CALIBRATION_EXAMPLES, run_oneshot
+from ..train.compress import run_oneshot
 from ..train.data import calibration_batches
 from ..train.stages import StageMethods, stage_methods
 from .assemble import assemble
@@ -134,7 +134,7 @@ def _stage_runner(
 def _oneshot(run: Run, model: nn.Module, stage: StageMethods, processor: Any) -> dict[str, dict[str, float]]:
     setup = run.setup
     batches = calibration_batches(
-        setup.train, setup.collator, CALIBRATION_EXAMPLES, setup.recipe.evaluate.batch_size, setup.recipe.seed
+        setup.train, setup.collator, stage.calibration_examples, setup.recipe.evaluate.batch_size, setup.recipe.seed
     )
     return run_oneshot(
         model, stage, calibration=batches, seed=setup.recipe.seed, processor=processor, corpus=setup.corpus

@@ -15,8 +15,6 @@ from ..core.method import Corpus
 from .data import corpus_of_batches
 from .stages import RecipeLike, StageMethods, stages_of
 
-CALIBRATION_EXAMPLES = 256
-
 
 def compress(
     model: nn.Module,
