@@ -55,8 +55,8 @@ def _zeros(compressed: ModelResult) -> list[str]:
     if share <= MANY_ZEROS:
         return []
     return [
-        f"{share:.0%} of the compressed model's weights are zero. No engine measured here skips them: they save no time, "
-        "and bytes only in layers that are stored without them."
+        f"{share:.0%} of the compressed model's weights are zero. No engine measured here skips them: they save no "
+        "time, and bytes only in layers that are stored without them."
     ]
 
 

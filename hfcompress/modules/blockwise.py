@@ -47,8 +47,8 @@ def walk_(
         found = _needed(chains(model, batches[0], blocks(model)), paths)
         walked = tuple(f"{block}." for chain in found for block in chain.blocks)
         rest = [p for p in paths if not p.startswith(walked)]
-        total = len(batches) * (2 * len(walked) + bool(rest))
-        with logging.tqdm(total=total, desc=title, unit="pass") as bar:
+        total = len(batches) * (2 * len(walked) + bool(rest)) + len(paths)
+        with logging.tqdm(total=total, desc=title, unit="step") as bar:  # a pass of a batch, or a layer compressed
             work = _Work(model, new, compress, bar.update)
             for chain in found:
                 _walk_chain(batches, chain, [p for p in paths if p not in rest], work)
@@ -70,7 +70,7 @@ def observe_all(
 
     with torch.no_grad(), _inference(model):
         batches = _on_device(model, batches)
-        with logging.tqdm(total=len(batches), desc=title, unit="pass") as bar:
+        with logging.tqdm(total=len(batches) + len(paths), desc=title, unit="step") as bar:
             runs = [(batch, partial(model, **batch)) for batch in batches]
             _Work(model, new, keep, bar.update).settle(paths, runs)
     return found
@@ -83,7 +83,7 @@ class _Work:
     model: nn.Module
     new: New[Any]
     compress: Compress[Any]
-    advance: Callable[[], Any]
+    advance: Callable[..., Any]
 
     def settle(self, paths: Sequence[str], runs: Runs) -> None:
         """Observe the layers `paths` in all `runs`, then compress them."""
@@ -105,6 +105,7 @@ class _Work:
         while statistics:
             layers, statistic = statistics.popitem()
             self.compress(list(layers), statistic)
+            self.advance(len(layers))
 
     def _inputs(self, paths: Sequence[str], run: Callable[[], Any]) -> dict[tuple[str, ...], list[Tensor]]:
         """Return the tensors that layers read in `run`, by the layers that read exactly those."""
