@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -44,6 +45,15 @@ def count_structure(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_part(part: str) -> Callable[[nn.Module, nn.Module], Report]:
+    """Return `count_structure` of heads or units alone."""
+
+    def count(base: nn.Module, model: nn.Module) -> Report:
+        return {key: value for key, value in count_structure(base, model).items() if part in key}
+
+    return count
+
+
 def count_packed(base: nn.Module, model: nn.Module) -> Report:
     """Count the codes in the state dict, and compare their number with the layers of the base model."""
     state = model.state_dict()
@@ -55,6 +65,42 @@ def count_packed(base: nn.Module, model: nn.Module) -> Report:
     stored = sum(state[name].nbytes for name in packed)
     stored += sum(state[name.replace("_codes", "_scale")].nbytes for name in packed)
     return {"layers": len(packed), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
+
+
+def count_blocks(base: nn.Module, model: nn.Module) -> Report:
+    """Count the blocks of both state dicts, and find each of the base model's in the other by its first weight."""
+    before, after = (
+        [of.state_dict()[f"{b.output}.weight"] for b in blocks_of(of, family_of(of))] for of in (base, model)
+    )
+    kept = [any(w.shape == other.shape and torch.equal(w, other) for other in after) for w in before]
+    return {
+        "blocks_before": len(before),
+        "blocks_after": len(after),
+        **{f"block{i}_kept": k for i, k in enumerate(kept)},
+    }
+
+
+def count_rows_of_positions(base: nn.Module, model: nn.Module) -> Report:
+    """Count the rows of the one position table in each state dict."""
+    before, after = (
+        max(t.shape[-2] for name, t in m.state_dict().items() if "position_embeddings" in name) for m in (base, model)
+    )
+    return {"positions_before": before, "positions_after": after}
+
+
+def count_nf4(base: nn.Module, model: nn.Module) -> Report:
+    """Count the 4-bit layers of the state dict, their weights in the base model, and the bytes of their tensors."""
+    state, before = model.state_dict(), base.state_dict()
+    weights = [key.removesuffix(".quant_state.bitsandbytes__nf4") for key in state if key.endswith("__nf4")]
+    downs = () if base.config.model_type == "t5" else [b.down for b in blocks_of(base, family_of(base))]
+    assert {f"{path}.weight" for path in downs} <= set(weights)
+    tensors = [t for key, t in state.items() if any(key == w or key.startswith(f"{w}.") for w in weights)]
+    return {
+        "layers": len(weights),
+        "weights": sum(before[w].numel() for w in weights),
+        "bits": 4,
+        "bytes": sum(t.numel() * t.element_size() for t in tensors),
+    }
 
 
 def count_zeros(base: nn.Module, model: nn.Module) -> Report:
@@ -83,9 +129,15 @@ def count_rounded(base: nn.Module, model: nn.Module) -> Report:
 
 
 CASES: dict[str, MethodCase] = {
+    "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
+    "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
+    "heads": MethodCase({"remove": 0.5}, count_part("heads")),
+    "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
+    "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),
+    "vocabulary": MethodCase(),
     "magnitude": MethodCase({"sparsity": 0.5}, count_zeros),
     "n_m": MethodCase({"n": 2, "m": 4}, count_zeros),
     "wanda": MethodCase({"sparsity": 0.5}, count_zeros),

@@ -1,5 +1,37 @@
 """One file per method; importing this package fills the registry."""
 
-from . import distill, gptq, magnitude, movement, n_m, quantize_weights, sparsegpt, wanda
+from . import (
+    bitsandbytes,
+    distill,
+    ffn,
+    gptq,
+    heads,
+    layers,
+    magnitude,
+    movement,
+    n_m,
+    positions,
+    qat,
+    quantize_weights,
+    sparsegpt,
+    vocabulary,
+    wanda,
+)
 
-__all__ = ["distill", "gptq", "magnitude", "movement", "n_m", "quantize_weights", "sparsegpt", "wanda"]
+__all__ = [
+    "bitsandbytes",
+    "distill",
+    "ffn",
+    "gptq",
+    "heads",
+    "layers",
+    "magnitude",
+    "movement",
+    "n_m",
+    "positions",
+    "qat",
+    "quantize_weights",
+    "sparsegpt",
+    "vocabulary",
+    "wanda",
+]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
-from .masks import keep_largest, keep_n_of_m
+from .masks import keep_n_of_m, keep_share
 from .quantization import Clip, Grid, Quantized, encode, fit
 
 LAZY_COLUMNS = 128  # columns settled before the rest of the matrix is updated, in one product
@@ -76,7 +76,7 @@ def prune(weight: Tensor, factor: Tensor, *, density: float = 0.5, pattern: tupl
         if j % at_once == 0:
             part = rest[:, :at_once]
             scores = (part / diagonal[j : j + part.shape[1]]).square()
-            mask = keep_largest([scores], density)[0] if pattern is None else keep_n_of_m(scores, *pattern)
+            mask = keep_share([scores], density)[0] if pattern is None else keep_n_of_m(scores, *pattern)
         return rest[:, 0] * mask[:, j % at_once]
 
     return settle_columns(weight, factor, settle, lazy)
