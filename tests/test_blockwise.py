@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tiny import MODELS as TINY
-from tiny import MORE, calibration, make
+from tiny import MORE, auto_class, calibration, logits, make
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hfcompress import compress
+from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import DataError, LifecycleError, TargetError
 from hfcompress.core.families import blocks_of, family_of
 from hfcompress.core.method import Context
@@ -126,7 +127,7 @@ def error(inputs, weight, other):
 
 @pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 0.99, 1.0])
 def test_keep_share_keeps_exactly_the_largest_of_all_tensors(density):
-    scores = [torch.randn(50, 7).abs(), torch.randn(300).abs() * 3, torch.full((40,), 0.5), torch.zeros(9)]
+    scores = [torch.randn(50, 7), torch.randn(300).abs() * 3, torch.full((40,), 0.5), torch.zeros(9), -torch.zeros(9)]
     masks = keep_share(scores, density)
     flat, kept = torch.cat([s.flatten() for s in scores]), torch.cat([m.flatten() for m in masks])
     order = torch.sort(flat, descending=True, stable=True).indices
@@ -304,6 +305,15 @@ def test_one_block_has_statistics_at_a_time_and_equal_inputs_share_one():
     assert [f"model.layers.0.self_attn.{n}_proj" for n in "kqv"] in groups
 
 
+def test_progress_rises_to_the_end():
+    said = []
+    config = WandaConfig(sparsity=0.5)
+    compress(build("t5"), config, calibration=batches("t5"), on_progress=lambda text, share: said.append((share, text)))
+    shares = [share for share, _ in said]
+    assert shares == sorted(shares) and shares[-1] == 1.0 and len(set(shares)) > 4 * (3 + 3)  # passes and layers
+    assert any("decoder.block.1" in text for _, text in said)
+
+
 def test_interrupted_it_leaves_no_hook_and_restores_the_mode():
     model = build("llama").train()
 
@@ -373,6 +383,19 @@ def test_n_of_m_holds_in_every_group_of_inputs(name, config):
     model = compress(build(name), config, calibration=batches(name))
     for path, weight in weights(model).items():
         assert (weight.unflatten(1, (-1, 4)).count_nonzero(dim=2) == 2).all(), path
+
+
+@pytest.mark.parametrize("name", sorted(MORE))
+def test_every_family_is_pruned_rounded_saved_and_loaded(name, tmp_path):
+    model, base = make(name), make(name)
+    compress(model, [SparseGPTConfig(sparsity=0.5), GPTQConfig(group_size=16)], calibration=calibration(name))
+    layers = weights(model)
+    assert layers and all(model.get_submodule(path).grid == Grid(4, group_size=16) for path in layers)
+    assert all(int(w.count_nonzero()) <= 0.51 * w.numel() for w in layers.values())
+    sizes = [save_checkpoint(m, tmp_path / key) / "model.safetensors" for key, m in (("a", base), ("b", model))]
+    assert sizes[1].stat().st_size < sizes[0].stat().st_size
+    loaded = load_model(tmp_path / "b", auto_class(name))
+    assert torch.allclose(logits(model, name), logits(loaded, name), atol=1e-5)
 
 
 def test_input_norms_change_what_n_of_m_keeps():
