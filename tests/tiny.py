@@ -85,7 +85,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "dinov2-swiglu": lambda: _dinov2(use_swiglu_ffn=True),
 }
 _NO_DROPOUT = dict.fromkeys(
-    (
+    [
         "hidden_dropout_prob",
         "attention_probs_dropout_prob",
         "classifier_dropout_prob",
@@ -96,7 +96,8 @@ _NO_DROPOUT = dict.fromkeys(
         "attn_pdrop",
         "attention_dropout",
         "drop_path_rate",
-    ),
+        "pooler_dropout",
+    ],
     0.0,
 )
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from .errors import LifecycleError, TargetError
 from .method import Context, Corpus, Method, Phase
+from .progress import track
 
 
 class State(Enum):
@@ -71,9 +72,8 @@ class Lifecycle:
     def observe(self, model: nn.Module, batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]]) -> None:
         """Show calibration batches to the methods that need them; `batches` is called once for each of those."""
         self._expect(State.PREPARED, "observe")
-        for method in self.methods:
-            if method.needs.calibration:
-                method.observe(model, batches())
+        for method in track([m for m in self.methods if m.needs.calibration], _title):
+            method.observe(model, batches())
 
     def step(self, model: nn.Module, fraction: float) -> None:
         """Set every method's strength for `fraction` of the stage."""
@@ -101,7 +101,7 @@ class Lifecycle:
         self.step(model, 1.0)
         training = model.training
         with torch.no_grad():
-            for method in self.methods:
+            for method in track(self.methods, _title):
                 method.finalize(model)
         model.train(training)
         self.state = State.FINALIZED
@@ -129,8 +129,8 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
             )
         elif needs.tokenizer and training:
             reason = (
-                "changes the tokenizer, and what is trained on is tokenized already: give it a stage of its own without "
-                "`train:`, or call hfcompress.compress(model, …, processor=tokenizer)"
+                "changes the tokenizer, and what is trained on is tokenized already: give it a stage of its own "
+                "without `train:`, or call hfcompress.compress(model, …, processor=tokenizer)"
             )
         elif method.info.alone and len(permanent) > 1:
             reason = (
@@ -139,3 +139,7 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
             )
         if reason:
             raise LifecycleError(f"{name} {reason}")
+
+
+def _title(method: Method) -> str:
+    return method.info.title

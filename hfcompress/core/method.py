@@ -125,7 +125,11 @@ class Method(Generic[C]):
         raise NotImplementedError
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """Collect statistics from calibration batches; the model is at strength zero, and in evaluation mode."""
+        """Collect statistics from calibration batches; the model is at strength zero, and in evaluation mode.
+
+        A one-shot method may already change weights here, in place, so that a model is never held twice: from then on
+        it stands at full strength, and `finalize` only stores what is there more tightly.
+        """
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Set the strength for `fraction` of the stage in [0, 1]; no I/O."""

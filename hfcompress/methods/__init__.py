@@ -1,5 +1,39 @@
 """One file per method; importing this package fills the registry."""
 
-from . import distill, ffn, heads, layers, movement, positions, quantize_weights, vocabulary
+from . import (
+    bitsandbytes,
+    distill,
+    ffn,
+    gptq,
+    heads,
+    layers,
+    magnitude,
+    mixed_bits,
+    movement,
+    n_m,
+    positions,
+    qat,
+    quantize_weights,
+    sparsegpt,
+    vocabulary,
+    wanda,
+)
 
-__all__ = ["distill", "ffn", "heads", "layers", "movement", "positions", "quantize_weights", "vocabulary"]
+__all__ = [
+    "bitsandbytes",
+    "distill",
+    "ffn",
+    "gptq",
+    "heads",
+    "layers",
+    "magnitude",
+    "mixed_bits",
+    "movement",
+    "n_m",
+    "positions",
+    "qat",
+    "quantize_weights",
+    "sparsegpt",
+    "vocabulary",
+    "wanda",
+]

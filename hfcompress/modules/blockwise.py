@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..core.errors import DataError
 from .chains import Batch, Chain, blocks, chains, hooks, record
+from .storage import Packed
 
 
 class Statistic(Protocol):
@@ -132,6 +133,14 @@ def _walk_chain(batches: Sequence[Batch], chain: Chain, paths: Sequence[str], wo
             if index + 1 < len(chain.blocks):
                 hidden[i] = through(index, i)
             work.advance()
+        _forget(work.model.get_submodule(block))
+
+
+def _forget(block: nn.Module) -> None:
+    # Packed layers keep their widened weight between calls; block after block that would be the whole model once more.
+    for module in block.modules():
+        if isinstance(module, Packed):
+            module.forget()
 
 
 def _needed(found: Iterable[Chain], paths: Sequence[str]) -> list[Chain]:

@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-LINEAR = (nn.Linear, Conv1D)
+from .packed import PackedLinear
+
+LINEAR = (nn.Linear, Conv1D, PackedLinear)
 Batch = Mapping[str, Any]
 
 
@@ -28,13 +30,13 @@ def blocks(model: nn.Module) -> list[str]:
 
 
 def block_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the linear layers (nn.Linear, GPT-2's Conv1D) inside the model's blocks, by path."""
+    """Return the linear layers (nn.Linear, GPT-2's Conv1D, packed ones) inside the model's blocks, by path."""
     inside = tuple(f"{block}." for block in blocks(model))
-    return [(path, module) for path, module in float_layers(model, LINEAR) if path.startswith(inside)]
+    return [(path, module) for path, module in layers_of(model, LINEAR) if path.startswith(inside)]
 
 
-def float_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, nn.Module]]:
-    """Return the layers of these kinds whose weight is kept in floating point, by path."""
+def layers_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, nn.Module]]:
+    """Return the layers of these kinds, by path, but those whose weight another library keeps in its own format."""
     layers = [(path, m) for path, m in model.named_modules() if isinstance(m, kinds)]
     return [(path, m) for path, m in layers if m.weight.is_floating_point()]  # type: ignore[operator]
 

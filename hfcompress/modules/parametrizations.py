@@ -30,10 +30,13 @@ class Transposed(nn.Module):
 def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) -> P:
     """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already.
 
-    as_matrix: it sees the weight with one row per output, as `matrix` does; else as the layer keeps it.
+    as_matrix: it sees the weight with one row per output, as `matrix` does; else as the layer keeps it. Raises
+    TargetError for a layer that is quantized already: its class may promise a weight where it keeps codes.
     """
     module = model.get_submodule(path)
-    wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
+    device: torch.device = module.weight.device  # type: ignore[assignment]
+    # On the meta device there is nothing to compute with, but what a wrapper decides is still wanted.
+    wrapper.to("cpu" if device.type == "meta" else device).train(module.training)
     registered = Transposed(wrapper) if as_matrix and isinstance(module, Conv1D) else wrapper
     parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)
     return wrapper
@@ -45,6 +48,11 @@ def find(model: nn.Module, path: str, kind: type[P]) -> P:
         if isinstance(wrapper := _inner(registered), kind):
             return wrapper
     raise LifecycleError(f"{path} carries no {kind.__name__}: prepare() has not run on this model")
+
+
+def has(model: nn.Module, path: str, kind: type[nn.Module]) -> bool:
+    """Say whether the layer at `path` carries a wrapper of class `kind`."""
+    return any(isinstance(_inner(wrapper), kind) for wrapper in _registered(model.get_submodule(path)))
 
 
 def detach(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
@@ -83,6 +91,12 @@ def trainable(module: nn.Module) -> bool:
         module = module.parametrizations[TENSOR]  # type: ignore[index,assignment]
         return bool(module.original.requires_grad)
     return bool(module.weight.requires_grad)
+
+
+def strip_(model: nn.Module) -> None:
+    """Take every training wrapper off, as after an interruption; stored weights stay as they are."""
+    for path in wrapped(model):
+        parametrize.remove_parametrizations(model.get_submodule(path), TENSOR, leave_parametrized=False)
 
 
 def _registered(module: nn.Module) -> list[nn.Module]:

@@ -41,9 +41,16 @@ def measure(
     if control is None:
         return measured, None
     with reporter.bar("evaluating the control") as progress:
-        batches = data.batches_for(BASELINE)
-        logits = predict(Source(str(control)), "pytorch", batches, settings.auto_class, settings.threads, progress)
-    return measured, quality("pytorch", data.decode(logits), data)
+        kept = predict(
+            Source(str(control), dtype=setup.recipe.dtype),
+            "pytorch",
+            data.batches_for(BASELINE),
+            settings.auto_class,
+            settings.threads,
+            progress,
+            reduction=data.reduction,
+        )
+    return measured, quality("pytorch", data.decode(kept), data)
 
 
 def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
@@ -51,13 +58,16 @@ def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
     recipe = setup.recipe
     loader = DataLoader(setup.evaluate, batch_size=recipe.evaluate.batch_size, collate_fn=setup.collator)
     batches = list(loader)
-    write_batches(path, [{k: v.numpy() for k, v in batch.items() if k != "labels"} for batch in batches])
+    write_batches(path, [{k: v.numpy() for k, v in batch.items()} for batch in batches])
     return EvaluationSet(
         batches=path,
         labels=np.concatenate([batch["labels"].numpy() for batch in batches]),
-        metric=metric_key(recipe.evaluate.metric),
-        score=setup.task.metric(recipe.evaluate.metric),
+        metric=metric_key(setup.metric),
+        score=setup.task.metric(setup.metric),
+        reduction=setup.task.reduction,
         decode=setup.task.predictions,
+        answers=setup.task.answers,
+        counted=setup.task.counted,
     )
 
 
@@ -82,8 +92,8 @@ def sources(setup: Setup, folder: RunFolder) -> dict[str, Source]:
     given = str(folder.baseline) if recipe.finetune is not None else str(recipe.model)
     revision = recipe.revision if recipe.finetune is None else None
     return {
-        BASELINE: Source(given, str(folder.baseline_exports), revision),
-        COMPRESSED: Source(str(folder.model)),
+        BASELINE: Source(given, str(folder.baseline_exports), revision, recipe.dtype),
+        COMPRESSED: Source(str(folder.model), dtype=recipe.dtype),
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ..checkpoint import attach_structure_, load_model
+from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from .callback import HFCompressCallback, fraction
@@ -19,6 +19,7 @@ from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
 from .data import corpus_of
 from .stages import RecipeLike, StageMethods, stages_of
+from .tasks import auto_class_for
 from .teacher import Teacher, output_flags
 
 
@@ -44,6 +45,7 @@ class HFCompressMixin(CheckpointMixin):
         self._teacher_source = teacher
         if args is None and self._stage.train is not None:
             args = TrainingArguments(**{"output_dir": "trainer_output", **self._stage.train})
+        refuse_untrainable(model)
         super().__init__(model, args, *positional, **kwargs)  # type: ignore[call-arg]
         self._begin_stage()
 
@@ -153,13 +155,8 @@ class HFCompressTrainer(HFCompressMixin, Trainer):
 
 def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:
     """Load a teacher for the task that `like`, a model class or one of its instances, is for."""
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    autos = (AutoModelForSequenceClassification, AutoModelForImageClassification)
-    for auto in autos:
-        if type(like) in auto._model_mapping.values():
-            return load_model(source, auto.__name__)
-    return load_model(source, type(like).__name__)
+    name = type(like).__name__
+    return load_model(source, auto_class_for(name) or name)
 
 
 def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], StageMethods, list[StageMethods]]:
