@@ -46,6 +46,15 @@ def count_structure(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_part(part: str) -> Callable[[nn.Module, nn.Module], Report]:
+    """Return `count_structure` of heads or units alone."""
+
+    def count(base: nn.Module, model: nn.Module) -> Report:
+        return {key: value for key, value in count_structure(base, model).items() if part in key}
+
+    return count
+
+
 def count_packed(base: nn.Module, model: nn.Module) -> Report:
     """Count the codes in the state dict, and compare their number with the layers of the base model."""
     state = model.state_dict()
@@ -124,6 +133,8 @@ CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
+    "heads": MethodCase({"remove": 0.5}, count_part("heads")),
+    "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
     "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),

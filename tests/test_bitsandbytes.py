@@ -153,7 +153,7 @@ def test_what_a_model_class_keeps_in_float32_is_left_alone():
     """T5 casts what goes into `wo` to the dtype of its weight, which codes are not."""
     model = compress(make("t5"), BitsandbytesConfig())
     held = [path for path, _ in bnb_layers(model)]
-    assert any(path.endswith(".wi") for path in held) and not any(path.endswith(".wo") for path in held)
+    assert any(".wi" in path for path in held) and not any(path.endswith(".wo") for path in held)
     with pytest.raises(TargetError, match="float32 only"):
         compress(make("t5"), BitsandbytesConfig(targets=["re:.*wo"]))
 
@@ -223,7 +223,7 @@ def test_shared_weights_and_layers_that_are_quantized_already_are_refused():
         compress(model, BitsandbytesConfig())
     model = quantized()
     for config in (QuantizeWeightsConfig(), QuantizeWeightsConfig(targets=["re:.*query"])):
-        with pytest.raises(TargetError, match="quantized already"):
+        with pytest.raises(TargetError, match="quantized already|can't be packed"):
             compress(copy.deepcopy(model), config)
     with pytest.raises(LifecycleError, match="add adapters"):
         HFCompressTrainer(model=model, recipe=[MovementConfig(heads=0.5)])

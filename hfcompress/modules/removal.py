@@ -111,7 +111,7 @@ class Removal:
         if budget == "parameters":
             return counts * (weights + sum(len(matrix(feed)) for feed in feeds if feed.bias is not None) // groups)
         scores_and_values = 2 * found.length * size if layer.attention else 0.0
-        return (counts * found.positions * (weights + scores_and_values)).round()
+        return (counts * found.tokens * (weights + scores_and_values)).round()
 
 
 def _fit(model: nn.Module, batches: Any, title: str) -> None:

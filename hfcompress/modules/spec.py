@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
 from ..ops.quantization import Grid
-from .packed import FORMS, Form
+from .packed import FORMS, Form, PackedLinear
 from .storage import Packed
 
 Spec = Mapping[str, Any]
@@ -47,17 +47,18 @@ def _packed(form: Form) -> Callable[[Spec, torch.dtype], nn.Module]:
     names = (*form.sizes, *form.others)
     return lambda spec, dtype: cls(
         **{n: _tuple(spec[n]) for n in names},
+        **{n: spec[n] for n in ("nonzeros", "input_bits") if n in spec},
         dtype=dtype,
         grid=_grid(spec.get("grid", {})),
-        nonzeros=spec.get("nonzeros"),
     )
 
 
 def _kinds(form: Form) -> list[Kind]:
     name, both = _NAMES[form.plain], (form.plain, form.packed)
+    optional = ("grid", "nonzeros", *(["input_bits"] if issubclass(form.packed, PackedLinear) else []))
     return [
         Kind(name, form.plain, form.sizes, form.others, both, _plain(form)),
-        Kind(f"packed_{name}", form.packed, form.sizes, form.others, both, _packed(form), ("grid", "nonzeros")),
+        Kind(f"packed_{name}", form.packed, form.sizes, form.others, both, _packed(form), optional),
     ]
 
 
@@ -132,6 +133,8 @@ def _check_storage(spec: Spec, total: int, where: str) -> None:
     nonzeros = spec.get("nonzeros")
     if "nonzeros" in spec and (type(nonzeros) is not int or not 1 <= nonzeros <= total):
         raise CheckpointError(f"{where}: nonzeros={nonzeros!r} is not between 1 and the {total} weights")
+    if "input_bits" in spec and spec["input_bits"] not in (4, 8):
+        raise CheckpointError(f"{where}: input_bits={spec['input_bits']!r} is neither 4 nor 8")
     if grid is None and nonzeros is None:
         raise CheckpointError(f"{where}: neither a grid nor a number of nonzeros: the layer would not be packed")
 
@@ -143,7 +146,8 @@ def _storage_of(module: Packed) -> dict[str, Any]:
         spec["grid"] = None
     elif module.grid != Grid():
         spec["grid"] = {n: v for n, v in vars(module.grid).items() if v != _DEFAULTS[n]}
-    return spec if module.nonzeros is None else spec | {"nonzeros": module.nonzeros}
+    optional = {"nonzeros": module.nonzeros, "input_bits": module.input_bits}
+    return spec | {name: value for name, value in optional.items() if value is not None}
 
 
 def _grid(spec: Any) -> Grid | None:
