@@ -31,8 +31,9 @@ def count_structure(base: nn.Module, model: nn.Module) -> Report:
 
     def sizes(of: nn.Module) -> tuple[list[int], list[int]]:
         blocks, state = blocks_of(of, family_of(of)), of.state_dict()
-        heads = [state[f"{b.query}.weight"].shape[0] // b.head_size for b in blocks]
-        return heads, [state[f"{b.down}.weight"].shape[1] for b in blocks]
+        axis = 0 if "transformer.h.0.attn.c_attn.weight" in state else 1  # GPT-2 keeps its weights as (in, out)
+        heads = [state[f"{b.output}.weight"].shape[axis] // b.head_size for b in blocks]
+        return heads, [state[f"{b.down}.weight"].shape[axis] for b in blocks]
 
     (heads, units), (heads_left, units_left) = sizes(base), sizes(model)
     return {

@@ -37,6 +37,7 @@ class SparseGPT(Method[SparseGPTConfig]):
         phase=Phase.SPARSITY,
         papers=("https://arxiv.org/abs/2301.00774",),
         needs=Needs(calibration=True),
+        examples={"": {"sparsity": 0.5}},
     )
     Config = SparseGPTConfig
 

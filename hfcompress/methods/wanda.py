@@ -32,6 +32,7 @@ class Wanda(Method[WandaConfig]):
         phase=Phase.SPARSITY,
         papers=("https://arxiv.org/abs/2306.11695",),
         needs=Needs(calibration=True),
+        examples={"": {"sparsity": 0.5}},
     )
     Config = WandaConfig
 

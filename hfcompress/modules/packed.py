@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
+from ..core.families import direct_weights
 from ..ops.quantization import Clip, Grid, Quantized, quantize
 from .matrix import matrix
 from .storage import Packed
@@ -212,6 +213,8 @@ def pack_(
 
 def replace_(model: nn.Module, group: list[tuple[str, nn.Module]], new: Packed) -> None:
     """Put `new` in place of the first module of `group`, and for the others packed ones that share its tensors."""
+    for path in direct_weights(model) & {path for path, _ in group}:
+        raise TargetError(f"{path}: the model reads this weight itself, so it can't be packed; add it to `ignore`")
     made: dict[int, nn.Module] = {id(group[0][1]): new}
     for path, module in group:
         if id(module) not in made:
