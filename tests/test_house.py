@@ -21,6 +21,7 @@ ALSO_WORDS = {
     "ffn",
     "heads",
     "layers",
+    "width",
 }  # methods called by a word that code needs anyway: they are looked for where one is picked
 
 

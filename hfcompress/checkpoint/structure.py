@@ -37,7 +37,11 @@ def skeleton(model: nn.Module) -> nn.Module:
 def read_structure(model: nn.Module) -> Modules:
     """Return the specs of the modules that differ from the skeleton, by relative path; a state, not a history."""
     plain = _specs(skeleton(model))
-    return {_relative(model, path): spec for path, spec in _specs(model).items() if plain.get(path) != spec}
+    return {
+        _relative(model, path): spec
+        for path, spec in _specs(model).items()
+        if plain.get(path) != spec and (path in plain or spec["kind"] != SIZES)  # training wrappers have sizes too
+    }
 
 
 def _specs(model: nn.Module) -> Modules:
