@@ -190,6 +190,13 @@ def test_it_goes_with_other_methods_one_after_the_other(tmp_path):
     assert base(**batch("bert"))[0].shape == (4, 9, KEPT)
 
 
+@pytest.mark.parametrize("name", ["roberta", "mpnet"])
+def test_the_base_model_gets_a_new_pooler_that_fits(name, tmp_path):
+    save_checkpoint(cut(name), tmp_path)
+    base = AutoModel.from_pretrained(tmp_path).eval()
+    assert base(**batch(name)).pooler_output.shape == (4, KEPT)
+
+
 def test_sizes_are_bounded(tmp_path):
     for name, path, key, wrong in (
         ("bert", "embeddings.LayerNorm", "normalized_shape", 10**9),
