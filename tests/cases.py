@@ -89,6 +89,19 @@ def count_rows_of_positions(base: nn.Module, model: nn.Module) -> Report:
     return {"positions_before": before, "positions_after": after}
 
 
+def count_width(base: nn.Module, model: nn.Module) -> Report:
+    """Count the columns of the projections that read the hidden state, and the entries of the norms beside them."""
+    counts = []
+    for of in (base, model):
+        state = of.state_dict()
+        blocks = blocks_of(of, family_of(of))
+        widths = {state[f"{path}.weight"].shape[1] for b in blocks for path in (b.query, b.value, *b.up)}
+        widths |= {state[f"{path}.weight"].shape[0] for b in blocks for path in (b.output, b.down, *b.norms)}
+        assert len(widths) == 1
+        counts += widths
+    return dict(zip(("width_before", "width_after"), counts, strict=True))
+
+
 def count_nf4(base: nn.Module, model: nn.Module) -> Report:
     """Count the 4-bit layers of the state dict, their weights in the base model, and the bytes of their tensors."""
     state, before = model.state_dict(), base.state_dict()
@@ -156,6 +169,7 @@ CASES: dict[str, MethodCase] = {
     "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),
     "vocabulary": MethodCase(),
+    "width": MethodCase({"keep": 0.75}, count_width),
     "magnitude": MethodCase({"sparsity": 0.5}, count_zeros),
     "n_m": MethodCase({"n": 2, "m": 4}, count_zeros),
     "wanda": MethodCase({"sparsity": 0.5}, count_zeros),

@@ -17,7 +17,14 @@ ROOT = PACKAGE.parent
 ROOMS = ["core", "ops", "modules", "methods", "checkpoint", "recipe", "train", "export", "measure", "publish", "run"]
 FORBIDDEN = {"export": {"train"}, "measure": {"train"}, "methods": {"methods"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
-ALSO_WORDS = {"layers", "heads", "ffn", "positions", "vocabulary"}  # words that code needs anyway
+ALSO_WORDS = {
+    "ffn",
+    "heads",
+    "layers",
+    "positions",
+    "vocabulary",
+    "width",
+}  # methods called by a word that code needs anyway: they are looked for where one is picked
 
 
 def room(path: Path) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from ..core.errors import FamilyError
-from ..core.families import Block, Family, blocks_of, family_of, head_count, unit_count
-from .structure import skeleton
+from ..core.errors import CheckpointError, FamilyError
+from ..core.families import Block, Family, blocks_of, family_of, head_count, unit_count, width_in
+from .structure import apply_structure_, read_structure, skeleton
 
 
 def fold_into_config_(model: nn.Module) -> None:
-    """Set the config's feed-forward width and head count where every block agrees and the config can say it."""
+    """Set the config's feed-forward width, head count and hidden size where blocks agree and the config can say it."""
     try:
         family = family_of(model)
         blocks = blocks_of(model, family)
@@ -22,6 +22,7 @@ def fold_into_config_(model: nn.Module) -> None:
         return  # a model of an unknown type was not changed in ways a family would know
     _fold_ffn(model, family, blocks)
     _fold_heads(model, family, blocks)
+    _fold_width(model, family, blocks)
 
 
 def _fold_ffn(model: nn.Module, family: Family, blocks: list[Block]) -> None:
@@ -43,6 +44,14 @@ def _fold_heads(model: nn.Module, family: Family, blocks: list[Block]) -> None:
     _set_if_buildable(model, values)
 
 
+def _fold_width(model: nn.Module, family: Family, blocks: list[Block]) -> None:
+    """Set the hidden size, with the size of a head beside it, which would otherwise follow from it."""
+    widths = {width_in(model.get_submodule(block.query)) for block in blocks}
+    if len(widths) > 1 or not family.head_size_key or widths == {getattr(model.config, family.hidden_key)}:
+        return
+    _set_if_buildable(model, {family.hidden_key: widths.pop(), family.head_size_key: blocks[0].key_size})
+
+
 def _set_if_buildable(model: nn.Module, values: dict[str, Any]) -> None:
     """Set these config values, and take them back where the model type refuses them."""
     config: Any = model.config
@@ -51,8 +60,9 @@ def _set_if_buildable(model: nn.Module, values: dict[str, Any]) -> None:
         setattr(config, key, value)
     try:
         type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
-        skeleton(model)
-    except (ValueError, StrictDataclassError):  # such as a hidden size that is not a multiple of the number of heads
+        apply_structure_(skeleton(model), read_structure(model))
+    except (ValueError, StrictDataclassError, CheckpointError):
+        # such as a hidden size that is not a multiple of the number of heads, or that other sizes follow from
         for key in values:
             delattr(config, key)
         for key, value in before.items():

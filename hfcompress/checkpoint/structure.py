@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.errors import CheckpointError
-from ..core.families import base_prefix, size_names
+from ..core.errors import CheckpointError, FamilyError
+from ..core.families import base_prefix, blocks_of, family_of, has_module, size_names, width_in
 from ..modules.bnb import float_twin, is_bnb
 from ..modules.sized import KIND as SIZES
 from ..modules.sized import resize_, sizes_of
@@ -23,6 +23,7 @@ from ..modules.spec import build, spec_of
 from ..modules.ties import declare_ties_
 
 Modules = dict[str, dict[str, Any]]
+_POOLER = "pooler"
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -37,7 +38,11 @@ def skeleton(model: nn.Module) -> nn.Module:
 def read_structure(model: nn.Module) -> Modules:
     """Return the specs of the modules that differ from the skeleton, by relative path; a state, not a history."""
     plain = _specs(skeleton(model))
-    return {_relative(model, path): spec for path, spec in _specs(model).items() if plain.get(path) != spec}
+    return {
+        _relative(model, path): spec
+        for path, spec in _specs(model).items()
+        if plain.get(path) != spec and (path in plain or spec["kind"] != SIZES)  # training wrappers have sizes too
+    }
 
 
 def _specs(model: nn.Module) -> Modules:
@@ -73,8 +78,24 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
             spec = {key: value for key, value in spec.items() if key != "inner"}
         if spec_of(old) != dict(spec):
             model.set_submodule(path, build(spec, old, path))
+    _fit_new_pooler_(model, modules)
     declare_ties_(model)
     return inner
+
+
+def _fit_new_pooler_(model: nn.Module, modules: Mapping[str, Any]) -> None:
+    """Make a pooler the checkpoint does not have, which will start at random, as wide as what it reads."""
+    path = f"{base_prefix(model)}{_POOLER}.dense"
+    if _relative(model, path) in modules or not has_module(model, path):
+        return
+    try:
+        width = width_in(model.get_submodule(blocks_of(model, family_of(model))[0].query))
+    except FamilyError:
+        return
+    old = model.get_submodule(path)
+    if isinstance(old, nn.Linear) and old.in_features == old.out_features > width:
+        spec = {**(spec_of(old) or {}), "in_features": width, "out_features": width}
+        model.set_submodule(path, build(spec, old, path))
 
 
 def _spec(module: nn.Module) -> dict[str, Any] | None:
@@ -86,7 +107,7 @@ def _spec(module: nn.Module) -> dict[str, Any] | None:
 
 def _optional(relative: str) -> bool:
     """A pooler may be left out of a base model when it is loaded; every other module has to be there."""
-    return relative.split(".")[0] == "pooler"
+    return relative.split(".")[0] == _POOLER
 
 
 def _relative(model: nn.Module, path: str) -> str:

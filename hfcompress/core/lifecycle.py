@@ -134,8 +134,8 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
             )
         elif method.info.alone and len(permanent) > 1:
             reason = (
-                f"changes the paths of modules that {', '.join(permanent)} would act on together: give it a stage of "
-                "its own"
+                f"changes the paths or sizes of modules that {', '.join(permanent)} would act on together: give it a "
+                "stage of its own"
             )
         if reason:
             raise LifecycleError(f"{name} {reason}")

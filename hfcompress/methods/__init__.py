@@ -17,6 +17,7 @@ from . import (
     sparsegpt,
     vocabulary,
     wanda,
+    width,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "sparsegpt",
     "vocabulary",
     "wanda",
+    "width",
 ]

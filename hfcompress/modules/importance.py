@@ -72,7 +72,7 @@ def _mask_gradients(
     for path in groups:
         handles.append(model.get_submodule(path).register_forward_pre_hook(hook(path)))
     try:
-        loss = _loss(model, batch, generator) * size  # the loss is a mean over examples
+        loss = loss_of(model, batch, generator) * size  # the loss is a mean over examples
     finally:
         for handle in handles:
             handle.remove()
@@ -83,7 +83,7 @@ def _mask_gradients(
     return {path: torch.zeros_like(mask) if g is None else g for (path, mask), g in pairs}, shapes
 
 
-def _loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+def loss_of(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
     """Return the model's loss as a mean over the batch."""
     if "labels" not in batch and type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         labels = batch["input_ids"]

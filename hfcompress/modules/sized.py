@@ -1,4 +1,4 @@
-"""Sizes outside of layers that follow the number of heads: attributes a forward pass reads, and per-head tables."""
+"""Sizes outside of the layers in `spec`: attributes a forward pass reads, and shapes of a module's own parameters."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ KIND = "sizes"
 def sizes_of(module: nn.Module, names: Collection[str]) -> dict[str, Any] | None:
     """Return the spec of a module's own sizes: integers by attribute, shapes by parameter; None when it has none.
 
-    Only `names`, those of the model's family, are looked at: other integers are settings, or change as a model runs.
+    Of integers only `names`, those of the model's family, are looked at: others are settings, or change as a model
+    runs. Parameters are those of norms that models define themselves, class tokens, position embeddings, layer scales.
     """
     found: dict[str, Any] = {k: v for k, v in vars(module).items() if k in names and type(v) is int}
-    found |= {k: list(p.shape) for k, p in module.named_parameters(recurse=False) if k in names}
+    found |= {k: list(p.shape) for k, p in module.named_parameters(recurse=False)}
     return {"kind": KIND, **found} if found else None
 
 
@@ -29,7 +30,7 @@ def resize_(module: nn.Module, spec: Mapping[str, Any], names: Collection[str], 
     Raises CheckpointError for other names than the module has, and for a size below 1 or above the present one.
     """
     present = sizes_of(module, names)
-    if present is None or set(present) != set(spec):
+    if present is None or not set(spec) <= set(present):
         raise CheckpointError(f"{where}: {sorted(set(spec) - {'kind'})} are not the sizes of a {type(module).__name__}")
     for name, size in spec.items():
         if name == "kind":

@@ -62,7 +62,14 @@ def _kinds(form: Form) -> list[Kind]:
     ]
 
 
+def _layer_norm(spec: Spec, dtype: torch.dtype) -> nn.Module:
+    return nn.LayerNorm(spec["normalized_shape"], spec["eps"], bias=spec["bias"], dtype=dtype)
+
+
 KINDS = {kind.name: kind for form in FORMS for kind in _kinds(form)}
+KINDS["layer_norm"] = Kind(
+    "layer_norm", nn.LayerNorm, ("normalized_shape",), ("eps", "bias"), (nn.LayerNorm,), _layer_norm
+)
 
 
 def spec_of(module: nn.Module) -> dict[str, Any] | None:
@@ -70,9 +77,11 @@ def spec_of(module: nn.Module) -> dict[str, Any] | None:
     cls = parametrize.type_before_parametrizations(module)
     if cls is nn.Conv2d and module.padding_mode != "zeros":
         return None
+    if cls is nn.LayerNorm and (module.weight is None or len(module.normalized_shape) != 1):  # type: ignore[arg-type]
+        return None
     for kind in KINDS.values():
         if cls is kind.cls:
-            spec: dict[str, Any] = {"kind": kind.name, **{name: getattr(module, name) for name in kind.sizes}}
+            spec: dict[str, Any] = {"kind": kind.name, **{name: _size(module, name) for name in kind.sizes}}
             spec |= {name: _flag(module, name) for name in kind.flags}
             return spec | (_storage_of(module) if isinstance(module, Packed) else {})
     return None
@@ -90,7 +99,7 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     if set(spec) - set(kind.optional) != {"kind", *kind.sizes, *kind.flags}:
         raise CheckpointError(f"{where}: keys {sorted(spec)} do not describe a {kind.name}")
     for name in kind.sizes:
-        size, limit = spec[name], getattr(old, name)
+        size, limit = spec[name], _size(old, name)
         if type(size) is not int or not 1 <= size <= limit:
             raise CheckpointError(f"{where}: {name}={size!r} is not between 1 and the config's {limit}")
     _check_flags(kind, spec, old, where)
@@ -158,6 +167,12 @@ def _grid(spec: Any) -> Grid | None:
     if not isinstance(spec, Mapping):
         raise TypeError("not a mapping")
     return Grid(**spec)
+
+
+def _size(module: nn.Module, name: str) -> Any:
+    """Return a width; a norm keeps its one in a tuple."""
+    value = getattr(module, name)
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _flag(module: nn.Module, name: str) -> Any:
