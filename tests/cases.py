@@ -129,10 +129,29 @@ def count_rounded(base: nn.Module, model: nn.Module) -> Report:
     return {"layers": packed, "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
 
 
+def count_mixed(base: nn.Module, model: nn.Module) -> Report:
+    """Count the codes in the state dict by their bits, which are what they take per weight of the base model."""
+    state = {t.data_ptr(): (name, t) for name, t in model.state_dict().items()}  # tied layers once
+    state, before = dict(state.values()), base.state_dict()
+    sizes = {name: before[name.removesuffix("_codes")].numel() for name in state if name.endswith("_codes")}
+    bits = [round(8 * state[name].nbytes / size) for name, size in sizes.items()]
+    stored = sum(t.nbytes for name, t in state.items() if name.endswith(("_codes", "_scale", "_mask")))
+    assert set(bits) <= {2, 4, 8} and 8 * stored <= 5 * sum(sizes.values())
+    return {
+        "layers": len(sizes),
+        "weights": sum(sizes.values()),
+        "bits_per_weight": round(8 * stored / sum(sizes.values()), 4),
+        **{f"layers_{b}_bits": bits.count(b) for b in (2, 4, 8)},
+    }
+
+
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
+    "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
-    "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
+    "layers": MethodCase(
+        {"keep": 2, "choose": "top"}, count_blocks, refuses={"albert": "no block can be dropped: all its layers are one"}
+    ),
     "heads": MethodCase({"remove": 0.5}, count_part("heads")),
     "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),

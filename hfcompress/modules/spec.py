@@ -68,6 +68,8 @@ KINDS = {kind.name: kind for form in FORMS for kind in _kinds(form)}
 def spec_of(module: nn.Module) -> dict[str, Any] | None:
     """Return the spec of a module, or None when its class is none of ours to change; training wrappers do not count."""
     cls = parametrize.type_before_parametrizations(module)
+    if cls is nn.Conv2d and module.padding_mode != "zeros":
+        return None
     for kind in KINDS.values():
         if cls is kind.cls:
             spec: dict[str, Any] = {"kind": kind.name, **{name: getattr(module, name) for name in kind.sizes}}
@@ -83,7 +85,7 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     a checkpoint may shrink a model, so nothing in a file can make the loader allocate more than the config asks for.
     """
     kind = KINDS.get(str(spec.get("kind")))
-    if kind is None or not isinstance(old, kind.replaces):
+    if kind is None or spec_of(old) is None or not isinstance(old, kind.replaces):
         raise CheckpointError(f"{where}: {spec.get('kind')!r} can't stand for a {type(old).__name__}")
     if set(spec) - set(kind.optional) != {"kind", *kind.sizes, *kind.flags}:
         raise CheckpointError(f"{where}: keys {sorted(spec)} do not describe a {kind.name}")
