@@ -75,6 +75,7 @@ class MixedBits(Method[MixedBitsConfig]):
         phase=Phase.QUANT,
         papers=("https://arxiv.org/abs/2001.00281", "https://arxiv.org/abs/2006.10518"),
         needs=Needs(calibration=True),
+        examples={"": {"average_bits": 4}},
     )
     Config = MixedBitsConfig
 

@@ -60,7 +60,7 @@ def reason_of(name: str, settings: Mapping[str, Any], model: nn.Module) -> str:
     It goes through a whole stage without training, and the result has to give finite numbers. Raises what the method
     raises that is no refusal: the table must not hide a fault.
     """
-    method, teacher = registry.create(name, settings), model
+    method, teacher = registry.create(name, settings, "MethodInfo.examples"), model
     model, batch = copy.deepcopy(model), _batch(model)
     try:
         lifecycle = Lifecycle([method], training=method.needs.training)
