@@ -11,7 +11,7 @@ import torch
 from tiny import HEADS, LAYERS, UNITS, batch, calibration, logits, make
 from torch import nn
 
-from hfcompress.core.errors import DataError, FamilyError, TargetError
+from hfcompress.core.errors import DataError, TargetError
 from hfcompress.core.families import blocks_of, family_of
 from hfcompress.core.lifecycle import Lifecycle
 from hfcompress.methods.ffn import Ffn, FfnConfig
@@ -23,7 +23,8 @@ from hfcompress.ops import latency
 from hfcompress.ops.allocation import allocate, dropped, keep_counts
 from hfcompress.ops.reconstruction import InputMoments, refit, rescale
 
-MODELS = ("bert", "distilbert", "dinov2", "dinov2-swiglu", "gpt2", "llama", "t5", "swin")
+LAYOUTS = [(Heads, "bert"), (Heads, "gpt2"), (Heads, "llama"), (Heads, "swin")]  # every way heads or units are laid out
+LAYOUTS += [(Ffn, "bert"), (Ffn, "gpt2"), (Ffn, "dinov2-swiglu"), (Ffn, "t5")]
 
 
 def pruned(model: nn.Module, name: str, *, heads: dict | None = None, ffn: dict | None = None) -> dict:
@@ -206,17 +207,13 @@ def outputs(model: nn.Module, name: str, path: str) -> torch.Tensor:
     return torch.cat([f.flatten(0, -2) for f in found])
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("method", [Heads, Ffn])
-def test_refitting_comes_closer_than_cutting(name, method):
+@pytest.mark.parametrize(("method", "name"), LAYOUTS)
+def test_refitting_comes_closer_than_cutting(method, name):
     errors = {}
     for tune in ("none", "mask", "weights"):
         base, model = make(name), make(name)
         lifecycle = Lifecycle([method(method.Config(remove=0.5, tune=tune, ridge=1e-6))], training=False)
-        try:
-            paths = lifecycle.prepare(model)[method.info.name]
-        except FamilyError:
-            pytest.skip("its heads can't be removed")
+        paths = lifecycle.prepare(model)[method.info.name]
         lifecycle.observe(model, lambda: calibration(name))
         cut = {path: found for path, found, _ in cuts(model)}
         first = next(path for path in paths if not cut[path].keep.all())  # all layers before it are whole
@@ -252,10 +249,8 @@ def test_both_methods_fit_on_what_the_other_leaves():
     values = [cut.value.clone() for _, cut, _ in cuts(model) if cut.chosen]
     assert len(values) == LAYERS
     second.observe(model, calibration("bert"))
-    again = [cut for path, cut, _ in cuts(model) if cut.size == (1 if first.info.name == "ffn" else 8)]
-    assert all(a.keep.sum() == len(a.keep) / 2 for a in again) or len(again) == LAYERS
-    assert torch.equal(again[0].value, values[0])  # nothing comes before it
-    assert not torch.allclose(again[-1].value, values[-1], atol=1e-4)
+    again = [cut for path, cut, _ in cuts(model) if cut.size == 1]
+    assert len(again) == LAYERS and not torch.allclose(again[-1].value, values[-1], atol=1e-4)
 
 
 @pytest.mark.parametrize("budget", ["count", "parameters", "flops", "latency"])

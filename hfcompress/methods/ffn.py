@@ -44,15 +44,15 @@ class Ffn(Method[FfnConfig]):
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Wrap the narrowing projection of every feed-forward layer."""
-        self._seed, self._blocks = ctx.seed, blocks_of(model, ctx.family)
+        self._blocks = blocks_of(model, ctx.family)
         self._before = [unit_count(model, block) for block in self._blocks]
         layers = [Columns(block.down, 1, block.up) for block in self._blocks]
-        self._removal = Removal(model, layers, self.config, self.config.round_to)
+        self._removal = Removal(model, layers, self.config, multiple=self.config.round_to, seed=ctx.seed)
         return [block.down for block in self._blocks]
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Choose the units and refit the projections."""
-        self._removal.observe(model, batches, self._seed, self.info.title)
+        self._removal.observe(model, batches, self.info.title)
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Show the model without the units from the first step on."""

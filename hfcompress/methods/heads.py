@@ -43,18 +43,17 @@ class Heads(Method[HeadsConfig]):
         """Wrap the output projection of every attention."""
         blocks = blocks_of(model, ctx.family)
         require_removable_heads(blocks)
-        self._seed = ctx.seed
         self._attentions: list[Attention] = [a for b in blocks for a in (b, b.cross) if a is not None]
         self._before = self._counts(model)
         layers = [
             Columns(a.output, a.head_size, (a.query, a.key, a.value, *a.more), attention=True) for a in self._attentions
         ]
-        self._removal = Removal(model, layers, self.config, 1)
+        self._removal = Removal(model, layers, self.config, multiple=1, seed=ctx.seed)
         return [a.output for a in self._attentions]
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Choose the heads and refit the projections."""
-        self._removal.observe(model, batches, self._seed, self.info.title)
+        self._removal.observe(model, batches, self.info.title)
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Show the model without the heads from the first step on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..core.errors import DataError, TargetError
+from ..core.progress import track
 
 Batch = Mapping[str, Tensor]
 
@@ -25,7 +26,9 @@ class Importance:
 
 
 @torch.enable_grad()
-def fisher(model: nn.Module, groups: Mapping[str, int], batches: Iterable[Batch], seed: int) -> dict[str, Importance]:
+def fisher(
+    model: nn.Module, groups: Mapping[str, int], batches: Sequence[Batch], seed: int, title: str = "importance"
+) -> dict[str, Importance]:
     """Return the diagonal empirical Fisher information of a mask on groups of each layer's inputs.
 
     groups: columns per group, by the layer's path. With m a mask of ones per example, it is the sum over examples of
@@ -36,7 +39,7 @@ def fisher(model: nn.Module, groups: Mapping[str, int], batches: Iterable[Batch]
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     found: dict[str, Importance] = {}
-    for batch in batches:
+    for batch in track(batches, lambda _: title):
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         size = len(next(iter(batch.values())))
         gradients, shapes = _mask_gradients(model, groups, batch, size, generator)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.families import width_in
+from ..core.progress import track
 from ..core.removal import RemovalConfig
 from ..ops.allocation import allocate, dropped, keep_counts
 from ..ops.latency import Widths, seconds_by_count
@@ -18,7 +19,7 @@ from ..ops.masks import keep_highest
 from ..ops.reconstruction import InputMoments, refit, rescale
 from .blockwise import walk_
 from .cut import BiasCut, ColumnCut, attach_cut, bake_cut_, cuts, switch
-from .importance import Importance, fisher
+from .importance import Batch, Importance, fisher
 from .matrix import matrix
 
 
@@ -38,12 +39,14 @@ class Removal:
     Taking them out of the layers is left to the caller, who knows what they are.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Columns], config: RemovalConfig, multiple: int) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[Columns], config: RemovalConfig, *, multiple: int, seed: int
+    ) -> None:
         """Wrap the layers, switched off, with a choice as if the groups of every layer were worth the same.
 
         multiple: what the groups kept of a layer are a multiple of. Raises TargetError when so much can't be removed.
         """
-        self.layers, self.config, self.multiple = list(layers), config, multiple
+        self.layers, self.config, self.multiple, self.seed = list(layers), config, multiple, seed
         for layer in self.layers:
             module: Any = model.get_submodule(layer.path)
             groups = width_in(module) // layer.size
@@ -51,22 +54,15 @@ class Removal:
         ramps = [torch.arange(len(keep), 0, -1) / len(keep) for keep in self.keep(model)]
         self._choose(model, [Importance(ramp, 1.0, 1.0) for ramp in ramps])
 
-    def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], seed: int, title: str) -> None:
+    def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], title: str) -> None:
         """Choose by Fisher information, with what other methods of the stage chose in force; then fit what is left.
 
         Own layers are fitted first, then those of other methods once more, on inputs that come through the own ones.
         """
         batches = list(batches)
-        with _in_force(model):
-            found = fisher(model, {layer.path: layer.size for layer in self.layers}, batches, seed)
-        self._choose(model, [found[layer.path] for layer in self.layers])
-        own = {layer.path for layer in self.layers}
-        with _in_force(model):
-            _fit(model, own, batches, title)
-            for cut, bias in self._cuts(model):
-                cut.chosen.fill_(True)
-                switch(cut, bias, True)
-            _fit(model, {path for path, cut, _ in cuts(model) if cut.chosen} - own, batches, title)
+        for act in track((self._measure, self._fit_own, self._fit_others), lambda _: title):
+            with _in_force(model):
+                act(model, batches, title)
 
     def switch(self, model: nn.Module, on: bool) -> None:
         """Put the choice into force, or take it out."""
@@ -87,6 +83,20 @@ class Removal:
     def _cuts(self, model: nn.Module) -> list[tuple[ColumnCut, BiasCut | None]]:
         found = {path: (cut, bias) for path, cut, bias in cuts(model)}
         return [found[layer.path] for layer in self.layers]
+
+    def _measure(self, model: nn.Module, batches: Sequence[Batch], title: str) -> None:
+        groups = {layer.path: layer.size for layer in self.layers}
+        found = fisher(model, groups, batches, self.seed, f"{title}: importance")
+        self._choose(model, [found[layer.path] for layer in self.layers])
+
+    def _fit_own(self, model: nn.Module, batches: Sequence[Batch], title: str) -> None:
+        _fit(model, {layer.path for layer in self.layers}, batches, title)
+        for cut, _ in self._cuts(model):
+            cut.chosen.fill_(True)
+
+    def _fit_others(self, model: nn.Module, batches: Sequence[Batch], title: str) -> None:
+        own = {layer.path for layer in self.layers}
+        _fit(model, {path for path, cut, _ in cuts(model) if cut.chosen} - own, batches, title)
 
     @torch.no_grad()
     def _choose(self, model: nn.Module, importance: Sequence[Importance]) -> None:
@@ -117,7 +127,7 @@ class Removal:
         return (counts * found.tokens * (weights + scores_and_values)).round()
 
 
-def _fit(model: nn.Module, paths: Collection[str], batches: Any, title: str) -> None:
+def _fit(model: nn.Module, paths: Collection[str], batches: Sequence[Batch], title: str) -> None:
     """Fit the layers `paths`, block by block, on inputs from fitted blocks."""
     found = {path: (cut, bias) for path, cut, bias in cuts(model) if path in paths and cut.tune != "none"}
 
