@@ -8,7 +8,7 @@ from .config import StrictModel
 from .method import CALIBRATION_EXAMPLES
 
 
-class Layers(StrictModel):
+class Targets(StrictModel):
     """Which layers a method acts on."""
 
     targets: list[str] | None = Field(
@@ -19,7 +19,7 @@ class Layers(StrictModel):
     ignore: list[str] = Field(default_factory=list, description="Modules to leave alone, in the same notation.")
 
 
-class Calibrated(Layers):
+class Calibrated(Targets):
     """Which layers a method acts on that learns their inputs from data."""
 
     examples: int = Field(

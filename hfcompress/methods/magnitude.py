@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
 from ..core.schedule import Schedule
-from ..core.sparsity import Layers
+from ..core.sparsity import Targets
 from ..modules.masked import MaskedWeight, choose, mask_, store_zeros_
 from ..modules.matrix import LAYERS, stored
 from ..modules.parametrizations import attach
 from ..ops.masks import keep_share
 
 
-class MagnitudeConfig(Layers):
+class MagnitudeConfig(Targets):
     """Settings of magnitude pruning."""
 
     sparsity: float = Field(0.5, gt=0, lt=1, description="Share of the weights to set to zero.")

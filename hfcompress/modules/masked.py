@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core.errors import TargetError
-from ..core.sparsity import Layers
+from ..core.sparsity import Targets
 from ..core.targets import select
 from .chains import LINEAR, block_layers, layers_of
 from .matrix import matrix, stored
@@ -60,7 +60,7 @@ def mask_(model: nn.Module, paths: Sequence[str], strength: float, masks: Callab
         wrapper.step.fill_(step)
 
 
-def choose(model: nn.Module, config: Layers, where: str, kinds: tuple[type[nn.Module], ...] = LINEAR) -> list[str]:
+def choose(model: nn.Module, config: Targets, where: str, kinds: tuple[type[nn.Module], ...] = LINEAR) -> list[str]:
     """Return the paths of the layers of these `kinds` that `config` names, by default the linear ones in all blocks.
 
     Raises TargetError for a pattern that matches nothing, for a weight that is packed already or shared with another
