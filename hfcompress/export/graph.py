@@ -1,0 +1,115 @@
+"""Spelling out a traced graph: each layer's node is replaced by ONNX operators and its stored weight."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from .trace import DOMAIN, TABLE, Traced
+from .weights import Layer
+
+FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8
+CONTRIB = "com.microsoft"  # operators of ONNX Runtime's own
+NOTE = "hfcompress.runs_in"  # key of the file's metadata
+
+
+class Graph:
+    """Nodes and initializers in the making; a constant or a node asked for twice under one name is made once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self._made: set[str] = set()
+
+    def constant(self, name: str, values: Any, dtype: Any = None) -> str:
+        """Store an initializer and return its name."""
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype=dtype), name)
+        return name
+
+    def node(self, op: str, inputs: list[str], name: str, *more: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node whose first output is `name` (others: `more`) and return that."""
+        if name not in self._made:
+            self._made.add(name)
+            made = helper.make_node(op, inputs, [name, *more], name=f"node_{name}", domain=domain, **attributes)
+            self.nodes.append(made)
+        return name
+
+    def has(self, name: str) -> bool:
+        """Say whether a node or constant of this name was made already."""
+        return name in self._made or name in self.constants
+
+
+class Lowering(Protocol):
+    """One way to compute a layer; `note` says which, and each function what the layer's numbers are in the file."""
+
+    note: str
+
+    def linear(self, graph: Graph, x: str, rank: int, layer: Layer, out: str) -> str:
+        """Add y = x W^T + b, named `out`."""
+        ...
+
+    def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
+        """Add the rows of the table at `ids`, named `out`."""
+        ...
+
+
+def lower(traced: Traced, how: Lowering) -> ModelProto:
+    """Return a graph without nodes of this package; its metadata say what it runs in."""
+    proto = ModelProto()
+    proto.CopyFrom(traced.proto)
+    graph = Graph()
+    weights: dict[str, str] = {}
+    tables: dict[str, str] = {}
+    for node in traced.proto.graph.node:
+        if node.domain != DOMAIN:
+            graph.nodes.append(copy.deepcopy(node))
+            continue
+        path, rank = _attribute(node, "path").s.decode(), int(_attribute(node, "rank").i)
+        is_table = node.op_type == TABLE
+        spell, said = (how.table, tables) if is_table else (how.linear, weights)
+        said[path] = spell(graph, node.input[0], rank, traced.layers[path], node.output[0])
+    del proto.graph.node[:]
+    proto.graph.node.extend(graph.nodes)
+    proto.graph.initializer.extend(graph.constants.values())
+    _set_domains(proto)
+    _drop_unused(proto)
+    said_all = [*_counted("weights", weights), *_counted("tables", tables), how.note]
+    helper.set_model_props(proto, {NOTE: "; ".join(said_all)})
+    return proto
+
+
+def add_bias(graph: Graph, y: str, layer: Layer, out: str) -> None:
+    """Add the layer's bias to `y`, under the name `out`; call only for a layer that has one."""
+    graph.node("Add", [y, graph.constant(f"{layer.path}.bias", layer.bias)], out)
+
+
+def _counted(what: str, kinds: dict[str, str]) -> list[str]:
+    """Return such as 'weights 8-bit (38), float32 (1)'; counts only where kinds differ."""
+    found = list(kinds.values())
+    names = list(dict.fromkeys(found))
+    if len(names) < 2:
+        return [f"{what} {name}" for name in names]
+    return [f"{what} " + ", ".join(f"{name} ({found.count(name)})" for name in names)]
+
+
+def _attribute(node: NodeProto, name: str) -> Any:
+    return next(a for a in node.attribute if a.name == name)
+
+
+def _set_domains(proto: ModelProto) -> None:
+    kept = [o for o in proto.opset_import if o.domain not in (DOMAIN, CONTRIB)]
+    if any(node.domain == CONTRIB for node in proto.graph.node):
+        kept.append(helper.make_opsetid(CONTRIB, 1))
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+
+
+def _drop_unused(proto: ModelProto) -> None:
+    used = {name for node in proto.graph.node for name in node.input} | {o.name for o in proto.graph.output}
+    kept = [t for t in proto.graph.initializer if t.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)

@@ -1,0 +1,183 @@
+"""Layers as an export spells them out: every width of codes, in every way to compute, against NumPy."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from tiny import make
+
+from hfcompress.checkpoint import save_checkpoint
+from hfcompress.export.bits import fold, planes
+from hfcompress.export.graph import NOTE, lower
+from hfcompress.export.inputs import InputSpec, example_inputs
+from hfcompress.export.lower_float import FloatProducts
+from hfcompress.export.lower_int8 import DynamicInt8
+from hfcompress.export.onnx import export_onnx
+from hfcompress.export.runtime import open_onnx
+from hfcompress.export.trace import DOMAIN, Logits, Traced
+from hfcompress.export.weights import Coded, Dense, Layer, halved
+from hfcompress.modules.packed import pack_
+
+ROWS, COLUMNS = 24, 256
+RNG = np.random.default_rng(0)
+
+
+def coded(bits: int, *, groups: int = 1, asymmetric: bool = False, step: int = 1, shape=(ROWS, COLUMNS)) -> Coded:
+    """Make random codes that use the whole range."""
+    rows = shape[0]
+    unsigned = RNG.integers(0, 2**bits, shape)
+    low = -1 if step == 2 else -(2 ** (bits - 1))
+    scale = (0.5 + RNG.random((rows, groups))).astype(np.float32) / 2**bits
+    zero = RNG.integers(low, low + 2**bits, (rows, groups)).astype(np.int8) if asymmetric else None
+    return Coded((low + step * unsigned).astype(np.int8), scale, zero, bits, step)
+
+
+def values(weight: Coded | Dense) -> np.ndarray:
+    """Widen by the definition, apart from the code under test."""
+    if isinstance(weight, Dense):
+        return weight.values
+    each = weight.shape[1] // weight.groups
+    zero = 0 if weight.zero is None else np.repeat(weight.zero.astype(np.float32), each, axis=1)
+    return (weight.codes.astype(np.float32) - zero) * np.repeat(weight.scale, each, axis=1)
+
+
+def spelt(layer: Layer, how) -> onnx.ModelProto:
+    """Spell out a graph of this one layer."""
+    x, y = ("ids", TensorProto.INT64) if layer.is_table else ("x", TensorProto.FLOAT), "y"
+    op = "Embedding" if layer.is_table else "Linear"
+    node = helper.make_node(op, [x[0]], [y], domain=DOMAIN, path=layer.path, rank=2 if layer.is_table else 3)
+    shape = ["a", "b"] if layer.is_table else ["a", "b", layer.weight.shape[1]]
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info(x[0], x[1], shape)],
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, ["a", "b", "c"])],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return lower(Traced(proto, {layer.path: layer}, Logits(torch.nn.Identity(), ("x",)), InputSpec(("x",))), how)
+
+
+def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    onnx.checker.check_model(proto)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def weight_bytes(proto: onnx.ModelProto) -> int:
+    return sum(len(t.raw_data) for t in proto.graph.initializer)
+
+
+WIDTHS = [
+    coded(8),
+    coded(8, asymmetric=True),
+    coded(6),
+    coded(6, groups=4),
+    coded(4),
+    coded(4, asymmetric=True),
+    coded(4, groups=4),
+    coded(4, groups=4, asymmetric=True),
+    coded(4, shape=(ROWS, 40)),
+    coded(3),
+    coded(3, groups=8, asymmetric=True),
+    coded(2),
+    coded(1, step=2),
+    coded(8, groups=4, asymmetric=True),
+    coded(6, shape=(ROWS, 37)),
+    Dense(RNG.standard_normal((ROWS, COLUMNS)).astype(np.float32)),
+]
+
+
+def name(weight) -> str:
+    if isinstance(weight, Dense):
+        return "float32"
+    return f"{weight.bits}b-{weight.groups}g{'-zero' * (weight.zero is not None)}-{weight.shape[1]}"
+
+
+@pytest.mark.parametrize("weight", WIDTHS, ids=name)
+def test_float_products_and_tables_are_exact_and_take_their_bits(weight):
+    rows, columns = weight.shape
+    bias = RNG.standard_normal(rows).astype(np.float32)
+    x = RNG.standard_normal((2, 5, columns)).astype(np.float32)
+    linear = spelt(Layer("a", "a", False, weight, bias), FloatProducts())
+    np.testing.assert_allclose(run(linear, x), x @ values(weight).T + bias, rtol=1e-4, atol=1e-4)
+    table = spelt(Layer("t", "t", True, weight), FloatProducts())
+    ids = RNG.integers(0, rows, (3, 4))
+    np.testing.assert_allclose(run(table, ids), values(weight)[ids], rtol=1e-6)
+    if isinstance(weight, Coded) and columns == COLUMNS:
+        stored = rows * columns * weight.bits / 8 + weight.scale.size * (4 if weight.zero is None else 8)
+        assert max(weight_bytes(linear) - bias.nbytes, weight_bytes(table)) <= 1.08 * stored + 100
+
+
+@pytest.mark.parametrize("weight", WIDTHS, ids=name)
+def test_int8_products_err_by_the_rounding_of_activations_only(weight):
+    x = RNG.standard_normal((2, 5, weight.shape[1])).astype(np.float32)
+    proto = spelt(Layer("a", "a", False, weight), DynamicInt8(reduce_range=False))
+    wanted = x @ values(weight).T
+    step = (x.max() - x.min()) / 255
+    bound = 0.5 * step * np.abs(values(weight)).sum(1).max()
+    if isinstance(weight, Dense):
+        bound += 0.5 * np.abs(weight.values).max() / 127 * np.abs(x).sum(-1).max()
+    error = np.abs(run(proto, x) - wanted).max()
+    assert error < bound and error < 0.03 * np.abs(wanted).max()
+
+
+def test_int8_products_use_the_integer_operators():
+    ops = {n.op_type for n in spelt(Layer("a", "a", False, coded(3)), DynamicInt8(False)).graph.node}
+    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= ops
+    proto = spelt(Layer("a", "a", False, coded(4, groups=4)), DynamicInt8(False))
+    (node,) = proto.graph.node
+    assert node.op_type == "MatMulNBits" and {a.name: a.i for a in node.attribute}["accuracy_level"] == 4
+    assert {o.domain for o in proto.opset_import} == {"", "com.microsoft"}
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_a_halved_grid_keeps_sums_of_two_products_within_16_bits(asymmetric):
+    weight = coded(8, asymmetric=asymmetric)
+    half = halved(weight)
+    assert np.abs(half.codes.astype(int)).max() <= 64 and 255 * 64 * 2 < 2**15
+    assert (np.abs(values(half) - values(weight)) <= weight.scale * 1.001).all()
+    assert halved(coded(4)).bits == 4
+
+
+def test_planes_of_any_width_fold_and_unfold():
+    assert [planes(b) for b in (1, 2, 3, 4, 6, 7)] == [[1], [2], [2, 1], [4], [4, 2], [4, 2, 1]]
+    numbers = RNG.integers(0, 4, (3, 8)).astype(np.uint8)
+    folded = fold(numbers, 2)
+    assert folded.shape == (3, 2) and folded[0, 0] == sum(int(n) << 2 * i for i, n in enumerate(numbers[0, :4]))
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_a_packed_model_is_exported_packed(tmp_path, family):
+    model = make(family)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and path != "classifier":
+            pack_(model, path)
+    codes = sum(t.numel() for t in model.state_dict().values() if t.dtype == torch.int8)
+    save_checkpoint(model, tmp_path)
+    files = export_onnx(model, tmp_path)
+    inputs = example_inputs(model, 4, seed=3)
+    with torch.inference_mode():
+        wanted = model(**inputs).logits.numpy()
+    for engine, tolerance in (("onnxruntime", 1e-5), ("onnxruntime-int8", 0.1)):
+        proto = onnx.load(files[engine])
+        stored = sum(len(t.raw_data) for t in proto.graph.initializer)
+        assert stored < 1.1 * (tmp_path / "model.safetensors").stat().st_size
+        assert sum(len(t.raw_data) for t in proto.graph.initializer if t.data_type == TensorProto.INT8) >= codes
+        assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
+        assert {p.key: p.value for p in proto.metadata_props}[NOTE].startswith("weights 8-bit (")
+        got = open_onnx(files[engine], 1)({k: v.numpy() for k, v in inputs.items()})
+        assert np.abs(got - wanted).max() < tolerance * np.abs(wanted).max()
+
+
+def test_layers_that_share_a_weight_store_it_once(tmp_path):
+    model = make("bert")
+    model.bert.encoder.layer[1].output.dense.weight = model.bert.encoder.layer[0].output.dense.weight
+    model.bert.encoder.layer[2] = model.bert.encoder.layer[0]
+    file = export_onnx(model, tmp_path, engines=("onnxruntime",))["onnxruntime"]
+    names = {t.name for t in onnx.load(file).graph.initializer}
+    assert "bert.encoder.layer.0.output.dense.weight" in names
+    assert not {n for n in names if "layer.2." in n} and "bert.encoder.layer.1.output.dense.weight" not in names
+    assert "bert.encoder.layer.1.output.dense.bias" in names
