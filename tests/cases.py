@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from hfcompress.core.families import blocks_of, family_of
@@ -42,12 +41,16 @@ def count_structure(base: nn.Module, model: nn.Module) -> Report:
 
 
 def count_packed(base: nn.Module, model: nn.Module) -> Report:
-    """Count the int8 tensors of the state dict, and compare their number with the layers of the base model."""
-    packed = [t for t in model.state_dict().values() if t.dtype == torch.int8]
-    layers = [m for m in base.modules() if isinstance(m, nn.Linear | nn.Embedding)]
+    """Count the codes in the state dict, and compare their number with the layers of the base model."""
+    state = model.state_dict()
+    packed = [name for name in state if name.endswith(".weight_codes")]
+    layers = [m for m in base.modules() if isinstance(m, nn.Linear | nn.Embedding | nn.Conv2d)]
     outputs = [m for m in layers if getattr(m, "out_features", 0) == base.config.num_labels]
     assert len(packed) == len(layers) - len(outputs)
-    return {"layers": len(packed), "weights": sum(t.numel() for t in packed), "bits": 8}
+    weights = sum(m.weight.numel() for m in layers) - sum(m.weight.numel() for m in outputs)
+    stored = sum(state[name].nbytes for name in packed)
+    stored += sum(state[name.replace("_codes", "_scale")].nbytes for name in packed)
+    return {"layers": len(packed), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
 
 
 CASES: dict[str, MethodCase] = {

@@ -137,10 +137,11 @@ def test_half_precision_never_touches_the_stored_weights(tmp_path):
     model = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
     packed = model.encoder.layer[0].output.dense
-    assert packed.weight.dtype == torch.int8
+    assert packed.weight_codes.dtype == torch.int8
     assert model(**batch("bert"))[0].dtype == torch.bfloat16
     assert torch.equal(
-        packed.weight, load_file(tmp_path / "model.safetensors")["bert.encoder.layer.0.output.dense.weight"]
+        packed.weight_codes,
+        load_file(tmp_path / "model.safetensors")["bert.encoder.layer.0.output.dense.weight_codes"],
     )
 
 

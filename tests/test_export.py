@@ -19,7 +19,7 @@ from hfcompress.export.plain import plain_copy
 from hfcompress.export.runtime import Source, open_engine, open_onnx
 from hfcompress.export.weights import SMALL
 from hfcompress.modules.packed import pack_
-from hfcompress.ops.quantization import dequantize, quantize_symmetric
+from hfcompress.ops.quantization import Grid, quantize
 
 
 def logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> np.ndarray:
@@ -42,7 +42,7 @@ def bert() -> torch.nn.Module:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-                module.weight.copy_(dequantize(*quantize_symmetric(module.weight)))
+                module.weight.copy_(quantize(module.weight, Grid(8)).dequantize())
     return model
 
 

@@ -17,7 +17,7 @@ from hfcompress.modules.parametrizations import attach, detach, find, wrapped
 from hfcompress.modules.rounding import RoundedWeight
 from hfcompress.ops.losses import hidden_mse, soft_cross_entropy
 from hfcompress.ops.masks import keep_top
-from hfcompress.ops.quantization import dequantize, quantize_symmetric
+from hfcompress.ops.quantization import Grid, quantize
 
 
 def test_keep_top_ranks_all_layers_together():
@@ -39,13 +39,14 @@ def test_keep_top_breaks_ties_by_index():
 
 def test_quantization_error_is_at_most_half_a_step_and_a_second_pass_changes_nothing():
     weight = torch.randn(64, 32) * torch.logspace(-4, 2, 64)[:, None]
-    codes, scale = quantize_symmetric(weight)
-    back = dequantize(codes, scale)
-    assert codes.dtype == torch.int8 and scale.dtype == torch.bfloat16 and int(codes.abs().max()) == 127
-    step = scale.float()[:, None]
+    stored = quantize(weight, Grid(8))
+    back = stored.dequantize()
+    assert stored.codes.dtype == torch.int8 and stored.scale.dtype == torch.bfloat16
+    assert int(stored.codes.abs().max()) == 127
+    step = stored.scale.float()
     assert ((back - weight).abs() <= 0.5001 * step).all()
-    again, scale_again = quantize_symmetric(back)
-    assert torch.equal(again, codes) and torch.equal(scale_again, scale)
+    again = quantize(back, Grid(8))
+    assert torch.equal(again.codes, stored.codes) and torch.equal(again.scale, stored.scale)
 
 
 def test_soft_cross_entropy_is_hintons():

@@ -11,6 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..core.errors import CheckpointError
 from ..modules.packed import dequantize_
+from ..modules.sparse import check_masks
 from .structure import Modules, apply_structure_, read_structure
 from .training_state import clean_state_dict
 
@@ -48,6 +49,7 @@ class HFCompressQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        check_masks(model)
         mark_trainable_(model)
         return model
 

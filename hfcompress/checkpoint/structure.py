@@ -16,6 +16,7 @@ from torch import nn
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix
 from ..modules.spec import build, spec_of
+from ..modules.ties import declare_ties_
 
 Modules = dict[str, dict[str, Any]]
 
@@ -53,6 +54,7 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
             raise CheckpointError(f"the checkpoint describes {path!r}, which this model does not have") from error
         if spec_of(old) != dict(spec):
             model.set_submodule(path, build(spec, old, path))
+    declare_ties_(model)
 
 
 def _optional(relative: str) -> bool:

@@ -1,80 +1,41 @@
-"""Layers that hold their weight in few bits and widen it when used.
-
-The codes are stored flat on purpose: read by a loader that does not know them, their shape fits no layer, so the load
-fails instead of taking codes for weights.
-"""
+"""Layers whose weight is stored in few bits or without its zeros, and widened when used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
-from ..ops.quantization import SCALE_DTYPE, dequantize, quantize_symmetric
+from ..ops.quantization import Clip, Grid, Quantized, quantize
+from .matrix import matrix
+from .storage import Packed
+from .ties import declare_ties_, sharers
+
+_INT8 = Grid()
 
 
-class _Packed(nn.Module):
-    """A (rows, columns) weight as int8 codes, one 16-bit scale per row; frozen, what is around it stays trainable.
-
-    The scale's bits are kept as integers: casting a model, or loading it in another dtype, then never changes a weight,
-    and the dtype of a model is that of its float parameters.
-    """
-
-    def __init__(self, rows: int, columns: int) -> None:
-        super().__init__()
-        self.rows, self.columns = rows, columns
-        self.weight = nn.Parameter(torch.empty(rows * columns, dtype=torch.int8), requires_grad=False)
-        self.weight_scale = nn.Parameter(torch.empty(rows, dtype=torch.int16), requires_grad=False)
-        self._wide: tuple[tuple[int, torch.dtype], Tensor] | None = None
-
-    @torch.no_grad()
-    def set_weight(self, weight: Tensor) -> None:
-        """Quantize and store `weight` (rows, columns)."""
-        codes, scale = quantize_symmetric(weight)
-        self.weight.copy_(codes.flatten())
-        self.weight_scale.copy_(scale.view(torch.int16))
-
-    def codes(self) -> Tensor:
-        """Return the int8 codes, (rows, columns)."""
-        return self.weight.view(self.rows, self.columns)
-
-    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weight the layer computes with, (rows, columns)."""
-        return dequantize(self.codes(), self.weight_scale.view(SCALE_DTYPE), dtype)
-
-    def wide(self, dtype: torch.dtype) -> Tensor:
-        """Return `dequantized`, kept between calls in inference: widening costs a small batch more than its product.
-
-        In training it is made anew each time, so that nothing outlives a step.
-        """
-        if self.training or torch.is_grad_enabled():
-            return self.dequantized(dtype)
-        key = (self.weight._version + self.weight_scale._version, dtype)
-        if self._wide is None or self._wide[0] != key:
-            self._wide = (key, self.dequantized(dtype))
-        return self._wide[1]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Packed:
-        self._wide = None  # the model moves to another device
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_wide": None}  # a copy makes its own
-
-
-class PackedLinear(_Packed):
-    """y = x W^T + b with W (out, in) in 8 bits, widened for the product."""
+class PackedLinear(Packed):
+    """y = x W^T + b with W (out, in) packed, widened for the product."""
 
     bias: nn.Parameter | None
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, dtype: torch.dtype | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        *,
+        grid: Grid | None = _INT8,
+        nonzeros: int | None = None,
     ) -> None:
-        super().__init__(out_features, in_features)
+        super().__init__(out_features, in_features, grid=grid, nonzeros=nonzeros, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None)
 
@@ -84,76 +45,207 @@ class PackedLinear(_Packed):
 
     def extra_repr(self) -> str:
         """Describe the layer as nn.Linear does."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, bits=8"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {super().extra_repr()}"
 
 
-class PackedEmbedding(_Packed):
-    """A table (num, dim) in 8 bits; only the rows looked up are widened, to `compute_dtype`."""
+class PackedConv1D(PackedLinear):
+    """The same under the names of transformers' Conv1D, whose weight is (in, out): here it is packed as (out, in)."""
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, dtype: torch.dtype | None = None
+        self,
+        nf: int,
+        nx: int,
+        dtype: torch.dtype | None = None,
+        *,
+        grid: Grid | None = _INT8,
+        nonzeros: int | None = None,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim)
+        super().__init__(nx, nf, True, dtype, grid=grid, nonzeros=nonzeros)
+        self.nf, self.nx = nf, nx
+
+
+class PackedConv2d(Packed):
+    """A convolution with its kernel packed as (out, in / groups * height * width)."""
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] | str = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        *,
+        grid: Grid | None = _INT8,
+        nonzeros: int | None = None,
+    ) -> None:
+        columns = in_channels // groups * kernel_size[0] * kernel_size[1]
+        super().__init__(out_channels, columns, grid=grid, nonzeros=nonzeros, dtype=dtype)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, tuple(kernel_size)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels, dtype=dtype)) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in, height, width) to (batch, out, …)."""
+        kernel = self.wide(x.dtype).view(self.out_channels, -1, *self.kernel_size)
+        return F.conv2d(x, kernel, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as nn.Conv2d does."""
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, {super().extra_repr()}"
+
+
+class PackedEmbedding(Packed):
+    """A table (num, dim), packed; only the rows looked up are widened."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        grid: Grid | None = _INT8,
+        nonzeros: int | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, grid=grid, nonzeros=nonzeros, dtype=dtype)
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
-        self.compute_dtype = dtype or torch.get_default_dtype()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (…) to vectors (…, dim)."""
-        scale = F.embedding(ids, self.weight_scale[:, None]).view(SCALE_DTYPE)
-        return F.embedding(ids, self.codes()).to(self.compute_dtype) * scale.to(self.compute_dtype)
+        return self.lookup(ids)
 
     def extra_repr(self) -> str:
         """Describe the layer as nn.Embedding does."""
-        return f"{self.num_embeddings}, {self.embedding_dim}, bits=8"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {super().extra_repr()}"
 
 
-def pack_(model: nn.Module, path: str) -> None:
-    """Replace the linear layer or embedding at `path` by its packed form, in place.
+@dataclass(frozen=True)
+class Form:
+    """A class of layers with its packed class, and the arguments that build either."""
 
-    Raises TargetError for another kind of module, and for a weight that a module elsewhere shares.
+    plain: type[nn.Module]
+    packed: type[Packed]
+    sizes: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    def arguments(self, module: nn.Module) -> dict[str, Any]:
+        """Read the arguments off a module of either class."""
+        values: dict[str, Any] = {name: getattr(module, name) for name in (*self.sizes, *self.others)}
+        return values | ({"bias": module.bias is not None} if "bias" in self.others else {})
+
+
+FORMS = (
+    Form(nn.Linear, PackedLinear, ("in_features", "out_features"), ("bias",)),
+    Form(nn.Embedding, PackedEmbedding, ("num_embeddings", "embedding_dim"), ("padding_idx",)),
+    Form(Conv1D, PackedConv1D, ("nf", "nx")),
+    Form(
+        nn.Conv2d,
+        PackedConv2d,
+        ("in_channels", "out_channels", "groups"),
+        ("kernel_size", "stride", "padding", "dilation", "bias"),
+    ),
+)
+
+
+def form_of(module: nn.Module) -> Form | None:
+    """Return the form of a layer, training wrappers looked through; None for another class, subclasses included."""
+    kind = parametrize.type_before_parametrizations(module)
+    if kind is nn.Conv2d and module.padding_mode != "zeros":
+        return None
+    return next((form for form in FORMS if kind in (form.plain, form.packed)), None)
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """Return the weight of a plain or packed layer as (rows, columns)."""
+    return module.dequantized(module.weight.dtype) if isinstance(module, Packed) else matrix(module)
+
+
+def packed_like(module: nn.Module, grid: Grid | None, nonzeros: int | None = None) -> Packed:
+    """Return an empty packed layer (on the meta device, bias and mode taken over) in place of `module`.
+
+    Raises TargetError for a layer that has no packed form.
     """
-    module = model.get_submodule(path)
-    refuse_shared(model, path)
-    new: _Packed
-    if type(module) is nn.Linear:
-        new = PackedLinear(module.in_features, module.out_features, module.bias is not None, module.weight.dtype)
-        if module.bias is not None:
-            new.bias = module.bias
-    elif type(module) is nn.Embedding:
-        new = PackedEmbedding(module.num_embeddings, module.embedding_dim, module.padding_idx, module.weight.dtype)
-    else:
-        raise TargetError(f"{path}: a {type(module).__name__} can't be packed; nn.Linear and nn.Embedding can")
-    new.to(module.weight.device)
-    new.set_weight(module.weight)
-    new.train(module.training)
-    model.set_submodule(path, new)
+    form = form_of(module)
+    if form is None:
+        known = ", ".join(f.plain.__name__ for f in FORMS)
+        raise TargetError(f"a {type(module).__name__} can't be packed; {known} can (subclasses compute otherwise)")
+    arguments: dict[str, Any] = form.arguments(module) | {"dtype": module.weight.dtype}
+    with torch.device("meta"):
+        new = form.packed(**arguments, grid=grid, nonzeros=nonzeros)
+    if getattr(module, "bias", None) is not None:
+        new.bias = module.bias
+    return new.train(module.training)
+
+
+def pack_(
+    model: nn.Module, path: str, grid: Grid = _INT8, quantized: Quantized | None = None, clip: Clip = "max"
+) -> None:
+    """Replace the layer at `path` by its packed form, in place, along with those its weight is tied to.
+
+    The weight is put on `grid`, or stored as `quantized` says when that is given (shaped like `matrix(layer)`). Raises
+    TargetError for another kind of module, and for a weight shared with a module the model does not declare it tied to.
+    """
+    group = sharers(model, path)
+    module = group[0][1]
+    try:
+        new = packed_like(module, grid if quantized is None else quantized.grid)
+    except TargetError as error:
+        raise TargetError(f"{path}: {error}") from error
+    if quantized is None:
+        quantized = quantize(weight_matrix(module), grid, clip)
+    elif tuple(quantized.codes.shape) != (new.rows, new.columns):
+        raise TargetError(f"{path}: codes {tuple(quantized.codes.shape)} for a weight {(new.rows, new.columns)}")
+    new.set_quantized(quantized)
+    replace_(model, group, new)
+
+
+def replace_(model: nn.Module, group: list[tuple[str, nn.Module]], new: Packed) -> None:
+    """Put `new` in place of the first module of `group`, and for the others packed ones that share its tensors."""
+    made: dict[int, nn.Module] = {id(group[0][1]): new}
+    for path, module in group:
+        if id(module) not in made:
+            twin = packed_like(module, new.grid, new.nonzeros)
+            if (twin.rows, twin.columns) != (new.rows, new.columns):
+                raise TargetError(f"{path}: it is tied to {group[0][0]}, but reads the weight otherwise")
+            twin._parameters.update({n: p for n, p in new._parameters.items() if n != "bias"})
+            made[id(module)] = twin
+    for path, module in group:
+        model.set_submodule(path, made[id(module)])
+    declare_ties_(model)
 
 
 def dequantize_(model: nn.Module) -> nn.Module:
     """Replace every packed layer by the plain float layer it computes as, in place, and return the model."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, _Packed):
-            model.set_submodule(path, _widened(module))
+    weights: dict[int, nn.Parameter] = {}
+    made: dict[int, nn.Module] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, Packed):
+            if id(module) not in made:
+                made[id(module)] = _widened(module, weights)
+            model.set_submodule(path, made[id(module)])
+    declare_ties_(model)
     return model
 
 
-def _widened(module: _Packed) -> nn.Module:
-    new: nn.Linear | nn.Embedding
-    if isinstance(module, PackedEmbedding):
-        weight = module.dequantized(module.compute_dtype)
-        new = nn.Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx, _weight=weight)
-    else:
-        bias: Any = module.bias
-        weight = module.dequantized(torch.float32 if bias is None else bias.dtype)
-        with torch.device("meta"):
-            new = nn.Linear(module.columns, module.rows, bias=False)
-        new.weight, new.bias = nn.Parameter(weight), bias
+def _widened(module: Packed, weights: dict[int, nn.Parameter]) -> nn.Module:
+    """Return the plain layer; `weights` are those made so far by the identity of what was packed, for ties."""
+    form = form_of(module)
+    if form is None:
+        raise TargetError(f"a {type(module).__name__} has no plain form")
+    with torch.device("meta"):
+        new = form.plain(**form.arguments(module))
+    if id(module.weight) not in weights:
+        values = module.dequantized(module.weight.dtype).detach()
+        values = values.T.contiguous() if isinstance(new, Conv1D) else values.view(new.weight.shape)  # type: ignore[arg-type]
+        weights[id(module.weight)] = nn.Parameter(values)
+    new.weight = weights[id(module.weight)]
+    if hasattr(module, "bias"):
+        new.bias = module.bias
     return new.train(module.training)
-
-
-def refuse_shared(model: nn.Module, path: str) -> None:
-    """Raise TargetError when the weight at `path` is also that of another module: packing one would untie them."""
-    weight = model.get_submodule(path).weight
-    for other, candidate in model.named_modules(remove_duplicate=False):
-        if other != path and getattr(candidate, "weight", None) is weight:
-            raise TargetError(f"{path}: its weight is shared with {other}; add both to `ignore`")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
-from .packed import PackedEmbedding, PackedLinear
+from ..ops.quantization import Grid
+from .packed import FORMS, Form
+from .storage import Packed
 
 Spec = Mapping[str, Any]
 
@@ -25,60 +29,49 @@ class Kind:
     flags: tuple[str, ...]  # other attributes
     replaces: tuple[type[nn.Module], ...]
     build: Callable[[Spec, torch.dtype], nn.Module]
+    optional: tuple[str, ...] = ()  # keys that may be left out: how a packed weight is stored
 
 
-def _bias(module: nn.Module) -> bool:
-    return getattr(module, "bias", None) is not None
+_NAMES = {nn.Linear: "linear", nn.Embedding: "embedding", Conv1D: "conv1d", nn.Conv2d: "conv2d"}
+_FREE = ("bias", "padding_idx")  # flags a checkpoint may change; the others are what the config says
+_DEFAULTS = {field.name: field.default for field in fields(Grid)}
 
 
-_LINEAR, _EMBEDDING = ("in_features", "out_features"), ("num_embeddings", "embedding_dim")
-_LINEARS, _EMBEDDINGS = (nn.Linear, PackedLinear), (nn.Embedding, PackedEmbedding)
+def _plain(form: Form) -> Callable[[Spec, torch.dtype], nn.Module]:
+    names = (*form.sizes, *form.others)
+    return lambda spec, dtype: form.plain(**{n: _tuple(spec[n]) for n in names}).to(dtype)
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            "linear",
-            nn.Linear,
-            _LINEAR,
-            ("bias",),
-            _LINEARS,
-            lambda s, t: nn.Linear(s["in_features"], s["out_features"], s["bias"], dtype=t),
-        ),
-        Kind(
-            "embedding",
-            nn.Embedding,
-            _EMBEDDING,
-            ("padding_idx",),
-            _EMBEDDINGS,
-            lambda s, t: nn.Embedding(s["num_embeddings"], s["embedding_dim"], s["padding_idx"], dtype=t),
-        ),
-        Kind(
-            "packed_linear",
-            PackedLinear,
-            _LINEAR,
-            ("bias",),
-            _LINEARS,
-            lambda s, t: PackedLinear(s["in_features"], s["out_features"], s["bias"], dtype=t),
-        ),
-        Kind(
-            "packed_embedding",
-            PackedEmbedding,
-            _EMBEDDING,
-            ("padding_idx",),
-            _EMBEDDINGS,
-            lambda s, t: PackedEmbedding(s["num_embeddings"], s["embedding_dim"], s["padding_idx"], dtype=t),
-        ),
+
+def _packed(form: Form) -> Callable[[Spec, torch.dtype], nn.Module]:
+    cls: Any = form.packed
+    names = (*form.sizes, *form.others)
+    return lambda spec, dtype: cls(
+        **{n: _tuple(spec[n]) for n in names},
+        dtype=dtype,
+        grid=_grid(spec.get("grid", {})),
+        nonzeros=spec.get("nonzeros"),
     )
-}
+
+
+def _kinds(form: Form) -> list[Kind]:
+    name, both = _NAMES[form.plain], (form.plain, form.packed)
+    return [
+        Kind(name, form.plain, form.sizes, form.others, both, _plain(form)),
+        Kind(f"packed_{name}", form.packed, form.sizes, form.others, both, _packed(form), ("grid", "nonzeros")),
+    ]
+
+
+KINDS = {kind.name: kind for form in FORMS for kind in _kinds(form)}
 
 
 def spec_of(module: nn.Module) -> dict[str, Any] | None:
-    """Return the spec of a module, or None when its class is none of ours to change."""
+    """Return the spec of a module, or None when its class is none of ours to change; training wrappers do not count."""
+    cls = parametrize.type_before_parametrizations(module)
     for kind in KINDS.values():
-        if type(module) is kind.cls:
+        if cls is kind.cls:
             spec: dict[str, Any] = {"kind": kind.name, **{name: getattr(module, name) for name in kind.sizes}}
-            return spec | {name: _bias(module) if name == "bias" else getattr(module, name) for name in kind.flags}
+            spec |= {name: _flag(module, name) for name in kind.flags}
+            return spec | (_storage_of(module) if isinstance(module, Packed) else {})
     return None
 
 
@@ -91,21 +84,82 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     kind = KINDS.get(str(spec.get("kind")))
     if kind is None or not isinstance(old, kind.replaces):
         raise CheckpointError(f"{where}: {spec.get('kind')!r} can't stand for a {type(old).__name__}")
-    if set(spec) != {"kind", *kind.sizes, *kind.flags}:
+    if set(spec) - set(kind.optional) != {"kind", *kind.sizes, *kind.flags}:
         raise CheckpointError(f"{where}: keys {sorted(spec)} do not describe a {kind.name}")
     for name in kind.sizes:
         size, limit = spec[name], getattr(old, name)
         if type(size) is not int or not 1 <= size <= limit:
             raise CheckpointError(f"{where}: {name}={size!r} is not between 1 and the config's {limit}")
-    _check_flags(kind, spec, where)
+    _check_flags(kind, spec, old, where)
+    _check_storage(spec, _numel(spec, old, where), where)
     weight: Any = old.weight
     with torch.device(weight.device):
-        return kind.build(spec, weight.dtype if weight.is_floating_point() else torch.float32).train(old.training)
+        return kind.build(spec, weight.dtype).train(old.training)
 
 
-def _check_flags(kind: Kind, spec: Spec, where: str) -> None:
+def _check_flags(kind: Kind, spec: Spec, old: nn.Module, where: str) -> None:
     if "bias" in kind.flags and type(spec["bias"]) is not bool:
         raise CheckpointError(f"{where}: bias={spec['bias']!r} is neither true nor false")
     padding = spec.get("padding_idx")
     if padding is not None and (type(padding) is not int or not 0 <= padding < spec["num_embeddings"]):
         raise CheckpointError(f"{where}: padding_idx={padding!r} is not a row of the table")
+    for name in kind.flags:
+        if name not in _FREE and spec[name] != _flag(old, name):
+            raise CheckpointError(f"{where}: {name}={spec[name]!r} is not the config's {_flag(old, name)!r}")
+
+
+def _numel(spec: Spec, old: nn.Module, where: str) -> int:
+    """Return the number of weights; CheckpointError when fewer groups of a convolution would make it grow."""
+    sizes = [value for name, value in spec.items() if name in ("in_features", "out_features", "nf", "nx")]
+    sizes += [value for name, value in spec.items() if name in ("num_embeddings", "embedding_dim")]
+    if "in_channels" in spec:
+        groups, (height, width) = spec["groups"], spec["kernel_size"]
+        inner = spec["in_channels"] // groups
+        if spec["in_channels"] % groups or spec["out_channels"] % groups or inner > old.in_channels // old.groups:  # type: ignore[operator]
+            raise CheckpointError(f"{where}: {groups} groups do not fit {spec['in_channels']} channels")
+        sizes = [inner, spec["out_channels"], height, width]
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _check_storage(spec: Spec, total: int, where: str) -> None:
+    try:
+        grid = _grid(spec.get("grid", {}))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: grid={spec['grid']!r} is none that is known: {error}") from error
+    nonzeros = spec.get("nonzeros")
+    if "nonzeros" in spec and (type(nonzeros) is not int or not 1 <= nonzeros <= total):
+        raise CheckpointError(f"{where}: nonzeros={nonzeros!r} is not between 1 and the {total} weights")
+    if grid is None and nonzeros is None:
+        raise CheckpointError(f"{where}: neither a grid nor a number of nonzeros: the layer would not be packed")
+
+
+def _storage_of(module: Packed) -> dict[str, Any]:
+    """Return what differs from 8 bits symmetric per row, with every zero stored."""
+    spec: dict[str, Any] = {}
+    if module.grid is None:
+        spec["grid"] = None
+    elif module.grid != Grid():
+        spec["grid"] = {n: v for n, v in vars(module.grid).items() if v != _DEFAULTS[n]}
+    return spec if module.nonzeros is None else spec | {"nonzeros": module.nonzeros}
+
+
+def _grid(spec: Any) -> Grid | None:
+    if spec is None:
+        return None
+    if not isinstance(spec, Mapping):
+        raise TypeError("not a mapping")
+    return Grid(**spec)
+
+
+def _flag(module: nn.Module, name: str) -> Any:
+    if name == "bias":
+        return getattr(module, "bias", None) is not None
+    value = getattr(module, name)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,87 @@
+"""Weights that several modules share: found, and declared to transformers for packed layers too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from ..core.errors import TargetError
+from .storage import AUXILIARY, Packed
+
+
+def sharers(model: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+    """Return (path, module) of every module with the weight of the one at `path`, which comes first.
+
+    Raises TargetError when the model does not declare the tie: it would not survive saving and loading.
+    """
+    module = model.get_submodule(path)
+    weight, root = _weight(module), _root(model, path)
+    found = [(path, module)]
+    for other, candidate in model.named_modules(remove_duplicate=False):
+        if other == path or weight is None or _weight(candidate) is not weight:
+            continue
+        if candidate is not module and _root(model, other) != root:
+            raise TargetError(f"{path}: its weight is shared with {other}, undeclared; add both to `ignore`")
+        found.append((other, candidate))
+    return found
+
+
+def declare_ties_(model: nn.Module) -> None:
+    """Let the scales, zero points and masks of tied packed layers be tied as their weights are.
+
+    Transformers ties by name (`all_tied_weights_keys` when loading, `_tied_weights_keys` when saving), so what goes
+    with a weight is entered for as long as it is packed, and taken out again with it.
+    """
+    ties: dict[str, str] | None = getattr(model, "all_tied_weights_keys", None)
+    if not ties:
+        return
+    plain = {target: source for target, source in ties.items() if target.rpartition(".")[2] not in AUXILIARY}
+    new: dict[str, str] = {}
+    for target, source in plain.items():
+        owners = [_owner(model, name) for name in (target, source)]
+        if all(isinstance(owner, Packed) for owner in owners):
+            names = [n for n in AUXILIARY if all(n in owner._parameters for owner in owners)]  # type: ignore[union-attr]
+            new |= {_sibling(target, name): _sibling(source, name) for name in names}
+    if {**plain, **new} == ties:
+        return
+    model.all_tied_weights_keys = {**plain, **new}  # type: ignore[assignment]
+    declared: Any = model._tied_weights_keys or {}
+    declared = {t: s for t, s in declared.items() if t.rpartition(".")[2] not in AUXILIARY}
+    model._tied_weights_keys = {**declared, **new}  # type: ignore[assignment]
+    model._adjust_bias = _adjust_bias  # type: ignore[assignment]
+
+
+def _adjust_bias(output: nn.Module, source: Any) -> None:
+    """Stand in for the model's own, which would pad a bias to the length of flat codes."""
+    if not isinstance(output, Packed):
+        PreTrainedModel._adjust_bias(None, output, source)  # type: ignore[arg-type]
+
+
+def _weight(module: nn.Module) -> Any:
+    """Return the weight as the module holds it, without computing what a training wrapper makes of it."""
+    if parametrize.is_parametrized(module, "weight"):
+        return module.parametrizations["weight"].original  # type: ignore[index,union-attr]
+    return module._parameters.get("weight")
+
+
+def _root(model: nn.Module, path: str) -> str:
+    """Return the name the weight at `path` is declared to be tied to, or its own."""
+    name = f"{path}.weight"
+    return str(getattr(model, "all_tied_weights_keys", {}).get(name, name))
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module | None:
+    path, _, last = name.rpartition(".")
+    if last != "weight":
+        return None
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _sibling(name: str, last: str) -> str:
+    return f"{name.rpartition('.')[0]}.{last}"
