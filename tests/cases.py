@@ -19,6 +19,8 @@ class MethodCase:
 
     settings: dict[str, Any] = field(default_factory=dict)
     expected_report: Callable[[nn.Module, nn.Module], Report] = lambda base, model: {}
+    refuses: Mapping[str, str] = field(default_factory=dict)  # tiny model: what the reason for refusing it has to match
+    same_answers: bool = False  # what it removes was not used by the test's inputs
 
 
 def count_structure(base: nn.Module, model: nn.Module) -> Report:

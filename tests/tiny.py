@@ -125,6 +125,12 @@ def batch(name: str, size: int = 4) -> dict[str, torch.Tensor]:
     return {examples.key: examples.inputs}
 
 
+def calibration(name: str) -> list[dict[str, torch.Tensor]]:
+    """Return a few batches with labels, as calibration sees them."""
+    examples = Examples(name, 16)
+    return [{examples.key: examples.inputs[i : i + 4], "labels": examples.labels[i : i + 4]} for i in range(0, 16, 4)]
+
+
 @torch.no_grad()
 def logits(model: nn.Module, name: str) -> torch.Tensor:
     """Return the model's logits on the standard batch."""

@@ -25,24 +25,29 @@ class Lifecycle:
     """Drives the methods of one stage together, in the order of their phases."""
 
     def __init__(self, methods: Iterable[Method], *, training: bool) -> None:
-        """Take the stage's methods; LifecycleError when one of them needs training and the stage has none."""
+        """Take the stage's methods; LifecycleError when one of them does not go with (or without) training."""
         self.methods = sorted(methods, key=lambda m: (m.info.phase, m.info.name))
         self.state = State.NEW
         for method in self.methods:
-            if method.info.needs.training and not training:
+            if method.needs.training and not training:
                 raise LifecycleError(
                     f"{method.info.name} acts while training: give its stage `train:`, or use HFCompressTrainer"
+                )
+            if method.needs.calibration and training:
+                raise LifecycleError(
+                    f"{method.info.name} reads calibration data and acts at once: give it a stage of its own without "
+                    "`train:`, before or after the one that trains"
                 )
 
     @property
     def needs_teacher(self) -> bool:
         """Say whether a method of this stage distils."""
-        return any(m.info.needs.teacher for m in self.methods)
+        return any(m.needs.teacher for m in self.methods)
 
     @property
     def needs_calibration(self) -> bool:
         """Say whether a method of this stage reads calibration batches."""
-        return any(m.info.needs.calibration for m in self.methods)
+        return any(m.needs.calibration for m in self.methods)
 
     @property
     def wants(self) -> frozenset[str]:
@@ -68,7 +73,7 @@ class Lifecycle:
         """Show calibration batches to the methods that need them; `batches` is called once for each of those."""
         self._expect(State.PREPARED, "observe")
         for method in self.methods:
-            if method.info.needs.calibration:
+            if method.needs.calibration:
                 method.observe(model, batches())
 
     def step(self, model: nn.Module, fraction: float) -> None:

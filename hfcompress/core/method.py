@@ -89,12 +89,17 @@ class Method(Generic[C]):
     def __init__(self, config: C) -> None:
         self.config = config
 
+    @property
+    def needs(self) -> Needs:
+        """What this method cannot do without, with the settings it has."""
+        return self.info.needs
+
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Attach what training or calibration needs, reversibly, and return the paths acted on (empty: an error)."""
         raise NotImplementedError
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """Collect statistics from calibration batches."""
+        """Collect statistics from calibration batches; the model is at strength zero, and in evaluation mode."""
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Set the strength for `fraction` of the stage in [0, 1]; no I/O."""

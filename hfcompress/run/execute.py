@@ -19,7 +19,7 @@ from ..publish.card import write_card
 from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
-from ..train.compress import run_oneshot
+from ..train.compress import CALIBRATION_EXAMPLES, run_oneshot
 from ..train.data import calibration_batches
 from ..train.stages import StageMethods, stage_methods
 from .assemble import assemble
@@ -29,7 +29,6 @@ from .reporter import Reporter
 from .setup import Setup, open_recipe
 from .training import clean, train
 
-CALIBRATION_EXAMPLES = 256
 _RECORD = "record.json"
 
 

@@ -13,6 +13,8 @@ from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
 from .stages import RecipeLike, StageMethods, stages_of
 
+CALIBRATION_EXAMPLES = 256
+
 
 def compress(
     model: nn.Module,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
-from .compress import run_oneshot
+from .compress import CALIBRATION_EXAMPLES, run_oneshot
 from .stages import RecipeLike, StageMethods, stages_of
 from .teacher import Teacher, output_flags
 
@@ -54,7 +55,7 @@ class HFCompressMixin(CheckpointMixin):
         self.add_callback(HFCompressCallback(self.lifecycle))  # type: ignore[attr-defined]
         self.teacher = self._make_teacher() if self.lifecycle.needs_teacher else None
         for stage in self._before:
-            run_oneshot(self.model, stage, seed=self.args.seed)
+            run_oneshot(self.model, stage, calibration=self._calibration(), seed=self.args.seed)
         teacher = self.teacher.model if self.teacher else None
         self.targets = self.lifecycle.prepare(self.model, seed=self.args.seed, teacher=teacher)
 
@@ -72,8 +73,18 @@ class HFCompressMixin(CheckpointMixin):
         self.compression_report = self.lifecycle.finalize(model)
         attach_structure_(model)
         for stage in self._after:
-            self.compression_report |= run_oneshot(model, stage, seed=self.args.seed)[1]
+            report = run_oneshot(model, stage, calibration=self._calibration(), seed=self.args.seed)[1]
+            self.compression_report |= report
         model.add_model_tags(["hfcompress", *self.compression_report])
+
+    def _calibration(self) -> Iterator[dict[str, Any]]:
+        """Yield training batches, CALIBRATION_EXAMPLES examples in all, for one-shot methods that read data."""
+        left = CALIBRATION_EXAMPLES
+        for batch in self.get_train_dataloader():  # type: ignore[attr-defined]
+            yield batch
+            left -= len(next(iter(batch.values())))
+            if left <= 0:
+                return
 
     # ------------------------------------------------------------------ what the Trainer calls
 
