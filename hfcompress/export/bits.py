@@ -1,18 +1,21 @@
-"""Codes of any width inside an ONNX file, which knows whole bytes only.
+"""Codes of any width, and weights without their zeros, inside an ONNX file, which knows whole bytes only.
 
-A code of b bits is cut into planes of 4, 2 and 1 bits; each plane is stored without a gap in bytes and unfolded by
-shifts and masks. Of a matrix this is done once, when a session is opened (it folds constants); of a table it is done to
-the rows looked up.
+A code of b bits is cut into planes of 4, 2 and 1 bits, each stored without a gap in bytes and unfolded by shifts and
+masks; digits of base 3 lie five to a byte. Of a matrix this is done once, when a session is opened and folds constants;
+of a table it is done to the rows looked up.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto
 
-from .graph import FLOAT, INT8, Graph
-from .weights import Array, Coded
+from .graph import Graph
+from .weights import TERNARY, Array, Coded, Dense
 
-MASK = {4: 15, 2: 3, 1: 1}
+INT32, INT8, FLOAT, BOOL = TensorProto.INT32, TensorProto.INT8, TensorProto.FLOAT, TensorProto.BOOL
+TRITS = 5  # digits of base 3 in a byte
+END = np.iinfo(np.int64).max
 
 
 def planes(bits: int) -> list[int]:
@@ -20,70 +23,169 @@ def planes(bits: int) -> list[int]:
     return [width for width in (4, 2, 1) if bits & width]
 
 
-def is_whole(weight: Coded) -> bool:
-    """Say whether codes are stored as bytes: those of 8 bits, and rows that would not fill their last byte."""
-    return weight.bits == 8 or any(weight.shape[1] % (8 // width) for width in planes(weight.bits))
+def fold(numbers: Array, width: int) -> Array:
+    """Pack the low `width` bits of uint8 numbers (rows, columns) into bytes per row, the first in the lowest bits.
+
+    TERNARY: digits of base 3, the first the least.
+    """
+    each, base = (TRITS, 3) if width == TERNARY else (8 // width, 2**width)
+    padded = np.pad(numbers % base, ((0, 0), (0, -numbers.shape[1] % each)))
+    powers = base ** np.arange(each)
+    return (padded.reshape(len(numbers), -1, each) * powers).sum(2).astype(np.uint8)
 
 
-def stored_bits(weight: Coded) -> int:
-    """Return how many bits a code takes in the file."""
-    return 8 if is_whole(weight) else weight.bits
+def described(weight: Dense | Coded) -> str:
+    """Return what the numbers of a weight are in the file."""
+    kind = "float32"
+    if isinstance(weight, Coded):
+        kind = "ternary" if weight.bits == TERNARY else f"{weight.bits}-bit"
+    return kind if weight.mask is None else f"{kind} without zeros"
 
 
 def matrix_codes(graph: Graph, name: str, weight: Coded) -> str:
     """Add the codes as int8 (rows, columns) and return their name."""
-    if is_whole(weight):
-        return graph.constant(f"{name}.codes", weight.codes, np.int8)
-    unsigned = _unfold(graph, name, weight, None, list(weight.shape))
-    signed = _signed(graph, weight, unsigned, f"{name}.codes_float")
-    return graph.node("Cast", [signed], f"{name}.codes", to=INT8)
+    if weight.mask is None:
+        if weight.bits == 8:
+            return graph.constant(f"{name}.codes", weight.codes)
+        return graph.node("Cast", [_unfolded(graph, f"{name}.codes", weight)], f"{name}.codes", to=INT8)
+    return graph.node("Cast", [_all_masked(graph, name, weight)], f"{name}.codes", to=INT8)
 
 
-def gathered_codes(graph: Graph, name: str, weight: Coded, ids: str, rank: int, out: str) -> str:
-    """Add the codes of the rows at `ids`, of `rank` dimensions, as float32 (…, columns), and return their name."""
-    if is_whole(weight):
-        table = graph.constant(f"{name}.codes", weight.codes, np.int8)
-        return graph.node(
-            "Cast", [graph.node("Gather", [table, ids], f"{out}_codes", axis=0)], f"{out}_float", to=FLOAT
-        )
-    unsigned = _unfold(graph, name, weight, ids, [0] * rank + [weight.shape[1]], out)
-    return _signed(graph, weight, unsigned, f"{out}_float")
+def matrix_values(graph: Graph, name: str, weight: Dense) -> str:
+    """Add plain values as float32 (rows, columns) and return their name."""
+    if weight.mask is None:
+        return graph.constant(f"{name}.weight", weight.values)
+    return _all_masked(graph, name, weight)
 
 
-def _signed(graph: Graph, weight: Coded, unsigned: str, out: str) -> str:
-    wide = graph.node("Cast", [unsigned], f"{out}_wide", to=FLOAT)
-    if weight.step != 1:
-        wide = graph.node(
-            "Mul", [wide, graph.constant(f"code_step_{weight.step}", weight.step, np.float32)], f"{out}_steps"
-        )
-    return graph.node("Add", [wide, graph.constant(f"code_low_{-weight.low}", weight.low, np.float32)], out)
+def gathered(graph: Graph, name: str, weight: Dense | Coded, ids: str, rank: int, out: str) -> str:
+    """Add the codes or values of the rows at `ids` (`rank` dimensions) as float32 (…, columns); return their name."""
+    if weight.mask is not None:
+        return _masked_rows(graph, name, weight, ids, rank, out)
+    if isinstance(weight, Dense):
+        return graph.node("Gather", [matrix_values(graph, name, weight), ids], f"{out}_rows", axis=0)
+    if weight.bits == 8:
+        rows = graph.node("Gather", [matrix_codes(graph, name, weight), ids], f"{out}_rows", axis=0)
+        return graph.node("Cast", [rows], f"{out}_float", to=FLOAT)
+    return _unfolded(graph, f"{name}.codes", weight, ids, rank, out)
 
 
-def _unfold(graph: Graph, name: str, weight: Coded, ids: str | None, shape: list[int], out: str = "") -> str:
-    """Add unsigned codes as uint8 in `shape`: of the rows at `ids`, or of all."""
-    unsigned = weight.unsigned()
-    out = out or f"{name}.codes"
-    sizes = graph.constant(f"{out}_shape", shape, np.int64)
-    left, result = weight.bits, ""
-    for width in planes(weight.bits):
+def _unfolded(graph: Graph, name: str, weight: Coded, ids: str = "", rank: int = 1, out: str = "") -> str:
+    """Add the codes as float32: of the rows at `ids`, or of all that are stored; return their name."""
+    u, out = weight.stored(), out or name
+    wide = ""
+    left = weight.bits
+    for width in planes(weight.bits) or [TERNARY]:
         left -= width
-        packed = graph.constant(f"{name}.codes_{width}", fold(unsigned >> left, width)[:, :, None])
-        if ids is not None:
-            packed = graph.node("Gather", [packed, ids], f"{out}_{width}_rows", axis=0)
+        plane = _plane(graph, f"{name}_{width}", u >> left, width, ids, rank, f"{out}_{width}")
+        plane = graph.node("Cast", [plane], f"{out}_{width}_float", to=FLOAT)
+        factor = graph.constant(f"times_{weight.step << left}", weight.step << left, np.float32)
+        plane = graph.node("Mul", [plane, factor], f"{out}_{width}_scaled")
+        wide = graph.node("Add", [wide, plane], f"{out}_{width}_sum") if wide else plane
+    return graph.node("Add", [wide, graph.constant(f"plus_{weight.low}", weight.low, np.float32)], f"{out}_signed")
+
+
+def _plane(graph: Graph, name: str, u: Array, width: int, ids: str, rank: int, out: str) -> str:
+    """Add numbers of `width` bits, folded in the file, as integers: the rows at `ids`, or all (rows, columns)."""
+    packed = graph.constant(name, fold(u, width)[:, :, None])
+    if ids:
+        packed = graph.node("Gather", [packed, ids], f"{out}_rows", axis=0)
+    if width == TERNARY:
+        powers = graph.constant("powers_of_3", 3 ** np.arange(TRITS), np.int32)
+        digits = graph.node("Div", [graph.node("Cast", [packed], f"{out}_int", to=INT32), powers], f"{out}_div")
+        plane = graph.node("Mod", [digits, graph.constant("three", 3, np.int32)], f"{out}_mod")
+    else:
         shifts = graph.constant(f"shifts_{width}", np.arange(0, 8, width), np.uint8)
-        plane = graph.node("BitShift", [packed, shifts], f"{out}_{width}_shifted", direction="RIGHT")
-        mask = graph.constant(f"mask_{width}", MASK[width], np.uint8)
-        plane = graph.node("BitwiseAnd", [plane, mask], f"{out}_{width}_masked")
-        plane = graph.node("Reshape", [plane, sizes], f"{out}_{width}_plane")
-        if left:
-            by = graph.constant(f"shift_{left}", left, np.uint8)
-            plane = graph.node("BitShift", [plane, by], f"{out}_{width}_high", direction="LEFT")
-        result = graph.node("BitwiseOr", [result, plane], f"{out}_{width}_joined") if result else plane
-    return result
+        plane = graph.node("BitShift", [packed, shifts], f"{out}_shifted", direction="RIGHT")
+        mask = graph.constant(f"mask_{width}", 2**width - 1, np.uint8)
+        plane = graph.node("BitwiseAnd", [plane, mask], f"{out}_masked")
+    shape = [0] * rank + [-1]
+    plane = graph.node("Reshape", [plane, graph.constant(f"flat_{rank}", shape, np.int64)], f"{out}_flat")
+    each = TRITS if width == TERNARY else 8 // width
+    return cut(graph, plane, u.shape[1], out) if u.shape[1] % each else plane
 
 
-def fold(plane: Array, width: int) -> Array:
-    """Pack the low `width` bits of uint8 numbers (rows, columns) into bytes, the first in the lowest bits."""
-    per_byte = 8 // width
-    parts = (plane & MASK[width]).reshape(plane.shape[0], -1, per_byte)
-    return np.bitwise_or.reduce(parts << np.arange(0, 8, width, dtype=np.uint8), axis=2).astype(np.uint8)
+def cut(graph: Graph, x: str, columns: int, out: str) -> str:
+    """Add the first `columns` of the last dimension of `x` and return their name."""
+    start, axis = graph.constant("cut_from", [0], np.int64), graph.constant("cut_axis", [-1], np.int64)
+    end = graph.constant(f"cut_to_{columns}", [columns], np.int64)
+    return graph.node("Slice", [x, start, end, axis], f"{out}_cut")
+
+
+def _stored_values(graph: Graph, name: str, weight: Dense | Coded) -> str:
+    """Add what is stored under a mask, (count,): float32 values or int8 codes."""
+    if isinstance(weight, Dense):
+        values = weight.values[weight.mask]
+        return graph.constant(f"{name}.values", values)
+    flat = graph.constant("flat_list", [-1], np.int64)
+    if weight.bits == 8:
+        return graph.constant(f"{name}.values", weight.codes[weight.mask])
+    codes = graph.node("Reshape", [_unfolded(graph, f"{name}.stored", weight), flat], f"{name}.values_float")
+    return graph.node("Cast", [codes], f"{name}.values", to=INT8)
+
+
+def _mask(graph: Graph, name: str, mask: Array, ids: str = "", rank: int = 1, out: str = "") -> str:
+    """Add 0 or 1 as int32: of the rows at `ids`, or (rows, columns)."""
+    out = out or f"{name}.mask"
+    plane = _plane(graph, f"{name}.mask_1", mask.astype(np.uint8), 1, ids, rank, f"{out}_mask")
+    return graph.node("Cast", [plane], f"{out}_mask_int", to=INT32)
+
+
+def _all_masked(graph: Graph, name: str, weight: Dense | Coded) -> str:
+    """Add every value or code at its place, (rows, columns), float32, and return its name."""
+    mask = _mask(graph, name, _places(weight))
+    flat = graph.node("Reshape", [mask, graph.constant("flat_list", [-1], np.int64)], f"{name}.mask_flat")
+    axis = graph.constant("first_axis", 0, np.int32)
+    counted = graph.node("CumSum", [flat, axis], f"{name}.mask_counted")
+    shape = graph.constant(f"{name}.mask_shape", weight.shape, np.int64)
+    at = graph.node("Reshape", [counted, shape], f"{name}.mask_at")
+    return _place(graph, name, weight, mask, at, _base(graph, name, weight, "", f"{name}.all"), f"{name}.all")
+
+
+def _masked_rows(graph: Graph, name: str, weight: Dense | Coded, ids: str, rank: int, out: str) -> str:
+    """Add the values or codes of the rows at `ids` at their places, (…, columns), float32, and return their name."""
+    mask = _places(weight)
+    rows = _mask(graph, name, mask, ids, rank, out)
+    counted = graph.node("CumSum", [rows, graph.constant("last_axis", -1, np.int32)], f"{out}_counted")
+    before = np.cumsum(mask.sum(1)) - mask.sum(1)
+    starts = graph.constant(f"{name}.starts", before[:, None], np.int32)
+    start = graph.node("Gather", [starts, ids], f"{out}_start", axis=0)
+    at = graph.node("Add", [counted, start], f"{out}_at")
+    return _place(graph, name, weight, rows, at, _base(graph, name, weight, ids, out), out)
+
+
+def _place(graph: Graph, name: str, weight: Dense | Coded, mask: str, at: str, base: str, out: str) -> str:
+    """Add the value of number `at` (counted from 1) where `mask` is 1, elsewhere `base`."""
+    one, zero = graph.constant("one_int", 1, np.int32), graph.constant("zero_int", 0, np.int32)
+    index = graph.node("Max", [graph.node("Sub", [at, one], f"{out}_before"), zero], f"{out}_index")
+    values = graph.node("Gather", [_stored_values(graph, name, weight), index], f"{out}_picked", axis=0)
+    if isinstance(weight, Coded):
+        values = graph.node("Cast", [values], f"{out}_picked_float", to=FLOAT)
+    where = graph.node("Cast", [mask], f"{out}_where", to=BOOL)
+    return graph.node("Where", [where, values, base], f"{out}_placed")
+
+
+def _places(weight: Dense | Coded) -> Array:
+    if weight.mask is None:
+        raise ValueError("the weight has all its numbers")
+    return weight.mask
+
+
+def _base(graph: Graph, name: str, weight: Dense | Coded, ids: str, out: str) -> str:
+    """Add what stands where nothing is stored: 0, or the zero points by column."""
+    if isinstance(weight, Dense) or weight.zero is None:
+        return graph.constant("zero_float", 0, np.float32)
+    return by_column(graph, f"{name}.zero", weight.zero, weight, ids, f"{out}_base")
+
+
+def by_column(graph: Graph, name: str, values: Array, weight: Coded, ids: str, out: str) -> str:
+    """Add scales or zero points (rows, groups), of the rows at `ids` if any, spread over the columns, as float32."""
+    stored = graph.bfloat16(name, values) if values.dtype == np.float32 else graph.constant(name, values)
+    if ids:
+        stored = graph.node("Gather", [stored, ids], f"{out}_rows", axis=0)
+    wide = graph.node("Cast", [stored], f"{out}_float", to=FLOAT)
+    if weight.groups == 1:
+        return wide
+    group = np.arange(weight.shape[1]) // (weight.group_size or weight.shape[1])
+    index = graph.constant(f"group_of_{weight.shape[1]}_{weight.group_size}", group, np.int32)
+    return graph.node("Gather", [wide, index], f"{out}_spread", axis=-1)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .trace import DOMAIN, TABLE, Traced
+from .trace import DOMAIN, KERNEL, TABLE, Traced
 from .weights import Layer
 
 FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8
@@ -28,6 +28,15 @@ class Graph:
         """Store an initializer and return its name."""
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype=dtype), name)
+        return name
+
+    def bfloat16(self, name: str, values: Any) -> str:
+        """Store float32 numbers that bfloat16 holds as such and return their name."""
+        if name not in self.constants:
+            bits = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+            self.constants[name] = helper.make_tensor(
+                name, TensorProto.BFLOAT16, values.shape, bits.tobytes(), raw=True
+            )
         return name
 
     def node(self, op: str, inputs: list[str], name: str, *more: str, domain: str = "", **attributes: Any) -> str:
@@ -52,6 +61,10 @@ class Lowering(Protocol):
         """Add y = x W^T + b, named `out`."""
         ...
 
+    def kernel(self, graph: Graph, layer: Layer, out: str) -> str:
+        """Add a convolution's weight in float32, (rows, columns), named `out`."""
+        ...
+
     def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
         """Add the rows of the table at `ids`, named `out`."""
         ...
@@ -69,9 +82,13 @@ def lower(traced: Traced, how: Lowering) -> ModelProto:
             graph.nodes.append(copy.deepcopy(node))
             continue
         path, rank = _attribute(node, "path").s.decode(), int(_attribute(node, "rank").i)
-        is_table = node.op_type == TABLE
-        spell, said = (how.table, tables) if is_table else (how.linear, weights)
-        said[path] = spell(graph, node.input[0], rank, traced.layers[path], node.output[0])
+        layer, out = traced.layers[path], node.output[0]
+        if node.op_type == TABLE:
+            tables[path] = how.table(graph, node.input[0], rank, layer, out)
+        elif node.op_type == KERNEL:
+            weights[path] = how.kernel(graph, layer, out)
+        else:
+            weights[path] = how.linear(graph, node.input[0], rank, layer, out)
     del proto.graph.node[:]
     proto.graph.node.extend(graph.nodes)
     proto.graph.initializer.extend(graph.constants.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import blocks
-from .bits import matrix_codes, stored_bits
+from .bits import described, matrix_codes
 from .graph import FLOAT, Graph, add_bias
 from .lower_float import FloatProducts
 from .weights import SMALL, Coded, Dense, Layer, coded8, halved
@@ -26,39 +26,48 @@ class DynamicInt8:
 
     def linear(self, graph: Graph, x: str, rank: int, layer: Layer, out: str) -> str:
         """Add y = x W^T + b, named `out`."""
-        weight = layer.weight
-        if isinstance(weight, Dense) and weight.values.size < SMALL:
+        weight = rounded(layer.weight)
+        if isinstance(weight, Dense):
             return self._float.linear(graph, x, rank, layer, out)
-        coded = coded8(weight.values) if isinstance(weight, Dense) else weight
-        if coded.groups == 1:
-            return self._integer(graph, x, layer, coded, out)
-        packed = blocks.blocks_of(coded, 4 if coded.bits == 4 else 8) if coded.bits in (4, 8) else None
-        if packed is None:
+        if weight.groups == 1:
+            self._integer(graph, x, layer, halved(weight) if self.reduce_range else weight, out)
+        elif size := blocks.matmul_block(weight):
+            blocks.matmul(graph, x, layer, weight, size, out, int8_activations=True)
+        else:
             return self._float.linear(graph, x, rank, layer, out) + " computed in float32"
-        blocks.matmul(graph, x, layer, packed, out, int8_activations=True)
-        return f"{coded.bits}-bit"
+        return described(weight)
 
     def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
         """Add the rows of the table at `ids`, named `out`."""
-        if isinstance(layer.weight, Dense) and layer.weight.values.size >= SMALL:
-            layer = Layer(layer.path, layer.name, True, coded8(layer.weight.values))
-        return self._float.table(graph, ids, rank, layer, out)
+        return self._float.table(graph, ids, rank, Layer(layer.path, layer.name, True, rounded(layer.weight)), out)
 
-    def _integer(self, graph: Graph, x: str, layer: Layer, weight: Coded, out: str) -> str:
-        name, kind = layer.name, f"{stored_bits(weight)}-bit"
-        if self.reduce_range:
-            weight = halved(weight)
-        rounded = f"{x}_int8"  # made once for all layers that read x
-        scale_x, zero_x = f"{rounded}_scale", f"{rounded}_zero"
-        graph.node("DynamicQuantizeLinear", [x], rounded, scale_x, zero_x)
-        codes = graph.node("Transpose", [matrix_codes(graph, name, weight)], f"{name}.codes_turned", perm=[1, 0])
-        zeros = np.zeros((), np.int8) if weight.zero is None else weight.zero[:, 0]
-        zero = graph.constant(f"{name}.zero_int8", zeros, np.int8)
-        product = graph.node("MatMulInteger", [rounded, codes, zero_x, zero], f"{out}_int32")
-        wide = graph.node("Cast", [product], f"{out}_float", to=FLOAT)
-        scale = graph.constant(f"{name}.scale_row", weight.scale[:, 0])
-        both = graph.node("Mul", [scale_x, scale], f"{out}_scale")
-        result = graph.node("Mul", [wide, both], out if layer.bias is None else f"{out}_product")
-        if layer.bias is not None:
-            add_bias(graph, result, layer, out)
-        return kind
+    def kernel(self, graph: Graph, layer: Layer, out: str) -> str:
+        """Add a convolution's weight: integer convolution is slower than float on CPUs, and a ViT has one small one."""
+        return self._float.kernel(graph, layer, out) + " computed in float32"
+
+    def _integer(self, graph: Graph, x: str, layer: Layer, weight: Coded, out: str) -> None:
+        rounded_x = f"{x}_int8"  # made once for all layers that read x
+        scale_x, zero_x = f"{rounded_x}_scale", f"{rounded_x}_zero"
+        graph.node("DynamicQuantizeLinear", [x], rounded_x, scale_x, zero_x)
+        integer_product(graph, (rounded_x, scale_x, zero_x), layer, weight, out)
+
+
+def rounded(weight: Dense | Coded) -> Dense | Coded:
+    """Return a plain weight in 8 bits, unless it is small or without its zeros, and any other as it is."""
+    if isinstance(weight, Coded) or weight.values.size < SMALL or weight.mask is not None:
+        return weight
+    return coded8(weight.values)
+
+
+def integer_product(graph: Graph, x: tuple[str, str, str], layer: Layer, weight: Coded, out: str) -> None:
+    """Add y = x W^T + b from x as (uint8 codes, scale, zero point), with the weight's codes in int8."""
+    name = layer.name
+    codes = graph.node("Transpose", [matrix_codes(graph, name, weight)], f"{name}.codes_turned", perm=[1, 0])
+    zero = graph.constant(f"{name}.zero_row", 0 if weight.zero is None else weight.zero[:, 0], np.int8)
+    product = graph.node("MatMulInteger", [x[0], codes, x[2], zero], f"{out}_int32")
+    wide = graph.node("Cast", [product], f"{out}_float", to=FLOAT)
+    scale = graph.constant(f"{name}.scale_row", weight.scale[:, 0])
+    both = graph.node("Mul", [x[1], scale], f"{out}_scale")
+    result = graph.node("Mul", [wide, both], out if layer.bias is None else f"{out}_product")
+    if layer.bias is not None:
+        add_bias(graph, result, layer, out)

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..core.errors import ExportError
 from .inputs import InputSpec, example_inputs, spec_of
 from .plain import plain_copy
-from .weights import Layer, is_packed, layer_of
+from .weights import Layer, layer_of
 
 DOMAIN = "hfcompress"
-LINEAR, TABLE = "Linear", "Embedding"
+LINEAR, TABLE, KERNEL = "Linear", "Embedding", "Kernel"
 
 
 class Logits(nn.Module):
@@ -37,11 +37,15 @@ class Logits(nn.Module):
 
 
 class _Stand(nn.Module):
-    """The float layer it holds, but to the ONNX exporter a single node that names its path."""
+    """The float layer it holds, but to the ONNX exporter a single node that names its path.
 
-    def __init__(self, path: str, inner: nn.Module, is_table: bool, width: int) -> None:
+    Of a convolution only the kernel is such a node, with no input.
+    """
+
+    def __init__(self, layer: Layer, inner: nn.Module) -> None:
         super().__init__()
-        self.path, self.inner, self.is_table, self.width = path, inner, is_table, width
+        self.inner, self.path, self.shape = inner, layer.path, layer.weight.shape
+        self.op = TABLE if layer.is_table else KERNEL if isinstance(inner, nn.Conv2d) else LINEAR
 
     @property
     def weight(self) -> Any:
@@ -49,29 +53,32 @@ class _Stand(nn.Module):
         return self.inner.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ids (…) or vectors (…, in) to vectors (…, width)."""
+        """Compute what the layer does."""
         if not torch.onnx.is_in_onnx_export():
             return self.inner(x)
+        if self.op == TABLE:
+            return self._node([x], x.dim(), [*x.shape, self.shape[1]])
+        if self.op == LINEAR:
+            return self._node([x], x.dim(), [*x.shape[:-1], self.shape[0]])
+        kernel = self._node([], 2, list(self.shape)).view(self.weight.shape)
+        return self.inner._conv_forward(x, kernel, self.inner.bias)  # type: ignore[operator]
+
+    def _node(self, inputs: list[Tensor], rank: int, shape: list[Any]) -> Tensor:
+        known: Any = {"path": self.path, "rank": rank}
         return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{TABLE if self.is_table else LINEAR}",
-            [x],
-            {"path": self.path, "rank": x.dim()},
-            dtype=torch.float32,
-            shape=[*(x.shape if self.is_table else x.shape[:-1]), self.width],
-            version=1,
+            f"{DOMAIN}::{self.op}", inputs, known, dtype=torch.float32, shape=shape, version=1
         )
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph with a node per use of a layer (`LINEAR`, `TABLE`), the layers, and the model it computes."""
+    """A graph with a node per use of a layer (`LINEAR`, `TABLE`, `KERNEL`), the layers, and the model it computes."""
 
     proto: ModelProto
     layers: dict[str, Layer]
     plain: Logits
     spec: InputSpec
     image_size: int | tuple[int, int] | None = None
-    unpacked: list[str] = field(default_factory=list)
 
 
 def trace(model: nn.Module, image_size: int | tuple[int, int] | None, opset: int) -> Traced:
@@ -81,32 +88,29 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None, opset: int
     """
     spec = spec_of(model)
     copy = plain_copy(model)
-    layers, unpacked = _stand_in_(copy, model)
+    layers = _stand_in_(copy, model)
     plain = Logits(copy, spec.names).eval()
     with quiet():
         proto = _export(plain, spec, image_size, opset)
-    return Traced(proto, layers, plain, spec, image_size, unpacked)
+    return Traced(proto, layers, plain, spec, image_size)
 
 
-def _stand_in_(copy: nn.Module, model: nn.Module) -> tuple[dict[str, Layer], list[str]]:
-    """Put a stand-in over every layer of `copy`; return the layers, and the packed ones nothing can stand for."""
+def _stand_in_(copy: nn.Module, model: nn.Module) -> dict[str, Layer]:
+    """Put a stand-in over every layer of `copy`, as `model` has it, and return the layers by path."""
     layers: dict[str, Layer] = {}
     made: dict[int, _Stand] = {}
     first: dict[int, str] = {}  # by weight
-    unpacked = []
     places = dict(model.named_modules(remove_duplicate=False))
     for path, module in places.items():
         weight: Any = getattr(module, "weight", None)
         if id(module) not in made:
             layer = layer_of(path, first.setdefault(id(weight), path), module)
             if layer is None:
-                unpacked += [path] if is_packed(module) else []
                 continue
             layers[path] = layer
-            width = layer.weight.shape[1 if layer.is_table else 0]
-            made[id(module)] = _Stand(path, copy.get_submodule(path), layer.is_table, width)
+            made[id(module)] = _Stand(layer, copy.get_submodule(path))
         copy.set_submodule(path, made[id(module)])
-    return layers, unpacked
+    return layers
 
 
 def _export(plain: nn.Module, spec: InputSpec, image_size: int | tuple[int, int] | None, opset: int) -> ModelProto:

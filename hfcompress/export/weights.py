@@ -11,19 +11,25 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..modules.matrix import matrix
-from ..modules.packed import PackedEmbedding, PackedLinear
-from ..ops.quantization import SCALE_DTYPE, quantize_symmetric
+from ..modules.packed import PackedConv2d, PackedEmbedding
+from ..modules.storage import Packed
+from ..ops.quantization import Grid, Quantized, quantize, stored_width
 
 Array = np.ndarray
 
 SMALL = 1024  # numbers; a plain weight of fewer is not worth quantizing for an int8 export
+TERNARY = 0  # "bits" of a code stored as a digit of base 3, five to a byte
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A weight in float32, (rows, columns): one row per output channel or table entry."""
+    """A weight in float32, (rows, columns): one row per output channel or table entry.
+
+    mask: bool, where the numbers that are stored are; None: all are.
+    """
 
     values: Array
+    mask: Array | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -33,10 +39,11 @@ class Dense:
 
 @dataclass(frozen=True)
 class Coded:
-    """W[r, c] = (codes[r, c] - zero[r, g]) * scale[r, g], where g = c // (columns / groups).
+    """W[r, c] = (codes[r, c] - zero[r, g]) * scale[r, g], where g = c // group_size.
 
-    codes: int8 (rows, columns), each `low` + `step` * u with u in [0, 2^bits); scale: float32 (rows, groups); zero:
-    int8 (rows, groups) or None for zero throughout.
+    codes: int8 (rows, columns), each `low` + `step` * u with u in [0, 2^bits), or of base 3. scale: float32 (rows,
+    groups), its values bfloat16. zero: int8 (rows, groups), or None for zero throughout. mask: as of `Dense`; a code
+    that is not stored is the zero point.
     """
 
     codes: Array
@@ -44,15 +51,13 @@ class Coded:
     zero: Array | None
     bits: int
     step: int = 1  # 2 for codes that are -1 or 1
+    group_size: int | None = None
+    mask: Array | None = None
 
     @property
-    def low(self) -> int:
-        """The lowest code."""
-        return -1 if self.step == 2 else -(2 ** (self.bits - 1))
-
-    def unsigned(self) -> Array:
-        """Return u as uint8 (rows, columns)."""
-        return ((self.codes.astype(np.int16) - self.low) // self.step).astype(np.uint8)
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.codes.shape
 
     @property
     def groups(self) -> int:
@@ -60,9 +65,14 @@ class Coded:
         return int(self.scale.shape[1])
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self.codes.shape
+    def low(self) -> int:
+        """The lowest code."""
+        return -1 if self.step == 2 or self.bits == TERNARY else -(2 ** (self.bits - 1))
+
+    def stored(self) -> Array:
+        """Return u of the codes that are stored as uint8: (rows, columns), or (1, count) under a mask."""
+        codes = self.codes if self.mask is None else self.codes[self.mask][None]
+        return ((codes.astype(np.int16) - self.low) // self.step).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -76,28 +86,23 @@ class Layer:
     bias: Array | None = None
 
 
-def is_packed(module: nn.Module) -> bool:
-    """Say whether the module stores its weight as codes."""
-    return isinstance(module, PackedLinear | PackedEmbedding)
-
-
 def layer_of(path: str, name: str, module: nn.Module) -> Layer | None:
     """Return the layer an export writes for `module`, or None when the exporter's own translation is right."""
-    table = isinstance(module, nn.Embedding | PackedEmbedding)
-    if is_packed(module):
-        weight: Dense | Coded = _coded(module)
+    weight: Dense | Coded
+    if isinstance(module, Packed):
+        weight = _packed(module)
     elif type(module) in (nn.Linear, nn.Embedding, Conv1D):
         weight = Dense(matrix(module).detach().float().cpu().contiguous().numpy())
     else:
         return None
-    bias = getattr(module, "bias", None)
+    table = isinstance(module, nn.Embedding | PackedEmbedding)
+    bias = None if isinstance(module, PackedConv2d) else getattr(module, "bias", None)
     return Layer(path, name, table, weight, None if bias is None else bias.detach().float().cpu().numpy())
 
 
 def coded8(values: Array) -> Coded:
     """Quantize a plain weight (rows, columns) to 8 bits, symmetric, one scale per row."""
-    codes, scale = quantize_symmetric(torch.from_numpy(values))
-    return Coded(codes.numpy(), scale.float().numpy()[:, None], None, 8)
+    return _coded(quantize(torch.from_numpy(values), Grid(8)))
 
 
 def halved(weight: Coded) -> Coded:
@@ -107,14 +112,34 @@ def halved(weight: Coded) -> Coded:
     zero = np.zeros((1, 1)) if weight.zero is None else np.rint(weight.zero / 2)
     kept = np.zeros((1, 1)) if weight.zero is None else weight.zero
     codes = np.rint((weight.codes - kept.astype(np.float32)) / 2) + zero
+    whole = None if weight.zero is None else zero.astype(np.int8)
+    return Coded(codes.clip(-64, 64).astype(np.int8), weight.scale * 2, whole, 8, mask=weight.mask)
+
+
+def _packed(module: Packed) -> Dense | Coded:
+    mask = module.mask().cpu().numpy() if module.sparse else None
+    if module.grid is None:
+        return Dense(module.dequantized().detach().cpu().numpy(), mask)
+    return _coded(module.quantized(), mask)
+
+
+def _coded(quantized: Quantized, mask: Array | None = None) -> Coded:
+    """Shift codes of 0 and more to around zero, so that every code is an int8."""
+    grid = quantized.grid
+    width: Any = stored_width(grid, mask is not None)
+    shift = 0 if grid.symmetric else 2 ** (width - 1)
+    codes = (quantized.codes.cpu().numpy().astype(np.int16) - shift).astype(np.int8)
+    scale, zero = (None if t is None else t.cpu().float().numpy() for t in (quantized.scale, quantized.zero))
     return Coded(
-        codes.clip(-64, 64).astype(np.int8),
-        weight.scale * 2,
-        None if weight.zero is None else zero.astype(np.int8),
-        weight.bits,
+        codes,
+        _by_row(scale, len(codes)),
+        None if zero is None else _by_row(zero - shift, len(codes)).astype(np.int8),
+        TERNARY if width == "ternary" else width,
+        2 if width == 1 else 1,
+        grid.group_size,
+        mask,
     )
 
 
-def _coded(module: Any) -> Coded:
-    scale = module.weight_scale.view(SCALE_DTYPE).float().cpu().numpy()[:, None]
-    return Coded(module.codes().cpu().numpy(), scale, None, 8)
+def _by_row(values: Any, rows: int) -> Array:
+    return np.broadcast_to(values, (rows, values.shape[1]))
