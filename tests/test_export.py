@@ -117,10 +117,10 @@ def test_int8_keeps_a_grid_it_finds(bert, exported):
     large = {p: m.weight.detach().numpy() for p, m in layers.items() if m.weight.numel() >= SMALL}
     assert len(large) == 3 * 6 + 1 + 2  # per block, pooler, words and positions; not types, not the classifier
     for path, weight in large.items():
-        codes = stored[f"{path}.codes"]
-        scale = stored[f"{path}.scale"] if f"{path}.scale" in stored else stored[f"{path}.scale_row"][:, None]
+        codes = stored[f"{path}/codes"]
+        scale = stored[f"{path}/scale"] if f"{path}/scale" in stored else stored[f"{path}/scale_row"][:, None]
         assert codes.dtype == np.int8
-        np.testing.assert_array_equal(codes * scale, weight)
+        np.testing.assert_array_equal(codes * scale.astype(np.float32), weight)
     assert not [n for n, t in stored.items() if t.dtype == np.float32 and t.ndim == 2 and t.size >= SMALL]
 
 

@@ -9,13 +9,14 @@ from onnx import TensorProto, helper
 from tiny import make
 
 from hfcompress.checkpoint import save_checkpoint
+from hfcompress.core.errors import ExportError
 from hfcompress.export.bits import fold, planes
-from hfcompress.export.graph import NOTE, lower
+from hfcompress.export.graph import Graph, lower
 from hfcompress.export.inputs import InputSpec, example_inputs
 from hfcompress.export.lower_float import FloatProducts
 from hfcompress.export.lower_int8 import DynamicInt8
 from hfcompress.export.onnx import export_onnx
-from hfcompress.export.runtime import open_onnx
+from hfcompress.export.runtime import NOTE, open_onnx
 from hfcompress.export.trace import DOMAIN, Logits, Traced
 from hfcompress.export.weights import Coded, Dense, Layer, halved
 from hfcompress.modules.packed import pack_
@@ -171,12 +172,12 @@ def test_planes_of_any_width_fold_and_unfold():
     assert folded.shape == (3, 2) and folded[0, 0] == sum(int(n) << 2 * i for i, n in enumerate(numbers[0, :4]))
 
 
-@pytest.mark.parametrize("family", ["bert", "vit"])
-def test_a_packed_model_is_exported_packed(tmp_path, family):
+@pytest.mark.parametrize(("family", "bits"), [("bert", 6), ("vit", 8)])
+def test_a_packed_model_is_exported_packed(tmp_path, family, bits):
     model = make(family)
     for path, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and path != "classifier":
-            pack_(model, path)
+            pack_(model, path, Grid(bits))
     codes = sum(t.numel() for t in model.state_dict().values() if t.dtype == torch.int8)
     save_checkpoint(model, tmp_path)
     files = export_onnx(model, tmp_path)
@@ -192,6 +193,15 @@ def test_a_packed_model_is_exported_packed(tmp_path, family):
         assert {p.key: p.value for p in proto.metadata_props}[NOTE].startswith("weights 8-bit (")
         got = open_onnx(files[engine], 1)({k: v.numpy() for k, v in inputs.items()})
         assert np.abs(got - wanted).max() < tolerance * np.abs(wanted).max()
+
+
+def test_a_name_is_given_once():
+    graph = Graph()
+    graph.node("Neg", ["x"], "y")
+    graph.node("Neg", ["x"], "y")
+    assert len(graph.nodes) == 1
+    with pytest.raises(ExportError, match="two different nodes of the export are called 'y'"):
+        graph.node("Abs", ["x"], "y")
 
 
 def test_layers_that_share_a_weight_store_it_once(tmp_path):

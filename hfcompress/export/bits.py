@@ -11,6 +11,7 @@ import numpy as np
 from onnx import TensorProto
 
 from .graph import Graph
+from .notes import kind_of
 from .weights import TERNARY, Array, Coded, Dense
 
 INT32, INT8, FLOAT, BOOL = TensorProto.INT32, TensorProto.INT8, TensorProto.FLOAT, TensorProto.BOOL
@@ -36,19 +37,19 @@ def fold(numbers: Array, width: int) -> Array:
 
 def described(weight: Dense | Coded) -> str:
     """Return what the numbers of a weight are in the file."""
-    kind = "float32"
+    width: int | str = "float32"
     if isinstance(weight, Coded):
-        kind = "ternary" if weight.bits == TERNARY else f"{weight.bits}-bit"
-    return kind if weight.mask is None else f"{kind} without zeros"
+        width = weight.bits or "ternary"
+    return kind_of(width, sparse=weight.mask is not None)
 
 
 def matrix_codes(graph: Graph, name: str, weight: Coded) -> str:
     """Add the codes as int8 (rows, columns) and return their name."""
     if weight.mask is None:
         if weight.bits == 8:
-            return graph.constant(f"{name}.codes", weight.codes)
-        return graph.node("Cast", [_unfolded(graph, f"{name}.codes", weight)], f"{name}.codes", to=INT8)
-    return graph.node("Cast", [_all_masked(graph, name, weight)], f"{name}.codes", to=INT8)
+            return graph.constant(f"{name}/codes", weight.codes)
+        return graph.node("Cast", [_unfolded(graph, f"{name}/codes", weight)], f"{name}/codes", to=INT8)
+    return graph.node("Cast", [_all_masked(graph, name, weight)], f"{name}/codes", to=INT8)
 
 
 def matrix_values(graph: Graph, name: str, weight: Dense) -> str:
@@ -63,11 +64,11 @@ def gathered(graph: Graph, name: str, weight: Dense | Coded, ids: str, rank: int
     if weight.mask is not None:
         return _masked_rows(graph, name, weight, ids, rank, out)
     if isinstance(weight, Dense):
-        return graph.node("Gather", [matrix_values(graph, name, weight), ids], f"{out}_rows", axis=0)
+        return graph.node("Gather", [matrix_values(graph, name, weight), ids], f"{out}/rows", axis=0)
     if weight.bits == 8:
-        rows = graph.node("Gather", [matrix_codes(graph, name, weight), ids], f"{out}_rows", axis=0)
-        return graph.node("Cast", [rows], f"{out}_float", to=FLOAT)
-    return _unfolded(graph, f"{name}.codes", weight, ids, rank, out)
+        rows = graph.node("Gather", [matrix_codes(graph, name, weight), ids], f"{out}/rows", axis=0)
+        return graph.node("Cast", [rows], f"{out}/float", to=FLOAT)
+    return _unfolded(graph, f"{name}/codes", weight, ids, rank, out)
 
 
 def _unfolded(graph: Graph, name: str, weight: Coded, ids: str = "", rank: int = 1, out: str = "") -> str:
@@ -77,92 +78,92 @@ def _unfolded(graph: Graph, name: str, weight: Coded, ids: str = "", rank: int =
     left = weight.bits
     for width in planes(weight.bits) or [TERNARY]:
         left -= width
-        plane = _plane(graph, f"{name}_{width}", u >> left, width, ids, rank, f"{out}_{width}")
-        plane = graph.node("Cast", [plane], f"{out}_{width}_float", to=FLOAT)
-        factor = graph.constant(f"times_{weight.step << left}", weight.step << left, np.float32)
-        plane = graph.node("Mul", [plane, factor], f"{out}_{width}_scaled")
-        wide = graph.node("Add", [wide, plane], f"{out}_{width}_sum") if wide else plane
-    return graph.node("Add", [wide, graph.constant(f"plus_{weight.low}", weight.low, np.float32)], f"{out}_signed")
+        plane = _plane(graph, f"{name}/{width}", u >> left, width, ids, rank, f"{out}/{width}")
+        plane = graph.node("Cast", [plane], f"{out}/{width}/float", to=FLOAT)
+        factor = graph.shared(f"times_{weight.step << left}", weight.step << left, np.float32)
+        plane = graph.node("Mul", [plane, factor], f"{out}/{width}/scaled")
+        wide = graph.node("Add", [wide, plane], f"{out}/{width}/sum") if wide else plane
+    return graph.node("Add", [wide, graph.shared(f"plus_{weight.low}", weight.low, np.float32)], f"{out}/signed")
 
 
 def _plane(graph: Graph, name: str, u: Array, width: int, ids: str, rank: int, out: str) -> str:
     """Add numbers of `width` bits, folded in the file, as integers: the rows at `ids`, or all (rows, columns)."""
     packed = graph.constant(name, fold(u, width)[:, :, None])
     if ids:
-        packed = graph.node("Gather", [packed, ids], f"{out}_rows", axis=0)
+        packed = graph.node("Gather", [packed, ids], f"{out}/rows", axis=0)
     if width == TERNARY:
-        powers = graph.constant("powers_of_3", 3 ** np.arange(TRITS), np.int32)
-        digits = graph.node("Div", [graph.node("Cast", [packed], f"{out}_int", to=INT32), powers], f"{out}_div")
-        plane = graph.node("Mod", [digits, graph.constant("three", 3, np.int32)], f"{out}_mod")
+        powers = graph.shared("powers_of_3", 3 ** np.arange(TRITS), np.int32)
+        digits = graph.node("Div", [graph.node("Cast", [packed], f"{out}/int", to=INT32), powers], f"{out}/div")
+        plane = graph.node("Mod", [digits, graph.shared("three", 3, np.int32)], f"{out}/mod")
     else:
-        shifts = graph.constant(f"shifts_{width}", np.arange(0, 8, width), np.uint8)
-        plane = graph.node("BitShift", [packed, shifts], f"{out}_shifted", direction="RIGHT")
-        mask = graph.constant(f"mask_{width}", 2**width - 1, np.uint8)
-        plane = graph.node("BitwiseAnd", [plane, mask], f"{out}_masked")
+        shifts = graph.shared(f"shifts_{width}", np.arange(0, 8, width), np.uint8)
+        plane = graph.node("BitShift", [packed, shifts], f"{out}/shifted", direction="RIGHT")
+        mask = graph.shared(f"mask_{width}", 2**width - 1, np.uint8)
+        plane = graph.node("BitwiseAnd", [plane, mask], f"{out}/masked")
     shape = [0] * rank + [-1]
-    plane = graph.node("Reshape", [plane, graph.constant(f"flat_{rank}", shape, np.int64)], f"{out}_flat")
+    plane = graph.node("Reshape", [plane, graph.shared(f"flat_{rank}", shape, np.int64)], f"{out}/flat")
     each = TRITS if width == TERNARY else 8 // width
     return cut(graph, plane, u.shape[1], out) if u.shape[1] % each else plane
 
 
 def cut(graph: Graph, x: str, columns: int, out: str) -> str:
     """Add the first `columns` of the last dimension of `x` and return their name."""
-    start, axis = graph.constant("cut_from", [0], np.int64), graph.constant("cut_axis", [-1], np.int64)
-    end = graph.constant(f"cut_to_{columns}", [columns], np.int64)
-    return graph.node("Slice", [x, start, end, axis], f"{out}_cut")
+    start, axis = graph.shared("cut_from", [0], np.int64), graph.shared("cut_axis", [-1], np.int64)
+    end = graph.shared(f"cut_to_{columns}", [columns], np.int64)
+    return graph.node("Slice", [x, start, end, axis], f"{out}/cut")
 
 
 def _stored_values(graph: Graph, name: str, weight: Dense | Coded) -> str:
     """Add what is stored under a mask, (count,): float32 values or int8 codes."""
     if isinstance(weight, Dense):
         values = weight.values[weight.mask]
-        return graph.constant(f"{name}.values", values)
-    flat = graph.constant("flat_list", [-1], np.int64)
+        return graph.constant(f"{name}/values", values)
+    flat = graph.shared("flat_list", [-1], np.int64)
     if weight.bits == 8:
-        return graph.constant(f"{name}.values", weight.codes[weight.mask])
-    codes = graph.node("Reshape", [_unfolded(graph, f"{name}.stored", weight), flat], f"{name}.values_float")
-    return graph.node("Cast", [codes], f"{name}.values", to=INT8)
+        return graph.constant(f"{name}/values", weight.codes[weight.mask])
+    codes = graph.node("Reshape", [_unfolded(graph, f"{name}/stored", weight), flat], f"{name}/values_float")
+    return graph.node("Cast", [codes], f"{name}/values", to=INT8)
 
 
 def _mask(graph: Graph, name: str, mask: Array, ids: str = "", rank: int = 1, out: str = "") -> str:
     """Add 0 or 1 as int32: of the rows at `ids`, or (rows, columns)."""
-    out = out or f"{name}.mask"
-    plane = _plane(graph, f"{name}.mask_1", mask.astype(np.uint8), 1, ids, rank, f"{out}_mask")
-    return graph.node("Cast", [plane], f"{out}_mask_int", to=INT32)
+    out = out or f"{name}/mask"
+    plane = _plane(graph, f"{name}/mask/1", mask.astype(np.uint8), 1, ids, rank, f"{out}/mask")
+    return graph.node("Cast", [plane], f"{out}/mask/int", to=INT32)
 
 
 def _all_masked(graph: Graph, name: str, weight: Dense | Coded) -> str:
     """Add every value or code at its place, (rows, columns), float32, and return its name."""
     mask = _mask(graph, name, _places(weight))
-    flat = graph.node("Reshape", [mask, graph.constant("flat_list", [-1], np.int64)], f"{name}.mask_flat")
-    axis = graph.constant("first_axis", 0, np.int32)
-    counted = graph.node("CumSum", [flat, axis], f"{name}.mask_counted")
-    shape = graph.constant(f"{name}.mask_shape", weight.shape, np.int64)
-    at = graph.node("Reshape", [counted, shape], f"{name}.mask_at")
-    return _place(graph, name, weight, mask, at, _base(graph, name, weight, "", f"{name}.all"), f"{name}.all")
+    flat = graph.node("Reshape", [mask, graph.shared("flat_list", [-1], np.int64)], f"{name}/mask/flat")
+    axis = graph.shared("first_axis", 0, np.int32)
+    counted = graph.node("CumSum", [flat, axis], f"{name}/mask/counted")
+    shape = graph.constant(f"{name}/mask/shape", weight.shape, np.int64)
+    at = graph.node("Reshape", [counted, shape], f"{name}/mask/at")
+    return _place(graph, name, weight, mask, at, _base(graph, name, weight, "", f"{name}/all"), f"{name}/all")
 
 
 def _masked_rows(graph: Graph, name: str, weight: Dense | Coded, ids: str, rank: int, out: str) -> str:
     """Add the values or codes of the rows at `ids` at their places, (…, columns), float32, and return their name."""
     mask = _places(weight)
     rows = _mask(graph, name, mask, ids, rank, out)
-    counted = graph.node("CumSum", [rows, graph.constant("last_axis", -1, np.int32)], f"{out}_counted")
+    counted = graph.node("CumSum", [rows, graph.shared("last_axis", -1, np.int32)], f"{out}/counted")
     before = np.cumsum(mask.sum(1)) - mask.sum(1)
-    starts = graph.constant(f"{name}.starts", before[:, None], np.int32)
-    start = graph.node("Gather", [starts, ids], f"{out}_start", axis=0)
-    at = graph.node("Add", [counted, start], f"{out}_at")
+    starts = graph.constant(f"{name}/starts", before[:, None], np.int32)
+    start = graph.node("Gather", [starts, ids], f"{out}/start", axis=0)
+    at = graph.node("Add", [counted, start], f"{out}/at")
     return _place(graph, name, weight, rows, at, _base(graph, name, weight, ids, out), out)
 
 
 def _place(graph: Graph, name: str, weight: Dense | Coded, mask: str, at: str, base: str, out: str) -> str:
     """Add the value of number `at` (counted from 1) where `mask` is 1, elsewhere `base`."""
-    one, zero = graph.constant("one_int", 1, np.int32), graph.constant("zero_int", 0, np.int32)
-    index = graph.node("Max", [graph.node("Sub", [at, one], f"{out}_before"), zero], f"{out}_index")
-    values = graph.node("Gather", [_stored_values(graph, name, weight), index], f"{out}_picked", axis=0)
+    one, zero = graph.shared("one_int", 1, np.int32), graph.shared("zero_int", 0, np.int32)
+    index = graph.node("Max", [graph.node("Sub", [at, one], f"{out}/before"), zero], f"{out}/index")
+    values = graph.node("Gather", [_stored_values(graph, name, weight), index], f"{out}/picked", axis=0)
     if isinstance(weight, Coded):
-        values = graph.node("Cast", [values], f"{out}_picked_float", to=FLOAT)
-    where = graph.node("Cast", [mask], f"{out}_where", to=BOOL)
-    return graph.node("Where", [where, values, base], f"{out}_placed")
+        values = graph.node("Cast", [values], f"{out}/picked_float", to=FLOAT)
+    where = graph.node("Cast", [mask], f"{out}/where", to=BOOL)
+    return graph.node("Where", [where, values, base], f"{out}/placed")
 
 
 def _places(weight: Dense | Coded) -> Array:
@@ -174,18 +175,18 @@ def _places(weight: Dense | Coded) -> Array:
 def _base(graph: Graph, name: str, weight: Dense | Coded, ids: str, out: str) -> str:
     """Add what stands where nothing is stored: 0, or the zero points by column."""
     if isinstance(weight, Dense) or weight.zero is None:
-        return graph.constant("zero_float", 0, np.float32)
-    return by_column(graph, f"{name}.zero", weight.zero, weight, ids, f"{out}_base")
+        return graph.shared("zero_float", 0, np.float32)
+    return by_column(graph, f"{name}/zero", weight.zero, weight, ids, f"{out}/base")
 
 
 def by_column(graph: Graph, name: str, values: Array, weight: Coded, ids: str, out: str) -> str:
     """Add scales or zero points (rows, groups), of the rows at `ids` if any, spread over the columns, as float32."""
     stored = graph.bfloat16(name, values) if values.dtype == np.float32 else graph.constant(name, values)
     if ids:
-        stored = graph.node("Gather", [stored, ids], f"{out}_rows", axis=0)
-    wide = graph.node("Cast", [stored], f"{out}_float", to=FLOAT)
+        stored = graph.node("Gather", [stored, ids], f"{out}/rows", axis=0)
+    wide = graph.node("Cast", [stored], f"{out}/float", to=FLOAT)
     if weight.groups == 1:
         return wide
     group = np.arange(weight.shape[1]) // (weight.group_size or weight.shape[1])
-    index = graph.constant(f"group_of_{weight.shape[1]}_{weight.group_size}", group, np.int32)
-    return graph.node("Gather", [wide, index], f"{out}_spread", axis=-1)
+    index = graph.shared(f"group_of_{weight.shape[1]}_{weight.group_size}", group, np.int32)
+    return graph.node("Gather", [wide, index], f"{out}/spread", axis=-1)

@@ -42,7 +42,7 @@ def matmul(graph: Graph, x: str, layer: Layer, weight: Coded, size: int, out: st
     codes = (_codes4 if bits == 4 else _codes8)(graph, layer.name, weight, size, shape)
     inputs = [x, codes, _scale(graph, layer.name, weight, size)]
     if weight.zero is not None:
-        inputs.append(graph.constant(f"{layer.name}.block_zero", _zero(weight, size, bits)))
+        inputs.append(graph.constant(f"{layer.name}/block_zero", _zero(weight, size, bits)))
     if layer.bias is not None:
         inputs += [""] * (5 - len(inputs)) + [graph.constant(f"{layer.path}.bias", layer.bias)]
     level = 4 if int8_activations else 1
@@ -55,7 +55,7 @@ def gather(graph: Graph, ids: str, name: str, weight: Coded, size: int, out: str
     table = _codes4(graph, name, weight, size, [weight.shape[0], weight.shape[1] // 2])
     inputs = [table, ids, _scale(graph, name, weight, size)]
     if weight.zero is not None:
-        inputs.append(graph.constant(f"{name}.block_zero", _zero(weight, size, 4)))
+        inputs.append(graph.constant(f"{name}/block_zero", _zero(weight, size, 4)))
     how = {"bits": 4, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
     graph.node("GatherBlockQuantized", inputs, out, domain=CONTRIB, **how)
 
@@ -68,30 +68,30 @@ def _unsigned(codes: Array, bits: int) -> Array:
 def _codes4(graph: Graph, name: str, weight: Coded, size: int, shape: list[int]) -> str:
     """Add the codes in `shape`, from the bytes that `bits` stores too, so that a table tied to a layer adds none."""
     padded = np.pad(weight.codes, ((0, 0), (0, -weight.shape[1] % size)))
-    packed = graph.constant(f"{name}.codes_4", fold(_unsigned(padded, 4), 4)[:, :, None])
-    sizes = graph.constant(f"{name}.shape_{len(shape)}", shape, np.int64)
-    return graph.node("Reshape", [packed, sizes], f"{name}.blocks_{len(shape)}")
+    packed = graph.constant(f"{name}/codes/4", fold(_unsigned(padded, 4), 4)[:, :, None])
+    sizes = graph.constant(f"{name}/shape_{len(shape)}", shape, np.int64)
+    return graph.node("Reshape", [packed, sizes], f"{name}/blocks_{len(shape)}")
 
 
 def _codes8(graph: Graph, name: str, weight: Coded, size: int, shape: list[int]) -> str:
     """Add the codes in `shape`, made of what the file holds when a session is opened."""
     columns = weight.shape[1]
-    wide = graph.node("Cast", [matrix_codes(graph, name, weight)], f"{name}.block_codes", to=FLOAT)
-    middle = graph.constant("middle_of_byte", 128, np.float32)
-    shifted = graph.node("Add", [wide, middle], f"{name}.block_shifted")
+    wide = graph.node("Cast", [matrix_codes(graph, name, weight)], f"{name}/block_codes", to=FLOAT)
+    middle = graph.shared("middle_of_byte", 128, np.float32)
+    shifted = graph.node("Add", [wide, middle], f"{name}/block_shifted")
     if columns % size:
-        pads = graph.constant(f"pads_{-columns % size}", [0, 0, 0, -columns % size], np.int64)
-        shifted = graph.node("Pad", [shifted, pads], f"{name}.block_padded")
-    parts = graph.node("Reshape", [shifted, graph.constant(f"{name}.shape_8", shape, np.int64)], f"{name}.block_parts")
-    return graph.node("Cast", [parts], f"{name}.blocks8", to=TensorProto.UINT8)
+        pads = graph.shared(f"pads_{-columns % size}", [0, 0, 0, -columns % size], np.int64)
+        shifted = graph.node("Pad", [shifted, pads], f"{name}/block_padded")
+    parts = graph.node("Reshape", [shifted, graph.constant(f"{name}/shape_8", shape, np.int64)], f"{name}/block_parts")
+    return graph.node("Cast", [parts], f"{name}/blocks8", to=TensorProto.UINT8)
 
 
 def _scale(graph: Graph, name: str, weight: Coded, size: int) -> str:
     """Add the scales as float32 (rows, blocks), each repeated for the blocks of its group."""
-    wide = graph.node("Cast", [graph.bfloat16(f"{name}.scale", weight.scale)], f"{name}.group_scale", to=FLOAT)
+    wide = graph.node("Cast", [graph.bfloat16(f"{name}/scale", weight.scale)], f"{name}/group_scale", to=FLOAT)
     groups = _groups(weight, size)
-    index = graph.constant(f"groups_{weight.shape[1]}_{weight.group_size}_{size}", groups, np.int64)
-    return graph.node("Gather", [wide, index], f"{name}.block_scale", axis=1)
+    index = graph.shared(f"groups_{weight.shape[1]}_{weight.group_size}_{size}", groups, np.int64)
+    return graph.node("Gather", [wide, index], f"{name}/block_scale", axis=1)
 
 
 def _zero(weight: Coded, size: int, bits: int) -> Array:

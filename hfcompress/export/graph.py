@@ -8,27 +8,36 @@ from typing import Any, Protocol
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ..core.errors import ExportError
+from .notes import note_of
+from .runtime import NOTE
 from .trace import DOMAIN, KERNEL, TABLE, Traced
 from .weights import Layer
 
 FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8
 CONTRIB = "com.microsoft"  # operators of ONNX Runtime's own
-NOTE = "hfcompress.runs_in"  # key of the file's metadata
 
 
 class Graph:
-    """Nodes and initializers in the making; a constant or a node asked for twice under one name is made once."""
+    """Nodes and initializers in the making; a constant or a node asked for twice under one name is made once.
+
+    Names of the exporter hold no slash, so those made here do: what is derived of `a` is `a/codes`, never `a_codes`.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
-        self._made: set[str] = set()
+        self._made: dict[str, NodeProto] = {}
 
     def constant(self, name: str, values: Any, dtype: Any = None) -> str:
         """Store an initializer and return its name."""
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype=dtype), name)
         return name
+
+    def shared(self, name: str, values: Any, dtype: Any) -> str:
+        """Store an initializer that belongs to no layer and return its name."""
+        return self.constant(f"shared/{name}", values, dtype)
 
     def bfloat16(self, name: str, values: Any) -> str:
         """Store float32 numbers that bfloat16 holds as such and return their name."""
@@ -40,16 +49,13 @@ class Graph:
         return name
 
     def node(self, op: str, inputs: list[str], name: str, *more: str, domain: str = "", **attributes: Any) -> str:
-        """Add a node whose first output is `name` (others: `more`) and return that."""
-        if name not in self._made:
-            self._made.add(name)
-            made = helper.make_node(op, inputs, [name, *more], name=f"node_{name}", domain=domain, **attributes)
+        """Add a node whose first output is `name` (others: `more`) and return that; ExportError when it is taken."""
+        made = helper.make_node(op, inputs, [name, *more], name=f"node/{name}", domain=domain, **attributes)
+        if self._made.setdefault(name, made) is made:
             self.nodes.append(made)
+        elif self._made[name] != made:
+            raise ExportError(f"two different nodes of the export are called {name!r}")
         return name
-
-    def has(self, name: str) -> bool:
-        """Say whether a node or constant of this name was made already."""
-        return name in self._made or name in self.constants
 
 
 class Lowering(Protocol):
@@ -94,23 +100,13 @@ def lower(traced: Traced, how: Lowering) -> ModelProto:
     proto.graph.initializer.extend(graph.constants.values())
     _set_domains(proto)
     _drop_unused(proto)
-    said_all = [*_counted("weights", weights), *_counted("tables", tables), how.note]
-    helper.set_model_props(proto, {NOTE: "; ".join(said_all)})
+    helper.set_model_props(proto, {NOTE: note_of(list(weights.values()), list(tables.values()), how.note)})
     return proto
 
 
 def add_bias(graph: Graph, y: str, layer: Layer, out: str) -> None:
     """Add the layer's bias to `y`, under the name `out`; call only for a layer that has one."""
     graph.node("Add", [y, graph.constant(f"{layer.path}.bias", layer.bias)], out)
-
-
-def _counted(what: str, kinds: dict[str, str]) -> list[str]:
-    """Return such as 'weights 8-bit (38), float32 (1)'; counts only where kinds differ."""
-    found = list(kinds.values())
-    names = list(dict.fromkeys(found))
-    if len(names) < 2:
-        return [f"{what} {name}" for name in names]
-    return [f"{what} " + ", ".join(f"{name} ({found.count(name)})" for name in names)]
 
 
 def _attribute(node: NodeProto, name: str) -> Any:

@@ -19,8 +19,8 @@ class FloatProducts:
         if isinstance(layer.weight, Coded) and size:
             blocks.matmul(graph, x, layer, layer.weight, size, out, int8_activations=False)
         else:
-            turned = graph.node("Transpose", [matrix(graph, layer)], f"{layer.name}.weight_turned", perm=[1, 0])
-            product = graph.node("MatMul", [x, turned], out if layer.bias is None else f"{out}_product")
+            turned = graph.node("Transpose", [matrix(graph, layer)], f"{layer.name}/weight/turned", perm=[1, 0])
+            product = graph.node("MatMul", [x, turned], out if layer.bias is None else f"{out}/product")
             if layer.bias is not None:
                 add_bias(graph, product, layer, out)
         return described(layer.weight)
@@ -47,14 +47,14 @@ def matrix(graph: Graph, layer: Layer) -> str:
     weight, name = layer.weight, layer.name
     if isinstance(weight, Dense):
         return matrix_values(graph, name, weight)
-    wide = graph.node("Cast", [matrix_codes(graph, name, weight)], f"{name}.weight_float", to=FLOAT)
+    wide = graph.node("Cast", [matrix_codes(graph, name, weight)], f"{name}/weight/float", to=FLOAT)
     return _scaled(graph, name, weight, wide, "", f"{name}.weight")
 
 
 def _scaled(graph: Graph, name: str, weight: Coded, codes: str, ids: str, out: str) -> str:
     """Add (codes - zero) * scale; `ids` says which rows the codes are of, "" that they are all."""
     if weight.zero is not None:
-        zero = by_column(graph, f"{name}.zero", weight.zero, weight, ids, f"{out}_zero")
-        codes = graph.node("Sub", [codes, zero], f"{out}_sub")
-    scale = by_column(graph, f"{name}.scale", weight.scale, weight, ids, f"{out}_scale")
+        zero = by_column(graph, f"{name}/zero", weight.zero, weight, ids, f"{out}/zero")
+        codes = graph.node("Sub", [codes, zero], f"{out}/sub")
+    scale = by_column(graph, f"{name}/scale", weight.scale, weight, ids, f"{out}/scale")
     return graph.node("Mul", [codes, scale], out)

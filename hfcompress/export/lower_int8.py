@@ -46,8 +46,8 @@ class DynamicInt8:
         return self._float.kernel(graph, layer, out) + " computed in float32"
 
     def _integer(self, graph: Graph, x: str, layer: Layer, weight: Coded, out: str) -> None:
-        rounded_x = f"{x}_int8"  # made once for all layers that read x
-        scale_x, zero_x = f"{rounded_x}_scale", f"{rounded_x}_zero"
+        rounded_x = f"{x}/int8"  # made once for all layers that read x
+        scale_x, zero_x = f"{rounded_x}/scale", f"{rounded_x}/zero"
         graph.node("DynamicQuantizeLinear", [x], rounded_x, scale_x, zero_x)
         integer_product(graph, (rounded_x, scale_x, zero_x), layer, weight, out)
 
@@ -62,12 +62,12 @@ def rounded(weight: Dense | Coded) -> Dense | Coded:
 def integer_product(graph: Graph, x: tuple[str, str, str], layer: Layer, weight: Coded, out: str) -> None:
     """Add y = x W^T + b from x as (uint8 codes, scale, zero point), with the weight's codes in int8."""
     name = layer.name
-    codes = graph.node("Transpose", [matrix_codes(graph, name, weight)], f"{name}.codes_turned", perm=[1, 0])
-    zero = graph.constant(f"{name}.zero_row", 0 if weight.zero is None else weight.zero[:, 0], np.int8)
-    product = graph.node("MatMulInteger", [x[0], codes, x[2], zero], f"{out}_int32")
-    wide = graph.node("Cast", [product], f"{out}_float", to=FLOAT)
-    scale = graph.constant(f"{name}.scale_row", weight.scale[:, 0])
-    both = graph.node("Mul", [x[1], scale], f"{out}_scale")
-    result = graph.node("Mul", [wide, both], out if layer.bias is None else f"{out}_product")
+    codes = graph.node("Transpose", [matrix_codes(graph, name, weight)], f"{name}/codes/turned", perm=[1, 0])
+    zero = graph.constant(f"{name}/zero_row", 0 if weight.zero is None else weight.zero[:, 0], np.int8)
+    product = graph.node("MatMulInteger", [x[0], codes, x[2], zero], f"{out}/int32")
+    wide = graph.node("Cast", [product], f"{out}/float", to=FLOAT)
+    scale = graph.constant(f"{name}/scale_row", weight.scale[:, 0])
+    both = graph.node("Mul", [x[1], scale], f"{out}/scale")
+    result = graph.node("Mul", [wide, both], out if layer.bias is None else f"{out}/product")
     if layer.bias is not None:
         add_bias(graph, result, layer, out)
