@@ -12,7 +12,7 @@ from . import checkpoint as _checkpoint  # noqa: F401 - registers the loader wit
 
 if TYPE_CHECKING:
     from .core.errors import HFCompressError
-    from .core.families import AttentionPaths, Family, FeedForwardPaths, register_family
+    from .core.families import AttentionPaths, Depth, EmbeddingPaths, Family, FeedForwardPaths, register_family
     from .core.method import Category, Context, Method, MethodInfo, Needs, Phase
     from .core.registry import list_methods, register
     from .recipe.load import load_recipe
@@ -28,6 +28,8 @@ _HOMES = {
     "AttentionPaths": "core.families",
     "Category": "core.method",
     "Context": "core.method",
+    "Depth": "core.families",
+    "EmbeddingPaths": "core.families",
     "Family": "core.families",
     "FeedForwardPaths": "core.families",
     "HFCompressCallback": "train.callback",
@@ -50,6 +52,8 @@ __all__ = [
     "AttentionPaths",
     "Category",
     "Context",
+    "Depth",
+    "EmbeddingPaths",
     "Family",
     "FeedForwardPaths",
     "HFCompressCallback",

@@ -158,6 +158,9 @@ def push(
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show the settings of one method.", show_default=False)] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe, for editors.")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="Print which method works on which model type, and why not on others.")
+    ] = False,
 ) -> None:
     """List the compression methods, or the settings of one."""
     from .recipe.load import recipe_schema
@@ -165,6 +168,11 @@ def methods(
 
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=2))
+    elif families:
+        _quiet_libraries()
+        from .run.families_table import families_markdown
+
+        typer.echo(families_markdown())
     else:
         console.print(methods_table() if name is None else method_table(name))
 

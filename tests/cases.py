@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from hfcompress.core.families import blocks_of, family_of
 
@@ -42,6 +45,15 @@ def count_structure(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_part(part: str) -> Callable[[nn.Module, nn.Module], Report]:
+    """Return `count_structure` of heads or units alone."""
+
+    def count(base: nn.Module, model: nn.Module) -> Report:
+        return {key: value for key, value in count_structure(base, model).items() if part in key}
+
+    return count
+
+
 def count_packed(base: nn.Module, model: nn.Module) -> Report:
     """Count the codes in the state dict, and compare their number with the layers of the base model."""
     state = model.state_dict()
@@ -55,8 +67,97 @@ def count_packed(base: nn.Module, model: nn.Module) -> Report:
     return {"layers": len(packed), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
 
 
+def count_blocks(base: nn.Module, model: nn.Module) -> Report:
+    """Count the blocks of both state dicts, and find each of the base model's in the other by its first weight."""
+    before, after = (
+        [of.state_dict()[f"{b.output}.weight"] for b in blocks_of(of, family_of(of))] for of in (base, model)
+    )
+    kept = [any(w.shape == other.shape and torch.equal(w, other) for other in after) for w in before]
+    return {
+        "blocks_before": len(before),
+        "blocks_after": len(after),
+        **{f"block{i}_kept": k for i, k in enumerate(kept)},
+    }
+
+
+def count_rows_of_positions(base: nn.Module, model: nn.Module) -> Report:
+    """Count the rows of the one position table in each state dict."""
+    before, after = (
+        max(t.shape[-2] for name, t in m.state_dict().items() if "position_embeddings" in name) for m in (base, model)
+    )
+    return {"positions_before": before, "positions_after": after}
+
+
+def count_nf4(base: nn.Module, model: nn.Module) -> Report:
+    """Count the 4-bit layers of the state dict, their weights in the base model, and the bytes of their tensors."""
+    state, before = model.state_dict(), base.state_dict()
+    weights = [key.removesuffix(".quant_state.bitsandbytes__nf4") for key in state if key.endswith("__nf4")]
+    downs = () if base.config.model_type == "t5" else [b.down for b in blocks_of(base, family_of(base))]
+    assert {f"{path}.weight" for path in downs} <= set(weights)
+    tensors = [t for key, t in state.items() if any(key == w or key.startswith(f"{w}.") for w in weights)]
+    return {
+        "layers": len(weights),
+        "weights": sum(before[w].numel() for w in weights),
+        "bits": 4,
+        "bytes": sum(t.numel() * t.element_size() for t in tensors),
+    }
+
+
+def count_zeros(base: nn.Module, model: nn.Module) -> Report:
+    """Count, over the linear layers in numbered blocks, weights that are zero or left out of the state dict."""
+    state, counts = model.state_dict(), {"layers": 0, "weights": 0, "zeros": 0, "stored_sparse": 0}
+    for path, layer in base.named_modules():
+        if isinstance(layer, nn.Linear | Conv1D) and re.search(r"\.\d+\.", path):
+            sparse = f"{path}.weight_mask" in state
+            counts["layers"] += 1
+            counts["weights"] += layer.weight.numel()
+            counts["zeros"] += layer.weight.numel() - int(state[f"{path}.weight"].count_nonzero())
+            counts["stored_sparse"] += sparse
+    return counts
+
+
+def count_rounded(base: nn.Module, model: nn.Module) -> Report:
+    """Count the codes in the state dict: those of linear layers in numbered blocks, and of embeddings."""
+    state = model.state_dict()
+    layers = [m for p, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D) and re.search(r"\.\d+\.", p)]
+    layers += [m for m in base.modules() if isinstance(m, nn.Embedding)]
+    weights = sum(m.weight.numel() for m in layers)
+    stored = sum(t.nbytes for name, t in state.items() if name.endswith(("_codes", "_scale", "_mask")))
+    packed = sum(name.endswith("_codes") for name in state)
+    assert packed == len(layers)
+    return {"layers": packed, "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
+
+
+def count_mixed(base: nn.Module, model: nn.Module) -> Report:
+    """Count the codes in the state dict by their bits, which are what they take per weight of the base model."""
+    state = {t.data_ptr(): (name, t) for name, t in model.state_dict().items()}  # tied layers once
+    state, before = dict(state.values()), base.state_dict()
+    sizes = {name: before[name.removesuffix("_codes")].numel() for name in state if name.endswith("_codes")}
+    bits = [round(8 * state[name].nbytes / size) for name, size in sizes.items()]
+    stored = sum(t.nbytes for name, t in state.items() if name.endswith(("_codes", "_scale", "_mask")))
+    assert set(bits) <= {2, 4, 8} and 8 * stored <= 5 * sum(sizes.values())
+    return {
+        "layers": len(sizes),
+        "weights": sum(sizes.values()),
+        "bits_per_weight": round(8 * stored / sum(sizes.values()), 4),
+        **{f"layers_{b}_bits": bits.count(b) for b in (2, 4, 8)},
+    }
+
+
 CASES: dict[str, MethodCase] = {
+    "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
+    "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
+    "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
+    "heads": MethodCase({"remove": 0.5}, count_part("heads")),
+    "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
+    "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),
+    "vocabulary": MethodCase(),
+    "magnitude": MethodCase({"sparsity": 0.5}, count_zeros),
+    "n_m": MethodCase({"n": 2, "m": 4}, count_zeros),
+    "wanda": MethodCase({"sparsity": 0.5}, count_zeros),
+    "sparsegpt": MethodCase({"sparsity": 0.5}, count_zeros),
+    "gptq": MethodCase({"bits": 4, "group_size": 16, "embedding_bits": 4}, count_rounded),
 }

@@ -276,7 +276,7 @@ def test_findings_are_silent_on_success_and_plain_on_failure():
     said = "\n".join(findings(good.baseline, slow, speedups(good.baseline.latency, slow.latency), waiting=0.3))
     assert "The compressed checkpoint is not smaller: 7.9 MB against 8.0 MB" in said
     assert "onnxruntime at 8×128 is slower than the same engine on the original (0.94×)." in said
-    assert "25% of the numbers the compressed model holds are zeros" in said
+    assert "25% of the compressed model's weights are zero. No engine measured here skips them" in said
     assert "threads waited 30% of the time" in said
     same = [Speedup(engine="pytorch", baseline_engine="pytorch", batch=1, image_size=56, ratio=1.01)]
     assert findings(good.baseline, good.compressed, same) == [

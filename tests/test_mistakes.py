@@ -64,20 +64,20 @@ def test_no_such_recipe(command, tmp_path):  # noqa: F811
 
 
 def test_a_model_type_that_is_not_known(command, tmp_path):  # noqa: F811
-    from transformers import ElectraConfig, ElectraForSequenceClassification
+    from transformers import ConvBertConfig, ConvBertForSequenceClassification
 
     recipe = text_project(tmp_path)
     small = {"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-    config = ElectraConfig(vocab_size=99, num_hidden_layers=2, num_labels=3, **small)
-    electra = ElectraForSequenceClassification(config)
-    electra.config.id2label, electra.config.label2id = make("bert").config.id2label, make("bert").config.label2id
-    save_checkpoint(electra, tmp_path / "electra")
+    config = ConvBertConfig(vocab_size=99, num_hidden_layers=2, num_labels=3, **small)
+    convbert = ConvBertForSequenceClassification(config)
+    convbert.config.id2label, convbert.config.label2id = make("bert").config.id2label, make("bert").config.label2id
+    save_checkpoint(convbert, tmp_path / "convbert")
     names = json.loads((tmp_path / "base" / "config.json").read_text())
-    path = tmp_path / "electra" / "config.json"
+    path = tmp_path / "convbert" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {k: names[k] for k in ("id2label", "label2id")}))
     processor = f"processor={tmp_path / 'base'}"
-    said = fails(command, "plan", recipe, "--set", f"model={tmp_path / 'electra'}", "--set", processor)
-    assert "model type 'electra' is not known" in said and "hfcompress.register_family(Family(" in said
+    said = fails(command, "plan", recipe, "--set", f"model={tmp_path / 'convbert'}", "--set", processor)
+    assert "model type 'convbert' is not known" in said and "hfcompress.register_family(Family(" in said
 
 
 def test_labels_that_do_not_fit(command, tmp_path):  # noqa: F811

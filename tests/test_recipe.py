@@ -206,7 +206,7 @@ def test_a_recipe_object_and_its_yaml_are_the_same_recipe(tmp_path: Path) -> Non
 def test_resolved_writes_out_every_default_and_loads_again() -> None:
     recipe = load_recipe(BASE).recipe
     values = resolved(recipe)
-    assert values["seed"] == 42 and values["evaluate"]["metric"] == "accuracy"
+    assert values["seed"] == 42 and values["evaluate"]["batch_size"] == 32
     assert "score_learning_rate" in values["stages"][0]["methods"]["movement"]
     assert resolved(Recipe.model_validate(yaml.safe_load(yaml.safe_dump(values)))) == values
 

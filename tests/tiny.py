@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
+    AutoConfig,
     BertConfig,
     BertForSequenceClassification,
     DeiTConfig,
@@ -22,6 +23,9 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+
+from hfcompress.core.families import family_named
+from hfcompress.run.families_table import smallest
 
 LABELS, HEADS, LAYERS, UNITS, WIDTH = 3, 4, 3, 64, 32
 _TEXT = {
@@ -80,22 +84,74 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "dinov2": _dinov2,
     "dinov2-swiglu": lambda: _dinov2(use_swiglu_ffn=True),
 }
+_NO_DROPOUT = dict.fromkeys(
+    [
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout_prob",
+        "classifier_dropout",
+        "dropout_rate",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "attention_dropout",
+        "drop_path_rate",
+        "pooler_dropout",
+    ],
+    0.0,
+)
+
+
+def _more(model_type: str, auto: str | None = None, **config: Any) -> Callable[[], nn.Module]:
+    """Return the maker of a family's smallest model, without dropout and with nothing at zero or one."""
+
+    @torch.no_grad()
+    def build() -> nn.Module:
+        known = AutoConfig.for_model(model_type).to_dict()
+        dropout = {k: v for k, v in _NO_DROPOUT.items() if k in known}
+        model = smallest(model_type, auto, num_labels=LABELS, initializer_range=0.2, **dropout, **config)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "relative" in name:
+                parameter += 0.2 * torch.randn_like(parameter)
+        return model
+
+    return build
+
+
+# more families, not in `MODELS` so that not every test runs on all of them
+MORE: dict[str, Callable[[], nn.Module]] = {
+    **{
+        name: _more(name)
+        for name in (
+            "xlm-roberta electra mpnet albert deberta-v2 gpt2 llama qwen2 qwen3 t5 beit swin".split()  # noqa: SIM905
+        )
+    },
+    "gpt2-lm": _more("gpt2", "AutoModelForCausalLM"),
+    "llama-lm": _more("llama", "AutoModelForCausalLM"),
+}
 
 
 def make(name: str, seed: int = 0) -> nn.Module:
     """Build the tiny model `name`, the same for the same seed, in evaluation mode."""
     torch.manual_seed(seed)
-    return MODELS[name]().eval()
+    return (MODELS | MORE)[name]().eval()
+
+
+def is_causal(name: str) -> bool:
+    """Say whether the model predicts the next token."""
+    return name.endswith("-lm")
 
 
 def is_image(name: str) -> bool:
     """Say whether the model takes images."""
-    return name in ("vit", "deit") or name.startswith("dinov2")
+    return auto_class(name) == "AutoModelForImageClassification"
 
 
 def auto_class(name: str) -> str:
     """Return the Auto class of the model."""
-    return "AutoModelForImageClassification" if is_image(name) else "AutoModelForSequenceClassification"
+    if is_causal(name):
+        return "AutoModelForCausalLM"
+    return family_named(name.removesuffix("-swiglu")).auto_class
 
 
 class Examples(Dataset):
@@ -111,12 +167,16 @@ class Examples(Dataset):
             self.key = "input_ids"
             self.inputs = torch.randint(10, 99, (size, 9), generator=generator)
             self.inputs[:, 0] = self.labels + 3
+            if name == "t5":
+                self.inputs[:, -1] = 1  # the end of a sequence, whose vector it classifies
+            if is_causal(name):
+                self.labels = self.inputs
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {self.key: self.inputs[index], "labels": int(self.labels[index])}
+        return {self.key: self.inputs[index], "labels": self.labels[index]}
 
 
 def batch(name: str, size: int = 4) -> dict[str, torch.Tensor]:

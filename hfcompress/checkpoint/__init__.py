@@ -1,7 +1,17 @@
 """Saving and loading compressed models; importing this package registers the loader with transformers."""
 
 from .load import load_model
-from .loader import HFCompressConfig, HFCompressQuantizer
+from .loader import HFCompressConfig, HFCompressQuantizer, refuse_untrainable
+from .memory import own_memory_, release_
 from .save import attach_structure_, save_checkpoint
 
-__all__ = ["HFCompressConfig", "HFCompressQuantizer", "attach_structure_", "load_model", "save_checkpoint"]
+__all__ = [
+    "HFCompressConfig",
+    "HFCompressQuantizer",
+    "attach_structure_",
+    "load_model",
+    "own_memory_",
+    "refuse_untrainable",
+    "release_",
+    "save_checkpoint",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -12,19 +12,27 @@ from torch import nn
 
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix
+from .memory import own_memory_
 
 
 def load_model(
-    source: str | Path, auto_class: str, *, new_head: bool = False, revision: str | None = None, **config: Any
+    source: str | Path,
+    auto_class: str,
+    *,
+    new_head: bool = False,
+    revision: str | None = None,
+    dtype: str = "float32",
+    **config: Any,
 ) -> nn.Module:
-    """Load `source` (Hub id or folder) in float32 with transformers' class `auto_class`, in evaluation mode.
+    """Load `source` (Hub id or folder) with transformers' class `auto_class`, in evaluation mode.
 
-    `config` goes to the model's config. Raises CheckpointError when the checkpoint is missing, damaged, or would leave
-    a weight at random; with `new_head` the task head may be new.
+    `dtype`: that of the float weights, or "auto" for the one they are stored in, which takes no memory beyond the
+    file's size. `config` goes to the model's config. Raises CheckpointError when the checkpoint is missing, damaged, or
+    would leave a weight at random; with `new_head` the task head may be new.
     """
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
-            str(source), dtype=torch.float32, output_loading_info=True, revision=revision or "main", **config
+            str(source), dtype=dtype_of(dtype), output_loading_info=True, revision=revision or "main", **config
         )
     except SafetensorError as error:
         raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error
@@ -36,7 +44,14 @@ def load_model(
             f"{source} has no weights for {', '.join(sorted(missing)[:3])}{' …' if len(missing) > 3 else ''}; it would "
             "run on random numbers. Name a checkpoint with a trained head, or add `finetune:` to train one."
         )
+    if dtype != "float32":
+        own_memory_(model)
     return model.eval()
+
+
+def dtype_of(name: str) -> torch.dtype | Literal["auto"]:
+    """Return what transformers takes for a dtype's name, such as 'bfloat16', or "auto"."""
+    return "auto" if name == "auto" else getattr(torch, name)
 
 
 def _in_head(model: nn.Module, name: str) -> bool:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, WeightRenaming
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, LifecycleError
+from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import dequantize_
 from ..modules.sparse import check_masks
+from .inner import inner_quantizer, parse_inner, read_inner
 from .structure import Modules, apply_structure_, read_structure
 from .training_state import clean_state_dict
 
@@ -21,9 +29,20 @@ VERSION = 1
 
 @register_quantization_config(QUANT_METHOD)
 class HFCompressConfig(QuantizationConfigMixin):
-    """What stands in `config.json["quantization_config"]`: module specs by path, and the format's version."""
+    """What stands in `config.json["quantization_config"]`: module specs by path, and the format's version.
 
-    def __init__(self, modules: Modules | None = None, version: int = VERSION, **kwargs: Any) -> None:
+    `inner` is there when another library holds some of the layers: its own config.
+    """
+
+    inner: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        modules: Modules | None = None,
+        version: int = VERSION,
+        inner: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.pop("quant_method", None)
         if version != VERSION or kwargs:
             raise CheckpointError(
@@ -35,6 +54,9 @@ class HFCompressConfig(QuantizationConfigMixin):
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
         self.version = version
         self.modules = modules or {}
+        if inner is not None:  # where there is none, the file says nothing of it
+            parse_inner(inner)
+            self.inner = dict(inner)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -44,18 +66,54 @@ class HFCompressQuantizer(HfQuantizer):
     requires_calibration = False
     quantization_config: HFCompressConfig
 
+    def __init__(self, quantization_config: HFCompressConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        inner = quantization_config.inner
+        self.inner = None if inner is None else inner_quantizer(inner, pre_quantized=self.pre_quantized)
+        self._dtypes: dict[str, torch.dtype] = {}
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Check what the inner quantization needs of this machine."""
+        if self.inner is not None:
+            self.inner.validate_environment(*args, **kwargs)
+
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        apply_structure_(model, self.quantization_config.modules)
+        paths = apply_structure_(model, self.quantization_config.modules)
+        if paths and self.quantization_config.inner is None:
+            raise CheckpointError(f"{paths[0]} is left to another library, but quantization_config.inner names none")
+        if paths:
+            expect_bnb_(model, paths, parse_inner(self.quantization_config.inner).form)
+            self._dtypes = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         check_masks(model)
+        if self.quantization_config.inner is not None:
+            check_bnb_(model, parse_inner(self.quantization_config.inner).form)
+            _cast_(model, self._dtypes)
         mark_trainable_(model)
         return model
 
+    # ------------------------------------------------------------------ how inner layers' tensors are read
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """Say whether the inner quantization holds this parameter."""
+        return self.inner is not None and self.inner.param_needs_quantization(model, param_name, **kwargs)
+
+    @property
+    def serialized_names(self) -> dict[str, list[str]]:  # type: ignore[override]
+        """The names in a file of the tensors that make up one parameter."""
+        return {} if self.inner is None else self.inner.serialized_names
+
+    def get_load_operations(self) -> dict[str, Any]:
+        """What makes a parameter of those tensors."""
+        return {} if self.inner is None else self.inner.get_load_operations()
+
+    # ------------------------------------------------------------------ saving, training, dequantizing
+
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the tensors to save, under their plain names, training wrappers left out."""
-        return clean_state_dict(model), {}
+        return flat_codes(model, clean_state_dict(model)), {}
 
     def is_serializable(self) -> bool:
         """Our checkpoints can be saved again."""
@@ -63,17 +121,17 @@ class HFCompressQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Everything that is not packed trains on."""
+        """Everything that is not packed trains on; under an inner quantization, adapters do."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Tell the Trainer that it need not insist on an adapter."""
-        return True
+        """Tell the Trainer whether it need not insist on an adapter."""
+        return self.inner is None
 
     def dequantize(self, model: nn.Module, dtype: Any = None) -> nn.Module:
-        """Widen packed layers to plain ones, in place; the pruned shapes stay. Behind `model.dequantize()`."""
-        dequantize_(model)
+        """Widen quantized layers to plain ones, in place; the pruned shapes stay. Behind `model.dequantize()`."""
+        dequantize_(widen_bnb_(model))
         attach_(model, read_structure(model))
         return model
 
@@ -84,12 +142,60 @@ def attach_(model: nn.Module, modules: Modules) -> None:
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):
                 delattr(owner, name)
-        return
-    config = HFCompressConfig(modules)
-    model.config.quantization_config = config  # type: ignore[union-attr]
-    model.hf_quantizer = HFCompressQuantizer(config, pre_quantized=True)  # type: ignore[assignment]
+    else:
+        config = HFCompressConfig(modules, inner=read_inner(model))
+        model.config.quantization_config = config  # type: ignore[union-attr]
+        model.hf_quantizer = HFCompressQuantizer(config, pre_quantized=True)  # type: ignore[assignment]
+    mark_trainable_(model)
 
 
 def mark_trainable_(model: nn.Module) -> None:
-    """Let Trainer and PEFT treat the model as the ordinary float model it is."""
-    model.is_quantized = False  # type: ignore[assignment]
+    """Let Trainer and PEFT treat the model as what it is.
+
+    That is an ordinary float model, even with packed layers in it; or, where another library holds layers, a quantized
+    one of that library, which trains through adapters only.
+    """
+    inner = read_inner(model)
+    model.is_quantized = inner is not None  # type: ignore[assignment]
+    for bits in ("4bit", "8bit"):
+        vars(model).pop(f"is_loaded_in_{bits}", None)
+        if inner is not None and inner.get(f"load_in_{bits}"):
+            setattr(model, f"is_loaded_in_{bits}", True)
+    if inner is not None:
+        model.quantization_method = QuantizationMethod(inner["quant_method"])  # type: ignore[assignment]
+        _keep_names_(model)
+    elif "quantization_method" in vars(model):
+        model.quantization_method = QUANT_METHOD  # type: ignore[assignment]
+
+
+def refuse_untrainable(model: nn.Module) -> None:
+    """Raise LifecycleError for a model that another library's layers keep from training."""
+    if isinstance(model, PreTrainedModel) and read_inner(model) is not None:
+        raise LifecycleError(
+            "a quantization library holds layers of this model, and they do not train: add adapters (peft's "
+            "get_peft_model), or turn them into plain layers first (model.dequantize())"
+        )
+
+
+def _cast_(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Give float parameters the dtype asked for.
+
+    Beside inner layers transformers reads every "weight" of a file in the dtype it was saved in.
+    """
+    kept = model._get_dtype_plan(model.dtype)  # what a half-precision model keeps in float32
+    for name, parameter in model.named_parameters():
+        if name in dtypes and not any(re.search(pattern, name) for pattern in kept):
+            parameter.data = parameter.data.to(dtypes[name])
+
+
+def _keep_names_(model: Any) -> None:
+    """Let inner layers be saved under the names they have in memory.
+
+    Saving runs the conversions of loading backwards. Those that read inner layers have no way back, and those that join
+    the weights of several layers cannot join codes; renaming stays.
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:  # the model was not loaded; this is what saving would do
+        mapping = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
+    model._weight_conversions = [c for c in conversions if isinstance(c, WeightRenaming)]

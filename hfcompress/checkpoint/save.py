@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..core.errors import CheckpointError
 from .loader import attach_
@@ -19,7 +20,12 @@ from .structure import Modules, read_structure
 
 
 def attach_structure_(model: nn.Module) -> Modules:
-    """Record in the model's config how it now differs from a stock one, and return that; {} means not at all."""
+    """Record in the model's config how it now differs from a stock one, and return that; {} means not at all.
+
+    A model wrapped for adapters is left alone: only they are saved, and the model under them is on disk already.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return {}
     fold_into_config_(model)
     modules = read_structure(model)
     attach_(model, modules)

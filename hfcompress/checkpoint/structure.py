@@ -1,7 +1,8 @@
 """Structure: where a model differs from what its config alone would build; read off a model, and put onto one.
 
 Paths are in-memory names without the base model's prefix, so that a checkpoint with a task head also loads into the
-bare base model; a path of the head starts with "/".
+bare base model; a path of the head starts with "/". A layer that another library holds is described by the float layer
+it stands for, marked ``"inner": true``; the library and its settings stand beside the structure (inner.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import torch
 from torch import nn
 
 from ..core.errors import CheckpointError
-from ..core.families import base_prefix
+from ..core.families import base_prefix, size_names
+from ..modules.bnb import float_twin, is_bnb
+from ..modules.sized import KIND as SIZES
+from ..modules.sized import resize_, sizes_of
 from ..modules.spec import build, spec_of
 from ..modules.ties import declare_ties_
 
@@ -32,16 +36,23 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 def read_structure(model: nn.Module) -> Modules:
     """Return the specs of the modules that differ from the skeleton, by relative path; a state, not a history."""
-    plain = {path: spec_of(module) for path, module in skeleton(model).named_modules(remove_duplicate=False)}
-    specs = ((path, spec_of(module)) for path, module in model.named_modules(remove_duplicate=False))
-    return {_relative(model, path): spec for path, spec in specs if spec is not None and plain.get(path) != spec}
+    plain = _specs(skeleton(model))
+    return {_relative(model, path): spec for path, spec in _specs(model).items() if plain.get(path) != spec}
 
 
-def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) -> None:
-    """Reshape `model`, on any device, to what `modules` says; weights are left to be loaded.
+def _specs(model: nn.Module) -> Modules:
+    names = size_names(model)
+    modules = model.named_modules(remove_duplicate=False)
+    specs = ((path, _spec(module) or sizes_of(module, names)) for path, module in modules)
+    return {path: spec for path, spec in specs if spec is not None}
 
-    Raises CheckpointError for a path the model lacks or a spec its config does not allow.
+
+def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Reshape `model`, on any device, to what `modules` says, and return the layers left to another library.
+
+    Weights are left to be loaded. CheckpointError for a path the model lacks or a spec its config does not allow.
     """
+    inner = []
     for relative, spec in modules.items():
         path = _absolute(model, relative)
         if path is None:
@@ -52,9 +63,25 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
             if _optional(relative):
                 continue
             raise CheckpointError(f"the checkpoint describes {path!r}, which this model does not have") from error
+        if spec.get("kind") == SIZES:
+            resize_(old, spec, size_names(model), path)
+            continue
+        if _spec(old) == dict(spec):
+            continue
+        if spec.get("inner") is True:
+            inner.append(path)
+            spec = {key: value for key, value in spec.items() if key != "inner"}
         if spec_of(old) != dict(spec):
             model.set_submodule(path, build(spec, old, path))
     declare_ties_(model)
+    return inner
+
+
+def _spec(module: nn.Module) -> dict[str, Any] | None:
+    if not is_bnb(module):
+        return spec_of(module)
+    spec = spec_of(float_twin(module))
+    return None if spec is None else spec | {"inner": True}
 
 
 def _optional(relative: str) -> bool:

@@ -1,63 +1,71 @@
-"""Where heads, feed-forward units, embeddings and norms live, as data per model type.
+"""The model types this package knows, and where a concrete model of one of them has its parts.
 
 A new architecture is one `register_family` call; nothing else in the package knows a model by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from .errors import FamilyError, nearest
+from .family import AttentionPaths, Depth, EmbeddingPaths, Family, FeedForwardPaths
+from .known_families import KNOWN
+
+__all__ = ["AttentionPaths", "Depth", "EmbeddingPaths", "Family", "FeedForwardPaths"]
 
 
-@dataclass(frozen=True)
-class AttentionPaths:
-    """Paths inside one block: the module that knows the head size, and the four projections."""
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """The attention of one block, with the projections as modules' full paths.
+
+    A head is what can be removed alone: with grouped queries a key/value head with all query heads that read it.
+    """
 
     module: str
     query: str
     key: str
     value: str
     output: str
-    head_size: str = "attention_head_size"  # attribute of `module`: width of one head, which pruning never changes
+    head_size: int  # columns of `output`, and rows of `query`, that belong to one head
+    key_size: int  # rows of `key` and `value` that belong to one head: the width the attention works in
+    more: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
+    locked: str = ""  # why no head can be removed
+
+    @property
+    def fused(self) -> bool:
+        """Whether one layer computes query, key and value, its rows in this order."""
+        return self.query == self.key
 
 
-@dataclass(frozen=True)
-class FeedForwardPaths:
-    """Paths inside one block: the projections that widen (two when gated) and the one that narrows again."""
-
-    up: tuple[str, ...]
-    down: str
-
-
-@dataclass(frozen=True)
-class Family:
-    """Everything structural this package knows about a model type; paths are relative to the base model."""
-
-    model_type: str
-    blocks: str
-    attention: AttentionPaths
-    feed_forward: tuple[FeedForwardPaths, ...]  # alternatives: the first whose paths exist in the block is meant
-    embeddings: tuple[str, ...] = ()
-    ffn_key: str | None = "intermediate_size"  # config key that sets the width of every block; None: not one number
-    heads_key: str | None = None  # config keys that together allow fewer heads of the same size; None: it cannot
-    head_size_key: str | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """One transformer block of a concrete model, with the projections as modules' full paths."""
+@dataclass(frozen=True, kw_only=True)
+class Block(Attention):
+    """One transformer block of a concrete model: its (self-)attention, feed-forward layers and norms."""
 
     path: str
-    query: str
-    key: str
-    value: str
-    output: str
     up: tuple[str, ...]
     down: str
-    head_size: int
+    norms: tuple[str, ...] = ()
+    cross: Attention | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks that follow each other: the path of the list that holds them, and where the config counts them."""
+
+    path: str
+    key: str
+    index: int | None = None  # position in the config's list, where it counts several stacks in one
+
+    def depth(self, model: nn.Module) -> int:
+        """Return the number of blocks."""
+        return len(list(model.get_submodule(self.path).children()))
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -71,21 +79,29 @@ def register_family(family: Family) -> Family:
     return family
 
 
+for _family in KNOWN:
+    register_family(_family)
+
+
 def families() -> list[str]:
     """Return the known model types."""
     return sorted(_FAMILIES)
 
 
-def family_of(model: nn.Module) -> Family:
-    """Return the family of a transformers model; FamilyError says how to add one."""
-    model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+def family_named(model_type: str) -> Family:
+    """Return the family of a model type; FamilyError says how to add one."""
     if model_type not in _FAMILIES:
         raise FamilyError(
             f"model type {model_type!r} is not known.{nearest(model_type, _FAMILIES)} To add it, describe where its "
             f"blocks, projections and embeddings live: hfcompress.register_family(Family(model_type={model_type!r}, "
-            "blocks=…, attention=…, feed_forward=…, embeddings=…)); see hfcompress/core/families.py for examples."
+            "blocks=…, attention=…, feed_forward=…, embeddings=…)); see hfcompress/core/known_families.py for examples."
         )
     return _FAMILIES[model_type]
+
+
+def family_of(model: nn.Module) -> Family:
+    """Return the family of a transformers model; FamilyError says how to add one."""
+    return family_named(str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)))
 
 
 def base_prefix(model: nn.Module) -> str:
@@ -94,33 +110,57 @@ def base_prefix(model: nn.Module) -> str:
     return f"{name}." if name and hasattr(model, name) else ""
 
 
+def stacks_of(model: nn.Module, family: Family) -> list[Stack]:
+    """Return the model's lists of blocks in order; an encoder without its decoder has one fewer.
+
+    Raises FamilyError when none of the lists the family names is there.
+    """
+    prefix, stacks = base_prefix(model), []
+    for key, pattern in zip(family.depth.keys, family.block_lists, strict=True):
+        head, star, tail = f"{prefix}{pattern}".partition(".*.")
+        if not has_module(model, head):
+            continue
+        if star:
+            count = len(list(model.get_submodule(head).children()))
+            stacks += [Stack(f"{head}.{i}.{tail}", key, i) for i in range(count)]
+        else:
+            stacks.append(Stack(head, key))
+    if not stacks:
+        raise FamilyError(f"this {type(model).__name__} has no {' or '.join(family.block_lists)} to hold its blocks")
+    return stacks
+
+
 def blocks_of(model: nn.Module, family: Family) -> list[Block]:
-    """Return the model's transformer blocks in order, with full paths."""
-    root = f"{base_prefix(model)}{family.blocks}"
-    blocks = []
-    for index in range(len(list(model.get_submodule(root).children()))):
-        path = f"{root}.{index}"
-        ffn = _feed_forward(model, path, family)
-        att = family.attention
-        blocks.append(
-            Block(
-                path=path,
-                query=f"{path}.{att.query}",
-                key=f"{path}.{att.key}",
-                value=f"{path}.{att.value}",
-                output=f"{path}.{att.output}",
-                up=tuple(f"{path}.{u}" for u in ffn.up),
-                down=f"{path}.{ffn.down}",
-                head_size=int(getattr(model.get_submodule(f"{path}.{att.module}"), att.head_size)),
-            )
-        )
-    return blocks
+    """Return the model's transformer blocks in order, stack after stack, with full paths."""
+    return [
+        _block(model, f"{stack.path}.{index}", family)
+        for stack in stacks_of(model, family)
+        for index in range(stack.depth(model))
+    ]
+
+
+def head_count(model: nn.Module, attention: Attention) -> int:
+    """Return the number of heads that could be removed one by one: key/value heads where queries are grouped."""
+    return width_in(model.get_submodule(attention.output)) // attention.head_size
+
+
+def unit_count(model: nn.Module, block: Block) -> int:
+    """Return the width of the block's feed-forward layer."""
+    return width_in(model.get_submodule(block.down))
+
+
+def require_removable_heads(blocks: Iterable[Block]) -> None:
+    """Raise FamilyError with the reason when heads of one of the blocks can't be removed."""
+    for block in blocks:
+        if block.locked:
+            raise FamilyError(f"{block.path}: heads can't be removed: {block.locked}")
 
 
 def embeddings_of(model: nn.Module, family: Family) -> list[str]:
     """Return the full paths of the model's embedding tables."""
+    paths = (family.embeddings.word, family.embeddings.position, family.embeddings.token_type)
     prefix = base_prefix(model)
-    return [prefix + path for path in family.embeddings]
+    return [prefix + path for path in paths if path and has_module(model, prefix + path)]
 
 
 def output_layers(model: nn.Module) -> set[str]:
@@ -133,48 +173,75 @@ def output_layers(model: nn.Module) -> set[str]:
     }
 
 
+def size_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the model's attributes and parameters, outside of layers, whose size follows its heads."""
+    family = _FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
+    if family is None:
+        return frozenset()
+    tables = (path.rpartition(".")[2] for path in family.attention.tables)
+    return frozenset((*family.attention.counts, *family.attention.widths, *tables))
+
+
+def has_module(model: nn.Module, path: str) -> bool:
+    """Say whether there is a module at `path`."""
+    try:
+        return isinstance(model.get_submodule(path), nn.Module)
+    except AttributeError:
+        return False
+
+
+def width_in(module: nn.Module) -> int:
+    """Return the number of inputs of a layer: `nx` is what GPT-2's Conv1D calls it."""
+    return int(getattr(module, "in_features", None) or module.nx)  # type: ignore[arg-type]
+
+
+def width_out(module: nn.Module) -> int:
+    """Return the number of outputs of a layer: `nf` is what GPT-2's Conv1D calls it."""
+    return int(getattr(module, "out_features", None) or module.nf)  # type: ignore[arg-type]
+
+
+def _block(model: nn.Module, path: str, family: Family) -> Block:
+    ffn = _feed_forward(model, path, family)
+    cross = None
+    if family.cross is not None and has_module(model, f"{path}.{family.cross.module}"):
+        cross = Attention(**_attention(model, path, family.cross))
+    return Block(
+        path=path,
+        up=tuple(f"{path}.{u}" for u in ffn.up),
+        down=f"{path}.{ffn.down}",
+        norms=tuple(f"{path}.{n}" for n in family.norms),
+        cross=cross,
+        **_attention(model, path, family.attention),
+    )
+
+
+def _attention(model: nn.Module, block: str, paths: AttentionPaths) -> dict[str, Any]:
+    size = int(getattr(model.get_submodule(f"{block}.{paths.module}"), paths.head_size))
+    output, key = (model.get_submodule(f"{block}.{p}") for p in (paths.output, paths.key))
+    queries = 1 if paths.query == paths.key else width_in(output) // width_out(key)
+    return {
+        "module": f"{block}.{paths.module}",
+        **{name: f"{block}.{getattr(paths, name)}" for name in ("query", "key", "value", "output")},
+        "head_size": size * queries,
+        "key_size": size,
+        "more": tuple(f"{block}.{p}" for p in paths.more if has_module(model, f"{block}.{p}")),
+        "tables": tuple(f"{block}.{p}" for p in paths.tables if has_module(model, f"{block}.{p}".rpartition(".")[0])),
+        "counts": paths.counts,
+        "widths": paths.widths,
+        "locked": _locked(model, paths),
+    }
+
+
+def _locked(model: nn.Module, paths: AttentionPaths) -> str:
+    for table in paths.shared_tables:
+        if has_module(model, base_prefix(model) + table):
+            return f"{table} has one column per head for all blocks together"
+    return ""
+
+
 def _feed_forward(model: nn.Module, block: str, family: Family) -> FeedForwardPaths:
     paths = {name for name, _ in model.get_submodule(block).named_modules()}
     for ffn in family.feed_forward:
         if {*ffn.up, ffn.down} <= paths:
             return ffn
     raise FamilyError(f"{block}: none of the feed-forward layouts known for {family.model_type!r} is here")
-
-
-_BERT_EMBEDDINGS = tuple(f"embeddings.{n}_embeddings" for n in ("word", "position", "token_type"))
-_BERT_ATTENTION = AttentionPaths(
-    "attention.self", "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"
-)
-_BERT_FFN = (FeedForwardPaths(("intermediate.dense",), "output.dense"),)
-_VIT_ATTENTION = AttentionPaths(
-    "attention", "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", head_size="head_dim"
-)
-_VIT_FFN = (FeedForwardPaths(("mlp.fc1",), "mlp.fc2"),)
-
-for _type in ("bert", "roberta"):
-    register_family(Family(_type, "encoder.layer", _BERT_ATTENTION, _BERT_FFN, _BERT_EMBEDDINGS))
-for _type in ("vit", "deit"):
-    register_family(
-        Family(_type, "layers", _VIT_ATTENTION, _VIT_FFN, heads_key="num_attention_heads", head_size_key="head_dim")
-    )
-register_family(
-    Family(
-        "distilbert",
-        "transformer.layer",
-        AttentionPaths("attention", "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
-        (FeedForwardPaths(("ffn.lin1",), "ffn.lin2"),),
-        _BERT_EMBEDDINGS[:2],
-        ffn_key="hidden_dim",
-    )
-)
-register_family(
-    Family(
-        "dinov2",
-        "encoder.layer",
-        _VIT_ATTENTION,
-        (*_VIT_FFN, FeedForwardPaths(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")),
-        ffn_key=None,  # it is `hidden_size * mlp_ratio`, an integer ratio
-        heads_key="num_attention_heads",
-        head_size_key="head_dim",
-    )
-)

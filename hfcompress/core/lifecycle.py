@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from .errors import LifecycleError, TargetError
-from .method import Context, Method
+from .method import Context, Corpus, Method, Phase
+from .progress import track
 
 
 class State(Enum):
@@ -28,16 +29,7 @@ class Lifecycle:
         """Take the stage's methods; LifecycleError when one of them does not go with (or without) training."""
         self.methods = sorted(methods, key=lambda m: (m.info.phase, m.info.name))
         self.state = State.NEW
-        for method in self.methods:
-            if method.needs.training and not training:
-                raise LifecycleError(
-                    f"{method.info.name} acts while training: give its stage `train:`, or use HFCompressTrainer"
-                )
-            if method.needs.calibration and training:
-                raise LifecycleError(
-                    f"{method.info.name} reads calibration data and acts at once: give it a stage of its own without "
-                    "`train:`, before or after the one that trains"
-                )
+        _refuse_misfits(self.methods, training)
 
     @property
     def needs_teacher(self) -> bool:
@@ -54,13 +46,21 @@ class Lifecycle:
         """Return the extra model outputs the losses read."""
         return frozenset().union(*(m.wants for m in self.methods))
 
-    def prepare(self, model: nn.Module, *, seed: int = 0, teacher: nn.Module | None = None) -> dict[str, list[str]]:
+    def prepare(
+        self,
+        model: nn.Module,
+        *,
+        seed: int = 0,
+        teacher: nn.Module | None = None,
+        processor: Any = None,
+        corpus: Corpus | None = None,
+    ) -> dict[str, list[str]]:
         """Attach every method to the model and return the paths each acts on.
 
         Raises TargetError when a method finds nothing to act on.
         """
         self._expect(State.NEW, "prepare")
-        context = Context(model, seed=seed, teacher=teacher)
+        context = Context(model, seed, teacher, processor, corpus or Corpus())
         targets = {}
         for method in self.methods:
             targets[method.info.name] = method.prepare(model, context)
@@ -72,9 +72,8 @@ class Lifecycle:
     def observe(self, model: nn.Module, batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]]) -> None:
         """Show calibration batches to the methods that need them; `batches` is called once for each of those."""
         self._expect(State.PREPARED, "observe")
-        for method in self.methods:
-            if method.needs.calibration:
-                method.observe(model, batches())
+        for method in track([m for m in self.methods if m.needs.calibration], _title):
+            method.observe(model, batches())
 
     def step(self, model: nn.Module, fraction: float) -> None:
         """Set every method's strength for `fraction` of the stage."""
@@ -102,7 +101,7 @@ class Lifecycle:
         self.step(model, 1.0)
         training = model.training
         with torch.no_grad():
-            for method in self.methods:
+            for method in track(self.methods, _title):
                 method.finalize(model)
         model.train(training)
         self.state = State.FINALIZED
@@ -115,3 +114,32 @@ class Lifecycle:
     def _expect(self, state: State, action: str) -> None:
         if self.state is not state:
             raise LifecycleError(f"cannot {action}: the stage is {self.state.value}, not {state.value}")
+
+
+def _refuse_misfits(methods: list[Method], training: bool) -> None:
+    permanent = [m.info.name for m in methods if m.info.phase > Phase.COMPANION]
+    for method in methods:
+        name, needs, reason = method.info.name, method.needs, ""
+        if needs.training and not training:
+            reason = "acts while training: give its stage `train:`, or use HFCompressTrainer"
+        elif needs.calibration and training:
+            reason = (
+                "reads calibration data and acts at once: give it a stage of its own without `train:`, before or after "
+                "the one that trains"
+            )
+        elif needs.tokenizer and training:
+            reason = (
+                "changes the tokenizer, and what is trained on is tokenized already: give it a stage of its own "
+                "without `train:`, or call hfcompress.compress(model, …, processor=tokenizer)"
+            )
+        elif method.info.alone and len(permanent) > 1:
+            reason = (
+                f"changes the paths of modules that {', '.join(permanent)} would act on together: give it a stage of "
+                "its own"
+            )
+        if reason:
+            raise LifecycleError(f"{name} {reason}")
+
+
+def _title(method: Method) -> str:
+    return method.info.title

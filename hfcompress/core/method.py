@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, ClassVar, Generic, TypeVar
@@ -12,6 +12,8 @@ from torch import nn
 
 from .config import StrictModel
 from .families import Family, family_of
+
+CALIBRATION_EXAMPLES = 256
 
 
 class Phase(IntEnum):
@@ -43,6 +45,7 @@ class Needs:
     training: bool = False
     teacher: bool = False
     calibration: bool = False
+    tokenizer: bool = False  # and changes the ids it gives, so that nothing tokenized before can be read afterwards
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,33 @@ class MethodInfo:
     phase: Phase
     papers: tuple[str, ...]
     needs: Needs = field(default_factory=Needs)
+    alone: bool = False  # what it leaves has other paths: in its stage, only methods that leave nothing may join it
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by what they act on, where the
+    # defaults are not all there is to say about the model types it works on
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The training data, for methods that fit a model's tables to it; read only when one asks."""
+
+    texts: Callable[[], Iterable[str]] = tuple  # as written
+    token_ids: Callable[[], Iterable[Sequence[int]]] = tuple  # as the model is fed them, without padding
+    image_size: Callable[[], tuple[int, int] | None] = lambda: None  # height and width in pixels
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is told of its surroundings: the seed, the teacher, and where things live in this model."""
+    """What a method is told of its surroundings: the seed, the teacher, the data, and where things live in this model.
+
+    `processor` (tokenizer or image processor) is the one that will be saved with the model; `finalize` may change it in
+    place, as it does the model.
+    """
 
     model: nn.Module
     seed: int = 0
     teacher: nn.Module | None = None
+    processor: Any = None
+    corpus: Corpus = field(default_factory=Corpus)
 
     @property
     def family(self) -> Family:
@@ -94,12 +115,21 @@ class Method(Generic[C]):
         """What this method cannot do without, with the settings it has."""
         return self.info.needs
 
+    @property
+    def calibration_examples(self) -> int:
+        """How many calibration examples to read, where the caller has that many."""
+        return CALIBRATION_EXAMPLES
+
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Attach what training or calibration needs, reversibly, and return the paths acted on (empty: an error)."""
         raise NotImplementedError
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """Collect statistics from calibration batches; the model is at strength zero, and in evaluation mode."""
+        """Collect statistics from calibration batches; the model is at strength zero, and in evaluation mode.
+
+        A one-shot method may already change weights here, in place, so that a model is never held twice: from then on
+        it stands at full strength, and `finalize` only stores what is there more tightly.
+        """
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Set the strength for `fraction` of the stage in [0, 1]; no I/O."""

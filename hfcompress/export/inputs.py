@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ExportError
+from ..core.position_tables import longest_input
 
 DEFAULT_LENGTH = 16
 
@@ -50,9 +51,7 @@ def spec_from(config: Any, model_class: type) -> InputSpec:
     optional = {"attention_mask": True, "token_type_ids": types > 1}
     names = (main, *(name for name, wanted in optional.items() if wanted and name in accepted))
     pad = getattr(config, "pad_token_id", None)
-    limit = int(getattr(config, "max_position_embeddings", 0) or 0)
-    offset = pad + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") and pad is not None else 0
-    return InputSpec(names, int(config.vocab_size), pad, types, max(limit - offset, 0))
+    return InputSpec(names, int(config.vocab_size), pad, types, longest_input(config))
 
 
 def is_image(model: nn.Module) -> bool:
@@ -80,7 +79,7 @@ def example_inputs(
         return {"pixel_values": torch.randn(batch, spec.channels, *size, generator=generator)}
     length = length or min(DEFAULT_LENGTH, spec.max_length or DEFAULT_LENGTH)
     if spec.max_length and length > spec.max_length:
-        raise ExportError(f"length {length} is more than the {spec.max_length} tokens this model has positions for")
+        raise ExportError(f"length {length} is more than the {spec.max_length} tokens this model takes")
     made = {
         "input_ids": _ids(spec, batch, length, generator),
         "attention_mask": _mask(batch, length, mask_zeros),

@@ -27,6 +27,7 @@ class Source:
     checkpoint: str
     exports: str | None = None  # None: inside the checkpoint's folder
     revision: str | None = None
+    dtype: str = "float32"  # of the weights in PyTorch; "auto": as stored
 
     def export(self, file: str) -> Path:
         """Return the path of an exported file; ExportError when it is not there."""
@@ -104,19 +105,19 @@ def _open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
 
     import torch
 
-    from ..checkpoint import load_model
+    from ..checkpoint import load_model, own_memory_
 
     torch.set_num_threads(threads)
-    model = load_model(source.checkpoint, auto_class, revision=source.revision)
-    # Tensors mapped from safetensors sit at odd addresses, which changes the speed and the rounding of products.
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+    model = load_model(source.checkpoint, auto_class, revision=source.revision, dtype=source.dtype)
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # one pass over the whole text, as exports make it
+    own_memory_(model)
     accepted = inspect.signature(model.forward).parameters
 
     def run(inputs: Mapping[str, Array]) -> Array:
         tensors = {name: torch.from_numpy(a) for name, a in inputs.items() if name in accepted and name != "labels"}
         with torch.inference_mode():
-            return model(**tensors, return_dict=True).logits.numpy()
+            return model(**tensors, return_dict=True).logits.float().numpy()
 
     return run
 

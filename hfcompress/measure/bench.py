@@ -93,7 +93,7 @@ def bench(
 
 def describe(source: Source, settings: Settings, name: str | None = None) -> ModelResult:
     """Return what needs no clock: files, parameters and operations; exports the model first where they are stale."""
-    model = load_model(source.checkpoint, settings.auto_class, revision=source.revision)
+    model = load_model(source.checkpoint, settings.auto_class, revision=source.revision, dtype=source.dtype)
     folder = local_folder(source.checkpoint)
     exports = Path(source.exports or source.checkpoint)
     wanted = [file for name in settings.engines if (file := engine(name).file)]

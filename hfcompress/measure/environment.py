@@ -7,7 +7,8 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from ..export.cpu import cpu_flags, cpu_info
+from ..core.machine import cpu_info
+from ..export.cpu import cpu_flags
 
 PACKAGES = ("hfcompress", "torch", "transformers", "onnxruntime", "onnx", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")

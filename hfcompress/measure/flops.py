@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..checkpoint.memory import is_large, meta_copy
 from ..export.plain import plain_copy
 
 
@@ -16,8 +17,9 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
 
     Packed layers count as the dense ones they stand for: the count is of the network, not of an engine's kernels.
     """
-    plain = plain_copy(model)
+    large = is_large(model)
+    plain = plain_copy(meta_copy(model) if large else model)  # operations depend on shapes alone
     batch = next(iter(inputs.values())).shape[0]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        plain(**inputs)
+        plain(**({name: value.to("meta") for name, value in inputs.items()} if large else inputs))
     return counter.get_total_flops() // batch

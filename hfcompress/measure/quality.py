@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..core.errors import MeasureError
+from ..core.metric import Metric
 from ..export.runtime import Source, engine
 from .process import Progress, WorkerProcess, part, quietly
 from .result import Difference, Quality
-from .statistics import Array, Score, agreement, paired_bootstrap
+from .statistics import Array, agreement, paired_bootstrap
 
 RESAMPLES = 2000
 
@@ -24,15 +25,31 @@ def argmax(logits: Array) -> Array:
     return logits.argmax(axis=-1)
 
 
+def itself(predictions: Array) -> Array:
+    """Return predictions that are answers already."""
+    return predictions
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Stored batches, their labels (N,), and how predictions are scored (higher is better)."""
+    """Stored batches, their labels (N, …), and how what a model puts out becomes predictions and a score.
+
+    `own` holds, by label, the same examples for a model that reads them otherwise, through a tokenizer of its own.
+    """
 
     batches: Path
     labels: Array
     metric: str
-    score: Score
-    decode: Callable[[Array], Array] = argmax
+    score: Metric
+    reduction: str = "logits"  # what the engine's process keeps of each batch's logits: a key of REDUCTIONS
+    decode: Callable[[Array], Array] = argmax  # of what was kept: the predictions (N, …) that are scored
+    answers: Callable[[Array], Array] = itself  # of the predictions: what two models may agree on
+    counted: str = "examples"  # what the answers are one for each of
+    own: Mapping[str, Path] = field(default_factory=dict)
+
+    def batches_for(self, label: str) -> Path:
+        """Return the batches that the model called `label` reads."""
+        return self.own.get(label, self.batches)
 
 
 def predict(
@@ -42,8 +59,10 @@ def predict(
     auto_class: str,
     threads: int,
     on_progress: Progress = quietly,
+    *,
+    reduction: str = "logits",
 ) -> Array:
-    """Return the logits (N, …) of every stored example, computed in a process of the engine's own."""
+    """Return what `reduction` keeps of the logits (N, …) of every stored example, in a process of the engine's own."""
     engine(engine_name)
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
         output = Path(folder) / "logits.npy"
@@ -55,7 +74,8 @@ def predict(
             "threads": threads,
         }
         with WorkerProcess(job, f"evaluating in {engine_name}") as worker:
-            worker.ask("predict", on_progress, output=str(output), count=_count(batches_file))
+            count = _count(batches_file)
+            worker.ask("predict", on_progress, output=str(output), count=count, reduction=reduction)
         return np.load(output, allow_pickle=False)
 
 
@@ -78,7 +98,9 @@ def evaluate(
     predictions: dict[tuple[str, str], Array] = {}
     for index, (name, label) in enumerate(tasks):
         progress = part(on_progress, index, len(tasks))
-        predicted = data.decode(predict(models[label], name, data.batches, auto_class, threads, progress))
+        batches = data.batches_for(label)
+        kept = predict(models[label], name, batches, auto_class, threads, progress, reduction=data.reduction)
+        predicted = data.decode(kept)
         qualities[label].append(quality(name, predicted, data))
         predictions[name, label] = predicted
         if label != first:
@@ -88,13 +110,18 @@ def evaluate(
 
 
 def quality(engine_name: str, predictions: Array, data: EvaluationSet) -> Quality:
-    """Score predictions (N,) against the labels; MeasureError when their numbers differ."""
+    """Score predictions (N, …) against the labels; MeasureError when their numbers differ."""
     if len(predictions) != len(data.labels):
         raise MeasureError(
             f"{len(predictions)} predictions for {len(data.labels)} labels: the batches are another split"
         )
-    value = float(data.score(predictions, data.labels))
-    return Quality(engine=engine_name, metric=data.metric, value=value, examples=len(data.labels))
+    return Quality(
+        engine=engine_name,
+        metric=data.metric,
+        value=float(data.score(predictions, data.labels)),
+        examples=len(data.labels),
+        higher_is_better=data.score.higher_is_better,
+    )
 
 
 def difference(
@@ -117,7 +144,9 @@ def difference(
         level=level,
         resamples=resamples,
         examples=len(data.labels),
-        agreement=agreement(a, b),
+        agreement=agreement(data.answers(a), data.answers(b)),
+        counted=data.counted,
+        higher_is_better=data.score.higher_is_better,
     )
 
 

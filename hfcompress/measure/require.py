@@ -29,10 +29,14 @@ class Bound:
     bound: float
 
 
-def parse_requirement(name: str, text: str) -> Bound:
-    """Return the requirement; RecipeError names the nearest when `name` is none, or shows how a bound is written."""
-    if name not in QUANTITIES:
-        raise RecipeError(f"require.{name}: no such number is measured.{nearest(name, QUANTITIES)}")
+def parse_requirement(name: str, text: str, metric: str = "accuracy") -> Bound:
+    """Return the requirement; RecipeError names the nearest when `name` is none, or shows how a bound is written.
+
+    `metric` is the run's: its `<metric>_drop` and `<metric>_ratio` may be asked for.
+    """
+    known = quantities(metric)
+    if name not in known:
+        raise RecipeError(f"require.{name}: no such number is measured.{nearest(name, known)}")
     match = _EXPRESSION.fullmatch(str(text))
     if match is None:
         raise RecipeError(f"require.{name}: {text!r} is not a bound; write >=, <=, > or < and a number, such as '>=8'.")
@@ -45,8 +49,10 @@ def check(result: Result, wanted: Mapping[str, str]) -> list[Requirement]:
     Raises RecipeError for a bad line, MeasureError when the run did not measure what a line asks for.
     """
     checked = []
-    for bound in [parse_requirement(name, text) for name, text in wanted.items()]:
-        measured = QUANTITIES[bound.name](result)
+    metric = result.difference[0].metric if result.difference else "accuracy"
+    known = quantities(metric)
+    for bound in [parse_requirement(name, text, metric) for name, text in wanted.items()]:
+        measured = known[bound.name](result)
         met = bound.compare(measured, bound.bound)
         checked.append(Requirement(name=bound.name, wanted=bound.text, measured=measured, met=met))
     return checked
@@ -71,9 +77,21 @@ def flops_ratio(result: Result) -> float:
 
 
 def metric_drop(result: Result) -> float:
-    """Metric of the baseline less that of the compressed model in PyTorch, as a fraction: 0.01 is one point."""
+    """How much worse the compressed model is in PyTorch, in the metric's own unit: 0.01 of accuracy is one point.
+
+    The metric of the baseline less that of the compressed model; the other way round where lower is better.
+    """
     _need_evaluation(result, "metric_drop")
-    return -result.headline().value
+    return result.headline().loss
+
+
+def metric_ratio(result: Result) -> float:
+    """Metric of the compressed model over that of the baseline in PyTorch."""
+    _need_evaluation(result, "metric_ratio")
+    before, after = (model.quality_in("pytorch") for model in (result.baseline, result.compressed))
+    if before is None or after is None or before.value == 0:
+        raise MeasureError("require.metric_ratio: the baseline's metric is zero, or was not measured in PyTorch.")
+    return after.value / before.value
 
 
 def agreement(result: Result) -> float:
@@ -90,13 +108,18 @@ def speedup(result: Result) -> float:
     return min(row.ratio for row in rows)
 
 
+def quantities(metric: str) -> dict[str, Callable[[Result], float]]:
+    """Return every number a requirement may name in a run whose metric is `metric`."""
+    return {**QUANTITIES, f"{metric}_drop": metric_drop, f"{metric}_ratio": metric_ratio}
+
+
 QUANTITIES: dict[str, Callable[[Result], float]] = {
     "size_ratio": lambda result: result.size_ratio,
     "size_mb": size_mb,
     "parameter_ratio": parameter_ratio,
     "flops_ratio": flops_ratio,
-    "accuracy_drop": metric_drop,
     "metric_drop": metric_drop,
+    "metric_ratio": metric_ratio,
     "agreement": agreement,
     "speedup": speedup,
 }

@@ -37,9 +37,16 @@ class Quality(StrictModel):
     """The task metric of one model in one engine, on the evaluation split."""
 
     engine: str
-    metric: str = Field(description="Name of the metric, higher is better, such as 'accuracy'.")
+    metric: str = Field(description="Name of the metric, such as 'accuracy'.")
     value: float
     examples: int
+    higher_is_better: bool = True
+
+    def shortfall(self, reference: Quality) -> float:
+        """Return how much worse this is: a difference where higher is better, else a share of `reference`."""
+        if self.higher_is_better:
+            return reference.value - self.value
+        return self.value / reference.value - 1
 
 
 class ModelResult(StrictModel):
@@ -77,7 +84,14 @@ class Difference(StrictModel):
     level: float = Field(0.95, description="Level of the bootstrap interval [low, high].")
     resamples: int
     examples: int
-    agreement: float = Field(description="Share of examples on which both models predict the same.")
+    agreement: float = Field(description="Share of `counted` on which both models predict the same.")
+    counted: str = Field("examples", description="What the agreement is a share of, such as 'examples' or 'tokens'.")
+    higher_is_better: bool = Field(True, description="Whether a positive value is an improvement.")
+
+    @property
+    def loss(self) -> float:
+        """How much worse the compressed model is, whichever way the metric runs; negative: it is better."""
+        return -self.value if self.higher_is_better else self.value
 
 
 class Speedup(StrictModel):
@@ -140,6 +154,7 @@ class Result(StrictModel):
     loads_with: Literal["transformers", "hfcompress"] = Field(
         description="'transformers': the checkpoint is a stock one; 'hfcompress': it needs `import hfcompress`."
     )
+    dtype: str = Field("float32", description="Type of the float weights as measured; 'auto': as stored.")
     base_model: Source
     dataset: Source
     methods: list[Method]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+
+from ..core.metric import MeanMetric, Parts
 
 Array = np.ndarray
 Score = Callable[[Array, Array], float]
 
 _CHUNK = 4_000_000  # resampled values held at once
 
-
-def accuracy(predictions: Array, labels: Array) -> float:
-    """Return the share of predictions (N,) that equal their labels (N,)."""
-    return float(np.mean(predictions == labels))
+accuracy = MeanMetric(lambda predictions, labels: Parts(predictions == labels, np.ones(len(labels))))
+"""The share of predictions (N,) that equal their labels (N,)."""
 
 
 def paired_bootstrap(
@@ -23,13 +23,12 @@ def paired_bootstrap(
     """Return `score` of b minus that of a, with the percentile interval over resampled examples (low, high).
 
     `a`, `b`, `labels`: (N, …), one row an example. Both models are scored on the same resample, so that what is hard
-    for both cancels. `score` takes predictions and labels; when it is `accuracy` all resamples are one matrix product.
+    for both cancels. `score` takes predictions and labels; of a MeanMetric only the examples' parts are resampled.
     """
     value = score(b, labels) - score(a, labels)
     generator = np.random.default_rng(seed)
-    if score is accuracy:
-        gain = (b == labels).astype(np.float64) - (a == labels)
-        values = _mean_resamples(gain, resamples, generator)
+    if isinstance(score, MeanMetric):
+        values = _mean_resamples(score, score.parts(a, labels), score.parts(b, labels), resamples, generator)
     else:
         picks = (generator.integers(len(labels), size=len(labels)) for _ in range(resamples))
         values = np.array([score(b[i], labels[i]) - score(a[i], labels[i]) for i in picks])
@@ -49,12 +48,22 @@ def kl_divergence(p_logits: Array, q_logits: Array) -> float:
     return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
 
 
-def _mean_resamples(values: Array, resamples: int, generator: np.random.Generator) -> Array:
-    """Return the means of `resamples` draws of len(values) with replacement."""
-    n = len(values)
+def _mean_resamples(metric: MeanMetric, a: Parts, b: Parts, resamples: int, generator: np.random.Generator) -> Array:
+    """Return the metric's difference over `resamples` draws of the examples with replacement."""
+
+    def differences() -> Iterator[Array]:
+        for picks in _picks(len(a.totals), resamples, generator):
+            means = [p.totals[picks].sum(axis=1) / p.weights[picks].sum(axis=1) for p in (b, a)]
+            yield metric.finish(means[0]) - metric.finish(means[1])
+
+    return np.concatenate(list(differences()))
+
+
+def _picks(n: int, resamples: int, generator: np.random.Generator) -> Iterator[Array]:
+    """Yield row numbers (draws, n) until there were `resamples` draws."""
     step = max(1, _CHUNK // n)
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    return np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
+    for start in range(0, resamples, step):
+        yield generator.integers(n, size=(min(step, resamples - start), n))
 
 
 def _log_softmax(logits: Array) -> Array:

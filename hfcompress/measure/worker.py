@@ -25,6 +25,7 @@ import numpy as np
 
 from hfcompress.export.runtime import Run, Source, open_engine
 from hfcompress.measure.batches import read_batches
+from hfcompress.ops.reductions import REDUCTIONS
 
 Report = Callable[[float], None]
 Batch = Mapping[str, np.ndarray]
@@ -67,16 +68,19 @@ class Worker:
                 run(batch)
         return peak_bytes()
 
-    def predict(self, report: Report, output: str, count: int) -> int:
-        """Write the only model's logits (N, …) on all batches, `count` of them, to the file `output`; return N."""
+    def predict(self, report: Report, output: str, count: int, reduction: str = "logits") -> int:
+        """Write what is kept of the only model's logits on all batches, `count` of them, to `output`; return how much.
+
+        Each batch is reduced before the next one runs: whole vocabularies for every token would not fit in memory.
+        """
         (run,) = self.runs.values()
         parts = []
         for batch in read_batches(self.job["inputs"]):
-            parts.append(run(batch))
+            parts.append(REDUCTIONS[reduction](run(batch), batch))
             report(len(parts) / count)
-        logits = np.concatenate(parts)
-        np.save(output, logits, allow_pickle=False)
-        return len(logits)
+        kept = np.concatenate(parts)
+        np.save(output, kept, allow_pickle=False)
+        return len(kept)
 
     def _batch(self, index: int) -> Batch:
         return next(batch for i, batch in enumerate(read_batches(self.job["inputs"])) if i == index)

@@ -1,5 +1,39 @@
 """One file per method; importing this package fills the registry."""
 
-from . import distill, movement, quantize_weights
+from . import (
+    bitsandbytes,
+    distill,
+    ffn,
+    gptq,
+    heads,
+    layers,
+    magnitude,
+    mixed_bits,
+    movement,
+    n_m,
+    positions,
+    qat,
+    quantize_weights,
+    sparsegpt,
+    vocabulary,
+    wanda,
+)
 
-__all__ = ["distill", "movement", "quantize_weights"]
+__all__ = [
+    "bitsandbytes",
+    "distill",
+    "ffn",
+    "gptq",
+    "heads",
+    "layers",
+    "magnitude",
+    "mixed_bits",
+    "movement",
+    "n_m",
+    "positions",
+    "qat",
+    "quantize_weights",
+    "sparsegpt",
+    "vocabulary",
+    "wanda",
+]

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..core.config import StrictModel
 from ..core.errors import LifecycleError
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..ops.losses import hidden_mse, soft_cross_entropy
+from ..ops.reductions import IGNORED
 
 
 class DistillConfig(StrictModel):
@@ -51,6 +54,9 @@ class Distill(Method[DistillConfig]):
         if ctx.teacher is None:
             raise LifecycleError("distill: there is no teacher")
         _same(model, ctx.teacher, "num_labels", "numbers of labels")
+        self._next_token = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        if self._next_token:
+            _same(model, ctx.teacher, "vocab_size", "vocabularies")
         if self.config.hidden:
             _same(model, ctx.teacher, "hidden_size", "hidden sizes")
         return ["logits"] * bool(self.config.logits) + ["hidden_states"] * bool(self.config.hidden)
@@ -66,10 +72,11 @@ class Distill(Method[DistillConfig]):
         return max(0.0, 1.0 - self.config.logits) if self.config.task is None else self.config.task
 
     def extra_loss(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> torch.Tensor | None:
-        """Return the weighted sum of both losses, a mean over the batch."""
+        """Return the weighted sum of both losses, a mean over the batch, or over its tokens where they have logits."""
         loss = student["logits"].new_zeros(())
         if self.config.logits:
-            soft = soft_cross_entropy(student["logits"], teacher["logits"], self.config.temperature)
+            mask = _counted(batch, student["logits"], self._next_token)
+            soft = soft_cross_entropy(student["logits"], teacher["logits"], self.config.temperature, mask)
             loss = loss + self.config.logits * soft
         if self.config.hidden:
             loss = loss + self.config.hidden * _hidden_loss(batch, student, teacher)
@@ -77,6 +84,23 @@ class Distill(Method[DistillConfig]):
 
     def finalize(self, model: nn.Module) -> None:
         """Nothing stays in the model."""
+
+
+def _counted(batch: Mapping[str, Any], logits: torch.Tensor, next_token: bool) -> torch.Tensor | None:
+    """Return which positions (batch, length) of token logits count; None when all do, or when there is one per example.
+
+    Padding does not, nor does a position whose label is -100; a causal model's position has the next token's label.
+    """
+    if logits.dim() != 3:
+        return None
+    masks = []
+    attention, labels = batch.get("attention_mask"), batch.get("labels")
+    if attention is not None and attention.shape == logits.shape[:2]:
+        masks.append(attention.bool())
+    if labels is not None and labels.shape == logits.shape[:2]:
+        labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED) if next_token else labels
+        masks.append(labels != IGNORED)
+    return torch.stack(masks).all(0) if masks else None
 
 
 def _hidden_loss(batch: Mapping[str, Any], student: Any, teacher: Any) -> torch.Tensor:

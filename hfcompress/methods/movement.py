@@ -1,76 +1,130 @@
-"""Movement pruning of attention heads and feed-forward units, which are then physically removed."""
+"""Movement pruning: scores learnt while training decide which heads, units, blocks or single weights go."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.config import StrictModel
-from ..core.families import Block, Family, blocks_of
+from ..core.errors import FamilyError
+from ..core.families import Block, Family, blocks_of, head_count, require_removable_heads, unit_count, width_in
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.schedule import Schedule
-from ..modules.gate import ColumnGate
-from ..modules.parametrizations import attach, find
-from ..modules.shrink import keep_heads_, keep_units_
-from ..ops.masks import keep_top
+from ..modules.gate import BlockGate, ColumnGate
+from ..modules.matrix import matrix
+from ..modules.parametrizations import attach, bake, find
+from ..modules.shrink import drop_dead_, keep_heads_, keep_units_
+from ..modules.sparse import pack_sparse_
+from ..ops.losses import straight_through
+from ..ops.masks import keep_share, keep_top
+
+Gate = ColumnGate | BlockGate
 
 
 class MovementConfig(StrictModel):
-    """Settings of movement pruning."""
+    """Settings of movement pruning.
+
+    Hybrid pruning as in Lagunas 2021: `weights` in blocks of 32 x 32 `within: attention`, and `ffn`; `filled: true` for
+    the variant in which heads that keep anything come back whole.
+    """
 
     heads: float = Field(0.0, ge=0, lt=1, description="Share of all attention heads to remove.")
     ffn: float = Field(0.0, ge=0, lt=1, description="Share of all feed-forward units to remove.")
+    weights: float = Field(0.0, ge=0, lt=1, description="Share to remove of the weights (in blocks) of linear layers.")
+    block: tuple[int, int] = Field(
+        (1, 1), description="Rows and columns of the blocks that `weights` removes; [1, 1]: single weights."
+    )
+    within: Literal["all", "attention", "ffn"] = Field("all", description="Which linear layers `weights` acts on.")
+    filled: bool = Field(
+        False, description="At the end of the schedule, heads that keep any weight get all of theirs back, to train on."
+    )
     schedule: Schedule = Field(default_factory=Schedule, description="How the removed share grows over the stage.")
     score_learning_rate: float = Field(0.01, gt=0, description="Learning rate of the scores (Sanh 2020: 1e-2).")
     scope: Literal["model", "layer"] = Field(
         "model", description="model: all layers compete, each keeps as many as its scores say; layer: the same share."
     )
     round_to: int = Field(8, ge=1, description="Units kept per layer are a multiple of this; kernels like it.")
+    selection: Literal["top", "threshold"] = Field(
+        "top", description="top: keep the best scores, hard (Sanh 2020); threshold: keep sigmoid(score) above it, soft."
+    )
+    threshold: float = Field(0.1, gt=0, lt=0.5, description="For `selection: threshold` (Sanh 2020, soft movement).")
+    penalty: float = Field(5.0, ge=0, description="For `threshold`: weight of the penalty that pulls to the shares.")
+    penalty_norm: Literal["l1", "l0"] = Field(
+        "l1", description="l1: on sigmoid(score) (Sanh 2020, section 3); l0: on what is kept, straight through."
+    )
 
     @model_validator(mode="after")
     def _removes_something(self) -> MovementConfig:
-        if self.heads == 0 and self.ffn == 0:
-            raise ValueError("set heads or ffn (or both) to the share to remove; with both at 0 nothing would change")
+        if self.heads == self.ffn == self.weights == 0:
+            raise ValueError(
+                "set heads, ffn or weights (or several) to the share to remove; with all at 0 nothing would change"
+            )
+        if min(self.block) < 1:
+            raise ValueError("block: rows and columns are at least 1")
+        if self.filled and (self.weights == 0 or self.within == "ffn"):
+            raise ValueError("filled refills attention heads: it goes with weights, within: attention or all")
         return self
 
 
 @register
 class Movement(Method[MovementConfig]):
-    """Learns, while training, which heads and units the task can spare, and slices them out at the end."""
+    """Learns, while training, which parts the task can spare, and takes them out of the model at the end."""
 
     info = MethodInfo(
         name="movement",
         title="Movement pruning",
-        summary="Scores trained by straight-through gradients decide which heads and FFN units are sliced out.",
+        summary="Scores trained by straight-through gradients decide which heads, FFN units, blocks or weights go.",
         category=Category.PRUNING,
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/2005.07683", "https://arxiv.org/abs/2109.04838"),
         needs=Needs(training=True),
+        examples={
+            "heads": {"heads": 0.5},
+            "ffn": {"ffn": 0.5},
+            "weights": {"weights": 0.5},
+            "filled": {"weights": 0.5, "filled": True},
+        },
     )
     Config = MovementConfig
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Put an open gate on the columns of every attention output and feed-forward down projection."""
+        """Put an open gate on what may go: columns of output and down projections, blocks of any linear layer."""
         self._family: Family = ctx.family
+        self._strength, config = 0.0, self.config
         blocks = blocks_of(model, ctx.family)
+        if config.heads or config.filled:
+            require_removable_heads(blocks)
+        if config.filled and any(b.fused for b in blocks):
+            raise FamilyError("movement.filled: query, key and value are one layer here; set filled: false")
         self._before = _counts(model, blocks)
-        for path, size in self._gated(blocks):
-            columns: Any = model.get_submodule(path).in_features
-            attach(model, path, ColumnGate(columns // size, size))
-        return [path for path, _ in self._gated(blocks)]
+        heads = [(b.output, b.head_size) for b in blocks] if config.heads else []
+        units = [(b.down, 1) for b in blocks] if config.ffn else []
+        for path, size in heads + units:
+            groups = width_in(model.get_submodule(path)) // size
+            attach(model, path, ColumnGate(groups, size), as_matrix=True)
+        for path in self._sparse(blocks):
+            rows, columns = matrix(model.get_submodule(path)).shape
+            attach(model, path, BlockGate((rows, columns), *config.block), as_matrix=True)
+        self._gates = self._groups(model, blocks)
+        return [path for path, _ in heads + units] + self._sparse(blocks)
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Close as many gates, lowest scores first, as the schedule wants by now."""
-        strength = self.config.schedule(fraction)
-        blocks = blocks_of(model, self._family)
-        if self.config.heads:
-            self._set_masks(model, [b.output for b in blocks], 1 - strength * self.config.heads, 1)
-        if self.config.ffn:
-            self._set_masks(model, [b.down for b in blocks], 1 - strength * self.config.ffn, self.config.round_to)
+        config = self.config
+        self._strength = config.schedule(fraction)
+        if self._strength == 0:
+            return
+        for share, gates in self._gates:
+            for gate, mask in zip(gates, self._masks(share, gates), strict=True):
+                gate.mask.copy_(mask)
+        if config.filled and fraction >= config.schedule.end:
+            for block in blocks_of(model, self._family):
+                _refill(model, block)
 
     def settled(self, fraction: float) -> bool:
         """Say whether the schedule has reached its end."""
@@ -78,42 +132,110 @@ class Movement(Method[MovementConfig]):
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the scores, with their own learning rate and no weight decay."""
-        scores = [find(model, path, ColumnGate).scores for path, _ in self._gated(blocks_of(model, self._family))]
+        scores = [gate.scores for _, gates in self._gates for gate in gates]
         return [{"params": scores, "lr": self.config.score_learning_rate, "weight_decay": 0.0}]
 
+    def extra_loss(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> Tensor | None:
+        """Return, for soft thresholds, the penalty on what is kept above the share the schedule wants by now."""
+        if self.config.selection == "top":
+            return None
+        terms = [self._excess(1 - self._strength * share, gates) for share, gates in self._gates]
+        return self.config.penalty * torch.stack(terms).sum()
+
     def finalize(self, model: nn.Module) -> None:
-        """Slice closed heads and units out of the projections around them; the gates go with the layers replaced."""
+        """Slice closed heads and units out of the layers around them; other zeros leave the file, if that pays."""
         for block in blocks_of(model, self._family):
             if self.config.heads:
                 keep_heads_(model, block, find(model, block.output, ColumnGate).mask)
             if self.config.ffn:
                 keep_units_(model, block, find(model, block.down, ColumnGate).mask)
+        blocks = blocks_of(model, self._family)
+        for path in self._sparse(blocks):
+            bake(model, path, BlockGate)
+        for block in blocks if self.config.weights else []:
+            drop_dead_(model, block)
+        self._packed = sum(pack_sparse_(model, path) for path in self._sparse(blocks))
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Return heads and feed-forward units before and after, and after by layer."""
+        """Return heads and units before and after, and after by layer; for `weights` also the layers stored sparse."""
         after = _counts(model, blocks_of(model, self._family))
         numbers: dict[str, float] = {}
         for name in ("heads", "units"):
             numbers[f"{name}_before"] = sum(self._before[name])
             numbers[f"{name}_after"] = sum(after[name])
             numbers |= {f"layer{i}_{name}": count for i, count in enumerate(after[name])}
-        return numbers
+        return numbers | ({"sparse_layers": self._packed} if self.config.weights else {})
 
-    def _gated(self, blocks: list[Block]) -> list[tuple[str, int]]:
-        heads = [(b.output, b.head_size) for b in blocks] if self.config.heads else []
-        units = [(b.down, 1) for b in blocks] if self.config.ffn else []
-        return heads + units
+    def _sparse(self, blocks: list[Block]) -> list[str]:
+        if not self.config.weights:
+            return []
+        attention = [p for b in blocks for p in (b.query, b.key, b.value, b.output)]
+        feed_forward = [p for b in blocks for p in (*b.up, b.down)]
+        wanted = {"all": attention + feed_forward, "attention": attention, "ffn": feed_forward}[self.config.within]
+        return list(dict.fromkeys(wanted))
+
+    def _groups(self, model: nn.Module, blocks: list[Block]) -> list[tuple[float, list[Gate]]]:
+        """Return (share to remove, the gates that compete for it)."""
+        config = self.config
+        groups: list[tuple[float, list[Gate]]] = []
+        if config.heads:
+            groups.append((config.heads, [find(model, b.output, ColumnGate) for b in blocks]))
+        if config.ffn:
+            groups.append((config.ffn, [find(model, b.down, ColumnGate) for b in blocks]))
+        if config.weights:
+            groups.append((config.weights, [find(model, path, BlockGate) for path in self._sparse(blocks)]))
+        return groups
 
     @torch.no_grad()
-    def _set_masks(self, model: nn.Module, paths: list[str], density: float, multiple: int) -> None:
-        gates = [find(model, path, ColumnGate) for path in paths]
-        masks = keep_top([g.scores for g in gates], density, multiple=multiple, per_tensor=self.config.scope == "layer")
-        for gate, mask in zip(gates, masks, strict=True):
-            gate.mask.copy_(mask)
+    def _masks(self, share: float, gates: list[Gate]) -> list[Tensor]:
+        config, scores = self.config, [g.scores for g in gates]
+        if config.selection == "threshold":
+            return [_above(s, config.threshold) for s in scores]
+        density, layer = 1 - self._strength * share, config.scope == "layer"
+        if isinstance(gates[0], BlockGate):
+            return keep_share(scores, density, per_tensor=layer)
+        multiple = config.round_to if gates[0].size == 1 else 1
+        return keep_top(scores, density, multiple=multiple, per_tensor=layer)
+
+    def _excess(self, target: float, gates: list[Gate]) -> Tensor:
+        """Return the mean of the penalty over all scores, once less than `target` is kept without a gradient."""
+        kept = torch.cat([g.mask.flatten() for g in gates]).float().mean()
+        soft = torch.cat([_kept(g, self.config.penalty_norm).flatten() for g in gates]).mean()
+        return soft * (kept > target)
+
+
+def _kept(gate: Gate, norm: str) -> Tensor:
+    return torch.sigmoid(gate.scores) if norm == "l1" else straight_through(gate.mask, gate.scores)
+
+
+def _above(scores: Tensor, threshold: float) -> Tensor:
+    """Return sigmoid(score) > threshold, and at least the best one: an empty layer could not be built."""
+    mask = torch.sigmoid(scores) > threshold
+    mask.view(-1)[scores.argmax()] = True
+    return mask
+
+
+@torch.no_grad()
+def _refill(model: nn.Module, block: Block) -> None:
+    """Open every block of the heads that keep any column of the output projection, and close the other heads."""
+    gate = find(model, block.output, BlockGate)
+    columns = width_in(model.get_submodule(block.output))
+    alive = gate.mask.any(0).repeat_interleave(gate.columns)[:columns].view(-1, block.head_size).any(1)
+    queries, keys = alive.repeat_interleave(block.head_size), alive.repeat_interleave(block.key_size)
+    inputs = [(block.query, keys.repeat(3))] if block.fused else [(block.query, queries)]
+    inputs += [] if block.fused else [(block.key, keys), (block.value, keys)]
+    for path, weights in inputs:
+        gate = find(model, path, BlockGate)
+        gate.mask.copy_(_blocks(weights, gate.rows)[:, None].expand_as(gate.mask))
+    gate = find(model, block.output, BlockGate)
+    gate.mask.copy_(_blocks(queries, gate.columns).expand_as(gate.mask))
+
+
+def _blocks(lines: Tensor, size: int) -> Tensor:
+    """Return which blocks of `size` rows or columns hold any of the `lines`."""
+    return torch.stack([part.any() for part in lines.split(size)])
 
 
 def _counts(model: nn.Module, blocks: list[Block]) -> dict[str, list[int]]:
     """Return heads and feed-forward units per layer, read off the shapes."""
-    heads = [int(model.get_submodule(b.query).out_features) // b.head_size for b in blocks]  # type: ignore[arg-type]
-    units = [int(model.get_submodule(b.down).in_features) for b in blocks]  # type: ignore[arg-type]
-    return {"heads": heads, "units": units}
+    return {"heads": [head_count(model, b) for b in blocks], "units": [unit_count(model, b) for b in blocks]}

@@ -1,4 +1,4 @@
-"""A training-time gate on groups of a weight's columns: heads or units that may still come back."""
+"""Training-time gates on a weight: columns of heads or units, or blocks of any size, that may still come back."""
 
 from __future__ import annotations
 
@@ -27,3 +27,31 @@ class ColumnGate(nn.Module):
         """Return `weight` (out, groups * size) with the columns of closed groups at zero."""
         gate = straight_through(self.mask, self.scores)
         return weight * gate.repeat_interleave(self.size).to(weight.dtype)
+
+
+class BlockGate(nn.Module):
+    """Parametrization W' = W * m with one m in {0, 1} and one trainable score per `rows` x `columns` block of W.
+
+    Blocks of 1 x 1 are the single weights of Sanh 2020; larger ones the blocks of Lagunas 2021, section 3.1. Blocks at
+    the lower and right edge may be smaller.
+    """
+
+    mask: Tensor
+
+    def __init__(self, shape: tuple[int, int], rows: int = 1, columns: int = 1) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        grid = (-(-shape[0] // rows), -(-shape[1] // columns))
+        self.scores = nn.Parameter(torch.zeros(grid))
+        self.register_buffer("mask", torch.ones(grid, dtype=torch.bool))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return `weight` (out, in) with the weights of closed blocks at zero."""
+        gate = straight_through(self.mask, self.scores)
+        return weight * self.expand(gate, weight.shape).to(weight.dtype)
+
+    def expand(self, grid: Tensor, shape: torch.Size) -> Tensor:
+        """Return a value per block as a value per weight of a matrix of `shape`."""
+        if self.rows > 1:
+            grid = grid.repeat_interleave(self.rows, 0)[: shape[0]]
+        return grid.repeat_interleave(self.columns, 1)[:, : shape[1]] if self.columns > 1 else grid

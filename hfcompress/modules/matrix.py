@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
+
+from ..core.errors import TargetError
 
 LAYERS = (nn.Linear, Conv1D, nn.Conv2d, nn.Embedding)
 
@@ -15,20 +18,38 @@ def matrix(module: nn.Module) -> Tensor:
     """Return the layer's weight as (rows, columns): one row per output channel, or per entry of an embedding table.
 
     nn.Linear (out, in); Conv1D of GPT-2, which keeps (in, out), transposed; nn.Conv2d (out, in / groups * kernel size).
-    A view where the layout allows: writing into it writes into the layer. TypeError for another kind of module.
+    A view where the layout allows: writing into it writes into the layer. TypeError for another kind of module,
+    TargetError for a layer of a library that keeps codes where its class promises a weight.
     """
     weight: Any = getattr(module, "weight", None)
+    if isinstance(module, LAYERS) and not (weight.is_floating_point() or weight.is_meta):
+        raise TargetError(f"the weight of a {type(module).__name__} is quantized already; dequantize the model first")
+    return as_matrix(module, weight)
+
+
+def as_matrix(module: nn.Module, tensor: Any) -> Tensor:
+    """Return `tensor`, laid out like the layer's weight, as `matrix` returns the weight itself."""
     if isinstance(module, Conv1D):
-        return weight.T
+        return tensor.T
     if isinstance(module, nn.Conv2d):
-        return weight.flatten(1)
+        return tensor.flatten(1)
     if isinstance(module, nn.Linear | nn.Embedding):
-        return weight
+        return tensor
     raise TypeError(f"a {type(module).__name__} has no weight matrix")
+
+
+def as_weight(module: nn.Module, values: Tensor) -> Tensor:
+    """Return `values` (rows, columns) laid out like the layer's weight: the way back from `as_matrix`."""
+    return values.T if isinstance(module, Conv1D) else values.reshape(stored(module).shape)
+
+
+def stored(module: nn.Module) -> Tensor:
+    """Return the weight that the layer keeps; under training wrappers that is what the first of them reads."""
+    found: Any = module.parametrizations["weight"].original if parametrize.is_parametrized(module) else module.weight  # type: ignore[index,union-attr]
+    return found
 
 
 @torch.no_grad()
 def set_matrix_(module: nn.Module, values: Tensor) -> None:
-    """Write `values` (rows, columns), shaped like `matrix(module)`, into the layer's weight, in its dtype."""
-    weight: Any = module.weight
-    weight.copy_(values.T if isinstance(module, Conv1D) else values.reshape(weight.shape))
+    """Write `values` (rows, columns), shaped like `matrix(module)`, into the layer's stored weight, in its dtype."""
+    stored(module).copy_(as_weight(module, values))

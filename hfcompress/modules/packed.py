@@ -34,14 +34,15 @@ class PackedLinear(Packed):
         *,
         grid: Grid | None = _INT8,
         nonzeros: int | None = None,
+        input_bits: int | None = None,
     ) -> None:
-        super().__init__(out_features, in_features, grid=grid, nonzeros=nonzeros, dtype=dtype)
+        super().__init__(out_features, in_features, grid=grid, nonzeros=nonzeros, input_bits=input_bits, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in) to (…, out)."""
-        return F.linear(x, self.wide(x.dtype), self.bias)
+        return F.linear(self.rounded_inputs(x), self.wide(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """Describe the layer as nn.Linear does."""
@@ -60,8 +61,9 @@ class PackedConv1D(PackedLinear):
         *,
         grid: Grid | None = _INT8,
         nonzeros: int | None = None,
+        input_bits: int | None = None,
     ) -> None:
-        super().__init__(nx, nf, True, dtype, grid=grid, nonzeros=nonzeros)
+        super().__init__(nx, nf, True, dtype, grid=grid, nonzeros=nonzeros, input_bits=input_bits)
         self.nf, self.nx = nf, nx
 
 
@@ -181,6 +183,8 @@ def packed_like(module: nn.Module, grid: Grid | None, nonzeros: int | None = Non
         new = form.packed(**arguments, grid=grid, nonzeros=nonzeros)
     if getattr(module, "bias", None) is not None:
         new.bias = module.bias
+    if isinstance(module, Packed) and (inputs := module.inputs()) is not None:
+        new.set_inputs(*inputs)
     return new.train(module.training)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import LifecycleError
 
@@ -13,20 +15,44 @@ P = TypeVar("P", bound=nn.Module)
 TENSOR = "weight"
 
 
-def attach(model: nn.Module, path: str, wrapper: P) -> P:
-    """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already."""
+class Transposed(nn.Module):
+    """Parametrization that shows `inner` a weight kept as (in, out) the way other layers keep theirs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return what `inner` makes of `weight` (in, out), in the same layout."""
+        return self.inner(weight.T).T
+
+
+def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) -> P:
+    """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already.
+
+    as_matrix: it sees the weight with one row per output, as `matrix` does; else as the layer keeps it. Raises
+    TargetError for a layer that is quantized already: its class may promise a weight where it keeps codes.
+    """
     module = model.get_submodule(path)
-    wrapper.to(module.weight.device).train(module.training)  # type: ignore[arg-type]
-    parametrize.register_parametrization(module, TENSOR, wrapper, unsafe=True)
+    device: torch.device = module.weight.device  # type: ignore[assignment]
+    # On the meta device there is nothing to compute with, but what a wrapper decides is still wanted.
+    wrapper.to("cpu" if device.type == "meta" else device).train(module.training)
+    registered = Transposed(wrapper) if as_matrix and isinstance(module, Conv1D) else wrapper
+    parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)
     return wrapper
 
 
 def find(model: nn.Module, path: str, kind: type[P]) -> P:
     """Return the wrapper of class `kind` on the layer at `path`; LifecycleError when there is none."""
-    for wrapper in _wrappers(model.get_submodule(path)):
-        if isinstance(wrapper, kind):
+    for registered in _registered(model.get_submodule(path)):
+        if isinstance(wrapper := _inner(registered), kind):
             return wrapper
     raise LifecycleError(f"{path} carries no {kind.__name__}: prepare() has not run on this model")
+
+
+def has(model: nn.Module, path: str, kind: type[nn.Module]) -> bool:
+    """Say whether the layer at `path` carries a wrapper of class `kind`."""
+    return any(isinstance(_inner(wrapper), kind) for wrapper in _registered(model.get_submodule(path)))
 
 
 def detach(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
@@ -35,13 +61,23 @@ def detach(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
     The stored weight stays as it was trained, not as the wrapper changed it.
     """
     module = model.get_submodule(path)
-    wrappers = _wrappers(module)
-    if not any(isinstance(w, kind) for w in wrappers):
+    wrappers = _registered(module)
+    if not any(isinstance(_inner(w), kind) for w in wrappers):
         return
     parametrize.remove_parametrizations(module, TENSOR, leave_parametrized=False)
     for wrapper in wrappers:
-        if not isinstance(wrapper, kind):
+        if not isinstance(_inner(wrapper), kind):
             parametrize.register_parametrization(module, TENSOR, wrapper, unsafe=True)
+
+
+@torch.no_grad()
+def bake(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
+    """Write what the wrapper of class `kind`, if there is one, makes of the stored weight into it; take it off."""
+    for wrapper in _registered(model.get_submodule(path)):
+        if isinstance(_inner(wrapper), kind):
+            original = model.get_submodule(path).parametrizations[TENSOR].original  # type: ignore[index,union-attr]
+            original.copy_(wrapper(original))
+    detach(model, path, kind)
 
 
 def wrapped(model: nn.Module) -> list[str]:
@@ -49,5 +85,23 @@ def wrapped(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]
 
 
-def _wrappers(module: nn.Module) -> list[nn.Module]:
+def trainable(module: nn.Module) -> bool:
+    """Say whether the layer's stored weight trains: what a wrapper computes from it can't tell where grad is off."""
+    if parametrize.is_parametrized(module, TENSOR):
+        module = module.parametrizations[TENSOR]  # type: ignore[index,assignment]
+        return bool(module.original.requires_grad)
+    return bool(module.weight.requires_grad)
+
+
+def strip_(model: nn.Module) -> None:
+    """Take every training wrapper off, as after an interruption; stored weights stay as they are."""
+    for path in wrapped(model):
+        parametrize.remove_parametrizations(model.get_submodule(path), TENSOR, leave_parametrized=False)
+
+
+def _registered(module: nn.Module) -> list[nn.Module]:
     return list(module.parametrizations[TENSOR]) if parametrize.is_parametrized(module, TENSOR) else []  # type: ignore
+
+
+def _inner(registered: nn.Module) -> nn.Module:
+    return registered.inner if isinstance(registered, Transposed) else registered

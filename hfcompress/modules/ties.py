@@ -85,3 +85,10 @@ def _owner(model: nn.Module, name: str) -> nn.Module | None:
 
 def _sibling(name: str, last: str) -> str:
     return f"{name.rpartition('.')[0]}.{last}"
+
+
+def refuse_shared(model: nn.Module, path: str) -> None:
+    """Raise TargetError when another module has the weight of the one at `path`: replacing one would untie them."""
+    others = [other for other, module in sharers(model, path) if module is not model.get_submodule(path)]
+    if others:
+        raise TargetError(f"{path}: its weight is shared with {others[0]}; add both to `ignore`")

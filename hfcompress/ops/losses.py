@@ -7,15 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """Return T^2 * KL(teacher || student) of softened logits (Hinton 2015, section 2).
 
-    student, teacher: (batch, …, classes) logits; the mean is over all but the classes. The factor T^2 keeps the
-    gradient's size independent of T.
+    student, teacher: (batch, …, classes) logits; mask: (batch, …), True where a row counts, None when all do. The mean
+    is over the rows that count, and zero when none does. The factor T^2 keeps the gradient's size independent of T.
     """
-    log_p = F.log_softmax(student.float().flatten(0, -2) / temperature, dim=-1)
-    log_q = F.log_softmax(teacher.float().flatten(0, -2) / temperature, dim=-1)
-    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+    if mask is None:
+        student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
+    else:
+        student, teacher = student[mask], teacher[mask]
+    log_p = F.log_softmax(student.float() / temperature, dim=-1)
+    log_q = F.log_softmax(teacher.float() / temperature, dim=-1)
+    divergence = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+    return divergence / max(1, len(student)) * temperature**2
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -118,8 +118,7 @@ def _metric_panel(result: Result) -> Panel:
             Bar("original", before.value * scale, rows.metric(result, before.value), BEFORE),
             Bar("compressed", after.value * scale, text, AFTER, interval),
         ]
-    unit = " (%)" if scale == 100 else ""
-    return Panel(f"{head.metric.capitalize()}{unit}, line: {head.level:.0%} interval of the difference", bars)
+    return Panel(f"{rows.metric_name(result)}, line: {head.level:.0%} interval of the difference", bars)
 
 
 def _draw(axis: Axes, panel: Panel) -> None:

@@ -95,6 +95,21 @@ def interval(result: Result, row: Difference) -> str:
     return f"{points(result, row.value)} ({row.level:.0%} interval {low} to {high})"
 
 
+def metric_name(result: Result) -> str:
+    """Return the metric's name as a row's title, and which way is better where that is not the usual one."""
+    head = result.headline()
+    unit = "%" if metric_scale(result) == 100 else ""
+    notes = ", ".join(note for note in (unit, "" if head.higher_is_better else "lower is better") if note)
+    return f"{head.metric.capitalize()} ({notes})" if notes else head.metric.capitalize()
+
+
+def agreement(row: Difference) -> str:
+    """Return how often both models predict the same, such as ``98.2% of 872 examples``."""
+    if row.counted == "examples":
+        return f"{row.agreement:.1%} of {row.examples} examples"
+    return f"{row.agreement:.1%} of the {row.counted} in {row.examples} examples"
+
+
 def find_latency(model: ModelResult, engine: str, row: LatencyRow | Speedup) -> LatencyRow | None:
     """Return the time of `model` in `engine` at the workload of `row`, if it was measured."""
     return next((r for r in model.latency if r.engine == engine and same_shape(r, row)), None)
@@ -115,13 +130,12 @@ def _size_rows(result: Result) -> Iterator[Row]:
 
 
 def _quality_rows(result: Result) -> Iterator[Row]:
-    unit = " (%)" if metric_scale(result) == 100 else ""
     differences = {(d.engine, d.metric): d for d in result.difference}
     for after in result.compressed.quality:
         before = result.baseline.quality_in(after.engine)
         row = differences.get((after.engine, after.metric))
         yield Row(
-            f"{after.metric.capitalize()}{unit}, {engine_name(after.engine)}",
+            f"{metric_name(result)}, {engine_name(after.engine)}",
             metric(result, before.value) if before else NONE,
             metric(result, after.value),
             interval(result, row) if row else NONE,

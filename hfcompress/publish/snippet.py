@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ..measure.result import Result
+from ..train.tasks import tasks
 from .template import render
 
 
 def loading_snippet(result: Result, location: str) -> str:
     """Return a program that loads the model from `location`, a Hub id or a folder, and prints one prediction.
 
-    It leaves `model` and `logits`, of shape (1, labels) for a classifier, in its namespace.
+    It leaves `model` and `logits`, (1, labels) of a classifier, (1, tokens, vocabulary) of a language model, in its
+    namespace.
     """
     image = takes_images(result)
     processor = "AutoImageProcessor" if image else "AutoTokenizer"
@@ -19,7 +21,7 @@ def loading_snippet(result: Result, location: str) -> str:
         location=location,
         image=image,
         classes=[result.auto_class, processor],
-        classifies=classifies(result),
+        prediction=prediction(result),
     )
 
 
@@ -43,10 +45,10 @@ def onnx_snippet(result: Result, location: str, *, hub: bool) -> str | None:
 
 
 def takes_images(result: Result) -> bool:
-    """Return whether the model's input is an image; every other pipeline tag takes text."""
-    return result.task.startswith("image-")
+    """Return whether the model's input is an image."""
+    return result.task in tasks() and tasks()[result.task].main_input == "pixel_values"
 
 
-def classifies(result: Result) -> bool:
-    """Return whether the model answers with one row of label scores per example."""
-    return result.task in ("text-classification", "image-classification")
+def prediction(result: Result) -> str:
+    """Return what the task's logits say: "label", "next token", or "logits" where that is not known."""
+    return tasks()[result.task].prediction if result.task in tasks() else "logits"

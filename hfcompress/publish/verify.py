@@ -13,14 +13,15 @@ from typing import Any
 
 from ..core.errors import PublishError
 from ..measure.result import Result
-from .snippet import classifies, loading_snippet, onnx_snippet
+from .snippet import loading_snippet, onnx_snippet, prediction
 
 _MARK = "hfcompress-check:"
 _CHECK = f"""
 import json as _json
-_labels = model.config.num_labels if "model" in globals() else None
+_config = model.config if "model" in globals() else None
+_sizes = _config and {{"label": _config.num_labels, "next token": getattr(_config, "vocab_size", None)}}
 _finite = bool((logits - logits == 0).all())  # false for infinities and NaN, in torch and numpy alike
-print({_MARK!r} + _json.dumps(dict(shape=list(logits.shape), labels=_labels, finite=_finite)))
+print({_MARK!r} + _json.dumps(dict(shape=list(logits.shape), sizes=_sizes, finite=_finite)))
 """
 
 
@@ -29,27 +30,28 @@ def run_snippet(result: Result, folder: Path, timeout_s: float = 600.0) -> str:
 
     The ONNX code is executed too when the run exported such a file and onnxruntime is installed.
     Raises PublishError, with the end of the error output, when the code fails or its logits are not
-    finite or not of shape (1, labels).
+    finite or not of the shape the model's config promises.
     """
     location = str(folder.resolve())
     printed, facts = _run(loading_snippet(result, location), timeout_s)
-    labels = facts["labels"]
-    _check(result, facts, labels)
+    size = facts["sizes"].get(prediction(result))
+    _check(result, facts, size)
     onnx = onnx_snippet(result, location, hub=False)
     if onnx is not None and importlib.util.find_spec("onnxruntime") is not None:
         more, facts = _run(onnx, timeout_s)
-        _check(result, facts, labels)
+        _check(result, facts, size)
         printed += more
     return printed
 
 
-def _check(result: Result, facts: dict[str, Any], labels: int) -> None:
+def _check(result: Result, facts: dict[str, Any], size: int | None) -> None:
+    """Compare the shape of the logits with (1, labels), or (1, tokens, vocabulary); `size` is the last of them."""
     if not facts["finite"]:
         raise PublishError("the card's code runs, but the logits it computes are not finite: the model must not go out")
-    if classifies(result) and facts["shape"] != [1, labels]:
-        raise PublishError(
-            f"the card's code gives logits of shape {tuple(facts['shape'])}, but config.json promises (1, {labels})"
-        )
+    shape, dimensions = facts["shape"], {"label": 2, "next token": 3}.get(prediction(result))
+    if dimensions and (len(shape) != dimensions or shape[0] != 1 or shape[-1] != size):
+        promised = f"(1, {size})" if dimensions == 2 else f"(1, tokens, {size})"
+        raise PublishError(f"the card's code gives logits of shape {tuple(shape)}, but config.json promises {promised}")
 
 
 def _run(code: str, timeout_s: float) -> tuple[str, dict[str, Any]]:

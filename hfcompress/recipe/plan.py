@@ -6,15 +6,16 @@ import copy
 import math
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import nn
 
-from ..checkpoint import attach_structure_
-from ..checkpoint.training_state import clean_state_dict
+from ..checkpoint import attach_structure_, refuse_untrainable
+from ..checkpoint.memory import is_large, meta_copy, weight_bytes, weights
 from ..core.config import StrictModel
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
+from ..core.method import Corpus
+from ..core.position_tables import longest_input
 from ..core.registry import create
 from .schema import Recipe, Stage
 
@@ -26,7 +27,7 @@ class PlannedMethod(StrictModel):
 
     name: str
     settings: dict[str, Any]
-    targets: list[str] = Field(description="Module paths, or names of model outputs.")
+    targets: list[str] = Field(description="Module paths, or names of model outputs; none where they are not known.")
 
 
 class PlannedStage(StrictModel):
@@ -35,8 +36,10 @@ class PlannedStage(StrictModel):
     title: str
     steps: int | None = Field(description="Optimizer steps; None for a one-shot stage.")
     methods: list[PlannedMethod]
-    parameters: int = Field(description="Numbers the model holds after this stage.")
-    weight_bytes: int = Field(description="Bytes of all tensors after this stage; the file adds a few kilobytes.")
+    parameters: int | None = Field(description="Numbers the model holds after this stage; None: known only when run.")
+    weight_bytes: int | None = Field(
+        description="Bytes of all tensors after this stage; the file adds a few kilobytes. None: known only when run."
+    )
 
 
 class Plan(StrictModel):
@@ -48,19 +51,32 @@ class Plan(StrictModel):
     evaluate_examples: int
     parameters: int
     weight_bytes: int
+    max_length: int = Field(0, description="Longest text in tokens that the compressed model takes; 0: no limit.")
     stages: list[PlannedStage]
     recipe_hash: str
 
 
 def make_plan(
-    recipe: Recipe, model: nn.Module, *, recipe_hash: str, train_examples: int, evaluate_examples: int
+    recipe: Recipe,
+    model: nn.Module,
+    *,
+    recipe_hash: str,
+    train_examples: int,
+    evaluate_examples: int,
+    processor: Any = None,
+    corpus: Corpus | None = None,
 ) -> Plan:
     """Walk through the stages on a copy of `model`, at full strength and without training.
 
     What a method would learn to keep is not known yet, how much of it is: counts and bytes are those of the run, up to
-    rounding per layer. Raises what the run would: RecipeError, TargetError, FamilyError, LifecycleError.
+    rounding per layer. Of a large model (see `is_large`) only the shapes are copied: what a method decides by the
+    values of weights is then not known, nor what follows it. Raises what the run would: RecipeError, TargetError,
+    FamilyError, LifecycleError.
     """
-    scratch = copy.deepcopy(model).eval()
+    large = is_large(model)
+    scratch = (meta_copy(model) if large else copy.deepcopy(model)).eval()
+    surroundings = {"teacher": model, "processor": copy.deepcopy(processor), "corpus": corpus}
+    stages = _plan_stages(recipe, scratch, surroundings, train_examples, by_shape=large)
     source = recipe.model if isinstance(recipe.model, str) else f"{recipe.model['model_type']} from scratch"
     return Plan(
         model=source,
@@ -69,27 +85,57 @@ def make_plan(
         evaluate_examples=evaluate_examples,
         parameters=count(model),
         weight_bytes=weight_bytes(model),
-        stages=[_plan_stage(stage, i, scratch, model, train_examples) for i, stage in enumerate(recipe.stages)],
+        max_length=longest_input(scratch.config),
+        stages=stages,
         recipe_hash=recipe_hash,
     )
 
 
-def _plan_stage(stage: Stage, index: int, scratch: nn.Module, teacher: nn.Module, examples: int) -> PlannedStage:
-    methods = [create(name, settings, f"stages.{index}.methods") for name, settings in stage.methods.items()]
+def _plan_stages(
+    recipe: Recipe, scratch: nn.Module, surroundings: dict[str, Any], examples: int, *, by_shape: bool
+) -> list[PlannedStage]:
+    planned: list[PlannedStage] = []
+    for index, stage in enumerate(recipe.stages):
+        methods = [create(name, settings, f"stages.{index}.methods") for name, settings in stage.methods.items()]
+        known = not planned or planned[-1].parameters is not None
+        try:
+            if stage.train is not None:
+                refuse_untrainable(scratch)
+            lifecycle = Lifecycle(methods, training=stage.train is not None)
+            targets = _walk(lifecycle, scratch, surroundings, by_shape) if known else None
+        except LifecycleError as error:
+            raise LifecycleError(f"stages.{index} ({stage.title}): {error}") from error
+        planned.append(_planned(stage, lifecycle, targets, scratch, examples))
+    return planned
+
+
+def _walk(
+    lifecycle: Lifecycle, scratch: nn.Module, surroundings: dict[str, Any], by_shape: bool
+) -> dict[str, list[str]] | None:
+    """Apply a stage at full strength and return what it acts on; None when that takes values and there are none."""
     try:
-        lifecycle = Lifecycle(methods, training=stage.train is not None)
-        targets = lifecycle.prepare(scratch, teacher=teacher)
-    except LifecycleError as error:
-        raise LifecycleError(f"stages.{index} ({stage.title}): {error}") from error
-    lifecycle.finalize(scratch)
-    attach_structure_(scratch)
-    settings = lifecycle.settings()
+        targets = lifecycle.prepare(scratch, **surroundings)
+        lifecycle.finalize(scratch)
+        attach_structure_(scratch)
+    except RuntimeError:  # what torch raises when it is asked for the values of a meta tensor
+        if by_shape:
+            return None
+        raise
+    return targets
+
+
+def _planned(
+    stage: Stage, lifecycle: Lifecycle, targets: dict[str, list[str]] | None, scratch: nn.Module, examples: int
+) -> PlannedStage:
     return PlannedStage(
         title=stage.title,
         steps=None if stage.train is None else steps(stage.train, examples),
-        methods=[PlannedMethod(name=n, settings=settings[n], targets=t) for n, t in targets.items()],
-        parameters=count(scratch),
-        weight_bytes=weight_bytes(scratch),
+        methods=[
+            PlannedMethod(name=name, settings=settings, targets=[] if targets is None else targets[name])
+            for name, settings in lifecycle.settings().items()
+        ],
+        parameters=None if targets is None else count(scratch),
+        weight_bytes=None if targets is None else weight_bytes(scratch),
     )
 
 
@@ -104,13 +150,4 @@ def steps(train: dict[str, Any], examples: int) -> int:
 
 def count(model: nn.Module) -> int:
     """Return how many numbers the model holds, shared ones once."""
-    return sum(t.numel() for t in _tensors(model))
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of the model's tensors as a checkpoint stores them, shared ones once."""
-    return sum(t.numel() * t.element_size() for t in _tensors(model))
-
-
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    return list({(t.data_ptr(), t.shape): t for t in clean_state_dict(model).values()}.values())
+    return sum(t.numel() for t in weights(model))

@@ -138,7 +138,11 @@ class Finetune(StrictModel):
 class Evaluate(StrictModel):
     """How quality is measured."""
 
-    metric: str = Field("accuracy", description="Metric of the task, or the path of a local `evaluate` script.")
+    metric: str | None = Field(
+        None,
+        description="Metric of the task, or the path of a local `evaluate` script; by default the task's first "
+        "(accuracy, or perplexity of a language model).",
+    )
     engines: list[Engine] | None = Field(None, description="Engines to evaluate in; by default those of the benchmark.")
     batch_size: int = Field(32, ge=1, description="Examples per forward pass.")
     control: bool = Field(
@@ -192,6 +196,11 @@ class Recipe(StrictModel):
     revision: str | None = Field(None, description="Commit, tag or branch of the model on the Hub.")
     processor: str | None = Field(
         None, description="Hub id or folder of the tokenizer or image processor; by default the model's own."
+    )
+    dtype: Literal["float32", "auto", "bfloat16"] = Field(
+        "float32",
+        description="Type of the float weights in memory and in the result; auto: as the checkpoint stores them, which "
+        "needs half the memory for a bfloat16 one.",
     )
     task: str = Field(description="Pipeline tag, such as 'text-classification' or 'image-classification'.")
     data: Data = Field(description="Where examples come from.")

@@ -5,30 +5,22 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from torch import nn
-
-from ..checkpoint.structure import read_structure
+from ..checkpoint.structure import Modules
 from ..core.registry import list_methods
 from ..measure.bench import Bench
 from ..measure.environment import environment
 from ..measure.findings import findings
 from ..measure.require import check
 from ..measure.result import Method, Quality, Result, Source, StageRecord
-from .folder import RunFolder
 from .measuring import BASELINE, COMPRESSED, base_name, bench_settings
 from .setup import Setup
 
 
 def assemble(
-    setup: Setup,
-    folder: RunFolder,
-    measured: tuple[Bench, Quality | None],
-    records: list[StageRecord],
-    compressed: nn.Module,
+    setup: Setup, measured: tuple[Bench, Quality | None], records: list[StageRecord], structure: Modules
 ) -> Result:
     """Return the complete record of the run, its requirements checked."""
     bench, control = measured
-    structure = read_structure(compressed)
     recipe = setup.recipe
     baseline, small = bench.models[BASELINE], bench.models[COMPRESSED]
     speedup = bench.speedup[COMPRESSED]
@@ -38,6 +30,7 @@ def assemble(
         task=recipe.task,
         auto_class=setup.task.auto_class,
         loads_with="hfcompress" if structure else "transformers",
+        dtype=recipe.dtype,
         base_model=_base_model(setup),
         dataset=_dataset(setup),
         methods=_methods(records),

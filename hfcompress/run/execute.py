@@ -5,21 +5,24 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..checkpoint import load_model, save_checkpoint
+from ..checkpoint import load_model, release_, save_checkpoint
+from ..checkpoint.structure import read_structure
 from ..core.files import write_text
 from ..core.method import Method, Phase
 from ..measure.result import Result, StageRecord
+from ..modules.tokens import follow_tokenizer_
 from ..publish.card import write_card
 from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
+from ..recipe.schema import Recipe
 from ..train.allocator import keep_freed_memory
-from ..train.compress import CALIBRATION_EXAMPLES, run_oneshot
+from ..train.compress import run_oneshot
 from ..train.data import calibration_batches
 from ..train.stages import StageMethods, stage_methods
 from .assemble import assemble
@@ -48,20 +51,25 @@ def run_recipe(
 
     With `resume`, finished stages are kept and an interrupted one goes on from its last checkpoint.
     """
-    keep_freed_memory()
+    if _trains(loaded.recipe):
+        keep_freed_memory()
     reporter = reporter or Reporter()
     folder = open_folder(output, loaded, resume=resume)
     reporter.heading("Opening model and data")
     setup = open_recipe(loaded)
     state = Run(setup, folder, reporter)
     folder.write_plan(setup.plan)
+    control = _wants_control(setup.recipe)
     baseline = _baseline(state)
-    compressed, records = _stages(state, baseline)
-    save_checkpoint(compressed, folder.model, setup.processor)
-    control = _control(state, baseline)
+    compressed, records, state_after = _stages(state, baseline, keep=control)
+    save_checkpoint(compressed, folder.model, state_after.setup.processor)
+    structure = read_structure(compressed)
+    release_(compressed)  # what is measured is what lies on disk
+    if control:
+        _control(state, baseline)
     reporter.heading("Measuring")
-    bench = measure(setup, folder, reporter, control=control)
-    result = assemble(setup, folder, bench, records, compressed)
+    bench = measure(setup, state_after.setup, folder, reporter, control=folder.control if control else None)
+    result = assemble(setup, bench, records, structure)
     write_text(folder.path / "result.json", result.model_dump_json(indent=2) + "\n")
     write_card(folder.path)
     reporter.heading("Checking that the card's own code loads the model")
@@ -74,7 +82,11 @@ def _baseline(run: Run) -> nn.Module:
     setup, folder = run.setup, run.folder
     if setup.recipe.finetune is None:
         return setup.model
-    return _kept(run, folder.baseline, "Fine-tuning", lambda: _train_plain(run, setup.model, folder.baseline))
+
+    def execute() -> nn.Module:
+        return _train_plain(run, setup.model, folder.baseline)
+
+    return _kept(run, folder.baseline, "Fine-tuning", execute, instead=setup.model)
 
 
 def _train_plain(run: Run, model: nn.Module, target: Path) -> nn.Module:
@@ -83,33 +95,52 @@ def _train_plain(run: Run, model: nn.Module, target: Path) -> nn.Module:
     return _trained(run, model, arguments, methods=None, teacher=None, target=target, title="fine-tuning").eval()
 
 
-def _stages(run: Run, baseline: nn.Module) -> tuple[nn.Module, list[StageRecord]]:
-    """Run every stage in turn, or take over what an earlier run left of it."""
+def _stages(run: Run, baseline: nn.Module, *, keep: bool) -> tuple[nn.Module, list[StageRecord], Run]:
+    """Run every stage in turn, or take over what an earlier run left of it; the run's data follow the tokenizer.
+
+    The baseline itself is compressed, in place, unless it is to be kept: a large model has no room for a copy.
+    """
     teacher = _teacher(run, baseline)
-    model, records = copy.deepcopy(baseline), []
+    model, records = copy.deepcopy(baseline) if keep else baseline, []
     for index, stage in enumerate(run.setup.recipe.stages):
         methods = stage_methods(stage, f"stages.{index}")
         folder = run.folder.stage(index)
         heading = f"Stage {index + 1} of {len(run.setup.recipe.stages)}: {methods.title}"
-        model = _kept(run, folder / "model", heading, _stage_runner(run, model, methods, teacher, folder))
+        model = _kept(
+            run, folder / "model", heading, _stage_runner(run, model, methods, teacher, folder), instead=model
+        )
         records.append(StageRecord.model_validate_json((folder / _RECORD).read_text(encoding="utf-8")))
-    return model, records
+        run = _following(run, model, folder / "model", teacher)
+    return model, records, run
+
+
+def _following(run: Run, model: nn.Module, folder: Path, teacher: nn.Module | None) -> Run:
+    """Return the run with the data as the model in `folder` reads it, and let the teacher read the same."""
+    setup = run.setup
+    processor = setup.task.load_processor(str(folder), model.config, setup.recipe.data)
+    after = setup.reading_with(processor)
+    if after is setup:
+        return run
+    if teacher is not None:
+        follow_tokenizer_(teacher, setup.processor, processor)
+    return replace(run, setup=after)
 
 
 def _stage_runner(
-    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module, folder: Path
+    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module | None, folder: Path
 ) -> Callable[[], nn.Module]:
     def execute() -> nn.Module:
         started = time.monotonic()
+        processor = copy.deepcopy(run.setup.processor)
         if stage.train is None:
-            report, done = _oneshot(run, model, stage), model
+            report, done = _oneshot(run, model, stage, processor), model
         else:
-            report, done = _train_stage(run, model, stage, teacher, folder)
+            report, done = _train_stage(run, model, stage, teacher, folder, processor)
         settings = {m.info.name: m.config.model_dump(mode="json") for m in stage.methods}
         seconds = round(time.monotonic() - started, 1)
         record = StageRecord(name=stage.title, methods=settings, train=stage.train, report=report, seconds=seconds)
         write_text(folder / _RECORD, record.model_dump_json(indent=2) + "\n")
-        save_checkpoint(done, folder / "model", run.setup.processor)
+        save_checkpoint(done, folder / "model", processor)
         clean(folder / "trainer")
         run.folder.log(stage=stage.title, seconds=seconds, report=report)
         return done
@@ -117,16 +148,25 @@ def _stage_runner(
     return execute
 
 
-def _oneshot(run: Run, model: nn.Module, stage: StageMethods) -> dict[str, dict[str, float]]:
+def _oneshot(run: Run, model: nn.Module, stage: StageMethods, processor: Any) -> dict[str, dict[str, float]]:
     setup = run.setup
     batches = calibration_batches(
-        setup.train, setup.collator, CALIBRATION_EXAMPLES, setup.recipe.evaluate.batch_size, setup.recipe.seed
+        setup.train, setup.collator, stage.calibration_examples, setup.recipe.evaluate.batch_size, setup.recipe.seed
     )
-    return run_oneshot(model, stage, calibration=batches, seed=setup.recipe.seed)[1]
+    with run.reporter.bar(stage.title) as progress:
+        return run_oneshot(
+            model,
+            stage,
+            calibration=batches,
+            seed=setup.recipe.seed,
+            processor=processor,
+            corpus=setup.corpus,
+            on_progress=progress,
+        )[1]
 
 
 def _train_stage(
-    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module, folder: Path
+    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module | None, folder: Path, processor: Any
 ) -> tuple[dict[str, dict[str, float]], nn.Module]:
     trainer = train(
         run.setup,
@@ -134,6 +174,7 @@ def _train_stage(
         stage.train or {},
         methods=stage.methods,
         teacher=teacher,
+        processor=processor,
         scratch=folder / "trainer",
         folder=run.folder,
         title=stage.title,
@@ -142,17 +183,29 @@ def _train_stage(
     return trainer.compression_report, trainer.model.eval()  # type: ignore[attr-defined,union-attr]
 
 
-def _teacher(run: Run, baseline: nn.Module) -> nn.Module:
-    source = run.setup.recipe.teacher
-    return copy.deepcopy(baseline) if source is None else load_model(source, run.setup.task.auto_class)
+def _teacher(run: Run, baseline: nn.Module) -> nn.Module | None:
+    """Return the model to learn from, a copy of the baseline unless the recipe names one; None when no stage learns."""
+    recipe = run.setup.recipe
+    methods = [m for i, stage in enumerate(recipe.stages) for m in stage_methods(stage, f"stages.{i}").methods]
+    if not any(m.needs.teacher for m in methods):
+        return None
+    if recipe.teacher is None:
+        return copy.deepcopy(baseline)
+    return load_model(recipe.teacher, run.setup.task.auto_class, dtype=recipe.dtype)
 
 
-def _control(run: Run, baseline: nn.Module) -> Path | None:
-    """Give the uncompressed model the same steps and the same teacher, and return its folder."""
+def _trains(recipe: Recipe) -> bool:
+    return recipe.finetune is not None or any(stage.train is not None for stage in recipe.stages)
+
+
+def _wants_control(recipe: Recipe) -> bool:
+    return recipe.evaluate.control and any(stage.train is not None for stage in recipe.stages)
+
+
+def _control(run: Run, baseline: nn.Module) -> None:
+    """Give the uncompressed model the same steps and the same teacher."""
     recipe, target = run.setup.recipe, run.folder.control
     training = [(i, s) for i, s in enumerate(recipe.stages) if s.train is not None]
-    if not recipe.evaluate.control or not training:
-        return None
 
     def execute() -> nn.Module:
         model, teacher = copy.deepcopy(baseline), _teacher(run, baseline)
@@ -162,7 +215,6 @@ def _control(run: Run, baseline: nn.Module) -> Path | None:
         return model
 
     _kept(run, target, "Dense control: the uncompressed model, same training", execute)
-    return target
 
 
 def _trained(
@@ -193,10 +245,17 @@ def _trained(
     return model
 
 
-def _kept(run: Run, folder: Path, heading: str, execute: Callable[[], nn.Module]) -> nn.Module:
-    """Return the model an earlier, interrupted run left in `folder`, or make it now."""
+def _kept(
+    run: Run, folder: Path, heading: str, execute: Callable[[], nn.Module], instead: nn.Module | None = None
+) -> nn.Module:
+    """Return the model an earlier, interrupted run left in `folder`, or make it now.
+
+    A model that the one in the folder stands `instead` of gives its memory back first.
+    """
     if (folder / "config.json").exists():
         run.reporter.heading(f"{heading} [dim](done before)[/]")
-        return load_model(folder, run.setup.task.auto_class)
+        if instead is not None:
+            release_(instead)
+        return load_model(folder, run.setup.task.auto_class, dtype=run.setup.recipe.dtype)
     run.reporter.heading(heading)
     return execute()

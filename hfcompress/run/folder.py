@@ -45,8 +45,13 @@ class RunFolder:
 
     @property
     def batches(self) -> Path:
-        """The evaluation split as every engine reads it."""
+        """The evaluation split as the compressed model reads it, in every engine."""
         return self.path / "evaluation.safetensors"
+
+    @property
+    def baseline_batches(self) -> Path:
+        """The same as the baseline reads it, when the compressed model has a tokenizer of its own."""
+        return self.path / "evaluation-baseline.safetensors"
 
     @property
     def labels(self) -> Path:

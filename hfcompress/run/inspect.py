@@ -14,23 +14,22 @@ from transformers import AutoConfig
 
 from ..checkpoint import load_model
 from ..core.errors import CheckpointError, FamilyError
-from ..core.families import Block, blocks_of, family_of
+from ..core.families import Block, blocks_of, family_of, head_count, unit_count
+from ..core.position_tables import longest_input
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
+from ..modules.storage import Packed
+from ..ops.quantization import TERNARY
+from ..train.tasks import auto_class_for
 
 
 def auto_class_of(source: str) -> str:
     """Return the Auto class for the task a checkpoint was saved for; CheckpointError when its config does not say."""
-    import transformers
-
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {source}: {str(error).splitlines()[0]}") from error
-    for name in config.architectures or ():
-        for auto in ("AutoModelForSequenceClassification", "AutoModelForImageClassification"):
-            if getattr(transformers, name, None) in getattr(transformers, auto)._model_mapping.values():
-                return auto
-    return "AutoModel"
+    found = (auto_class_for(name) for name in config.architectures or ())
+    return next((auto for auto in found if auto), "AutoModel")
 
 
 def checkpoint_of(source: str) -> str:
@@ -56,6 +55,9 @@ def _summary(source: str, model: nn.Module) -> Table:
         table.add_row(name, f"{size / 1e6:.2f} MB")
     table.add_row("class", type(model).__name__)
     table.add_row("loads with", "import hfcompress; from_pretrained" if ours else "transformers alone")
+    if known := getattr(model.config, "vocab_size", 0):
+        limit = longest_input(model.config)
+        table.add_row("tokens", f"{known:,} known" + (f", {limit:,} in a text at most" if limit else ""))
     table.add_row("parameters", f"{parameters:,} ({nonzeros / parameters:.1%} not zero)")
     return table
 
@@ -74,12 +76,23 @@ def _layers(model: nn.Module) -> Table | str:
 
 
 def _block_row(model: nn.Module, block: Block) -> list[str]:
-    query: Any = model.get_submodule(block.query)
-    down: Any = model.get_submodule(block.down)
     stored: Counter[str] = Counter()
-    for parameter in model.get_submodule(block.path).parameters():
-        stored[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    for module in model.get_submodule(block.path).modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            count, kind = _stored_as(module, name, parameter)
+            stored[kind] += count
     total = sum(stored.values())
     shares = [f"{kind} {number / total:.0%}" for kind, number in stored.most_common() if number / total > 0.005]
-    heads = query.out_features // block.head_size
-    return [block.path, str(heads), str(down.in_features), f"{total:,}", ", ".join(shares)]
+    heads, units = head_count(model, block), unit_count(model, block)
+    return [block.path, str(heads), str(units), f"{total:,}", ", ".join(shares)]
+
+
+def _stored_as(module: nn.Module, name: str, parameter: nn.Parameter) -> tuple[int, str]:
+    """Return how many numbers a parameter stands for, and in what form."""
+    kind = str(parameter.dtype).removeprefix("torch.")
+    if not isinstance(module, Packed):
+        return parameter.numel(), kind
+    if name == "weight_codes" and module.grid is not None:
+        kind = {1: "binary", TERNARY: TERNARY}.get(module.grid.bits, f"int{module.grid.bits}")
+    sparse = "sparse " if module.sparse and name in ("weight", "weight_codes") else ""
+    return module.packed_numel.get(name, parameter.numel()), sparse + kind

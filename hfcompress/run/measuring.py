@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ BASELINE, COMPRESSED = "baseline", "compressed"
 
 
 def measure(
-    setup: Setup, folder: RunFolder, reporter: Reporter, *, control: Path | None
+    setup: Setup, compressed: Setup, folder: RunFolder, reporter: Reporter, *, control: Path | None
 ) -> tuple[Bench, Quality | None]:
-    """Measure baseline and compressed model, and the control's quality if there is one."""
-    data = write_evaluation(setup, folder.batches)
+    """Measure baseline and compressed model, and the control's quality if there is one.
+
+    `compressed` is the setup with the data as the compressed model reads it.
+    """
+    data = write_evaluation(compressed, folder.batches)
+    if compressed is not setup:
+        data = replace(data, own={BASELINE: write_evaluation(setup, folder.baseline_batches).batches})
     write_labels(folder, data.labels)
     settings = bench_settings(setup)
     with reporter.bar("measuring") as progress:
@@ -35,8 +41,16 @@ def measure(
     if control is None:
         return measured, None
     with reporter.bar("evaluating the control") as progress:
-        logits = predict(Source(str(control)), "pytorch", data.batches, settings.auto_class, settings.threads, progress)
-    return measured, quality("pytorch", data.decode(logits), data)
+        kept = predict(
+            Source(str(control), dtype=setup.recipe.dtype),
+            "pytorch",
+            data.batches_for(BASELINE),
+            settings.auto_class,
+            settings.threads,
+            progress,
+            reduction=data.reduction,
+        )
+    return measured, quality("pytorch", data.decode(kept), data)
 
 
 def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
@@ -44,13 +58,16 @@ def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
     recipe = setup.recipe
     loader = DataLoader(setup.evaluate, batch_size=recipe.evaluate.batch_size, collate_fn=setup.collator)
     batches = list(loader)
-    write_batches(path, [{k: v.numpy() for k, v in batch.items() if k != "labels"} for batch in batches])
+    write_batches(path, [{k: v.numpy() for k, v in batch.items()} for batch in batches])
     return EvaluationSet(
         batches=path,
         labels=np.concatenate([batch["labels"].numpy() for batch in batches]),
-        metric=metric_key(recipe.evaluate.metric),
-        score=setup.task.metric(recipe.evaluate.metric),
+        metric=metric_key(setup.metric),
+        score=setup.task.metric(setup.metric),
+        reduction=setup.task.reduction,
         decode=setup.task.predictions,
+        answers=setup.task.answers,
+        counted=setup.task.counted,
     )
 
 
@@ -75,8 +92,8 @@ def sources(setup: Setup, folder: RunFolder) -> dict[str, Source]:
     given = str(folder.baseline) if recipe.finetune is not None else str(recipe.model)
     revision = recipe.revision if recipe.finetune is None else None
     return {
-        BASELINE: Source(given, str(folder.baseline_exports), revision),
-        COMPRESSED: Source(str(folder.model)),
+        BASELINE: Source(given, str(folder.baseline_exports), revision, recipe.dtype),
+        COMPRESSED: Source(str(folder.model), dtype=recipe.dtype),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -10,15 +10,17 @@ from torch import nn
 from transformers import AutoConfig, set_seed
 
 from ..checkpoint import load_model
+from ..checkpoint.load import dtype_of
 from ..core.errors import CheckpointError
+from ..core.method import Corpus
 from ..export.runtime import require_engine
 from ..measure.require import parse_requirement
 from ..measure.workloads import Shape
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan, make_plan
 from ..recipe.schema import Recipe
-from ..train.data import Splits, load_data
-from ..train.tasks import Task, get_task
+from ..train.data import Splits, corpus_of, load_data
+from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
 from .shapes import shapes_of
 
@@ -43,52 +45,93 @@ class Setup:
         """The recipe."""
         return self.loaded.recipe
 
+    @property
+    def metric(self) -> str:
+        """The metric the recipe names, or the task's own."""
+        return self.recipe.evaluate.metric or self.task.default_metric
+
+    @property
+    def corpus(self) -> Corpus:
+        """The training split as methods read it."""
+        return corpus_of(lambda: self.train, lambda: self.task.texts(self.splits.train))
+
+    def reading_with(self, processor: Any) -> Setup:
+        """Return the same with the data encoded by another processor; itself when that reads alike."""
+        if _reads(processor) == _reads(self.processor):
+            return self
+        train, evaluate = (
+            self.task.encode(s, processor, self.recipe.data) for s in (self.splits.train, self.splits.evaluate)
+        )
+        collator = self.task.collator(processor)
+        return replace(self, processor=processor, train=train, evaluate=evaluate, collator=collator)
+
 
 def open_recipe(loaded: LoadedRecipe) -> Setup:
     """Load data, processor and model and check that they fit; raises a typed error that names what does not."""
     recipe = loaded.recipe
     task = get_task(recipe.task)
-    task.metric(recipe.evaluate.metric)
+    metric = recipe.evaluate.metric or task.default_metric
+    task.metric(metric)
     for name, text in recipe.require.items():
-        parse_requirement(name, text)
+        parse_requirement(name, text, metric_key(metric))
     for name in recipe.benchmark.engines if recipe.benchmark else ():
         require_engine(name)
     splits = load_data(recipe.data, task, recipe.seed)
-    set_seed(recipe.seed)
-    model = _open_model(recipe, task, splits)
+    model, processor = _open_model(recipe, task, splits)
+    train, evaluate = (task.encode(split, processor, recipe.data) for split in (splits.train, splits.evaluate))
+    task.check_encoded(model.config, train, evaluate)
     plan = make_plan(
         recipe,
         model,
         recipe_hash=loaded.hash,
-        train_examples=len(splits.train),
-        evaluate_examples=len(splits.evaluate),
+        train_examples=len(train),
+        evaluate_examples=len(evaluate),
+        processor=processor,
+        corpus=corpus_of(lambda: train, lambda: task.texts(splits.train)),
     )
-    source = recipe.processor or (recipe.model if isinstance(recipe.model, str) else None)
-    processor = task.load_processor(source, model.config, recipe.data, recipe.revision)
     return Setup(
         loaded=loaded,
         task=task,
         splits=splits,
-        train=task.encode(splits.train, processor, recipe.data),
-        evaluate=task.encode(splits.evaluate, processor, recipe.data),
+        train=train,
+        evaluate=evaluate,
         processor=processor,
         collator=task.collator(processor),
         model=model,
         plan=plan,
-        shapes=shapes_of(recipe, task, processor, model),
+        shapes=shapes_of(recipe, task, processor, plan.max_length),
     )
 
 
-def _open_model(recipe: Recipe, task: Task, splits: Splits) -> nn.Module:
+def _reads(processor: Any) -> tuple[Any, ...]:
+    """Return what decides how a processor that a method may have changed reads its input."""
+    words = processor.get_vocab() if hasattr(processor, "get_vocab") else None
+    return words, getattr(processor, "model_max_length", None)
+
+
+def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, Any]:
+    """Return the model and its tokenizer or image processor."""
     labels = splits.label_names or [f"LABEL_{i}" for i in range(splits.label_count)]
     if isinstance(recipe.model, dict):
-        if recipe.finetune is None:
-            raise CheckpointError("a model from scratch knows nothing yet: add `finetune:` to the recipe to train it")
-        config = AutoConfig.for_model(**recipe.model, **task.head_config(labels))
-        return task.model_class.from_config(config).eval()
+        return _from_scratch(recipe, recipe.model, task, task.head_config(labels))
+    set_seed(recipe.seed)
+    common: dict[str, Any] = {"revision": recipe.revision, "dtype": recipe.dtype}
     if recipe.finetune is not None:
         head = {**task.head_config(labels), "ignore_mismatched_sizes": True}
-        return load_model(recipe.model, task.auto_class, new_head=True, revision=recipe.revision, **head)
-    model = load_model(recipe.model, task.auto_class, revision=recipe.revision)
-    task.check_labels(model.config, splits.label_names, splits.label_count)
-    return model
+        model = load_model(recipe.model, task.auto_class, new_head=True, **common, **head)
+    else:
+        model = load_model(recipe.model, task.auto_class, **common)
+        task.check_labels(model.config, splits.label_names, splits.label_count)
+    source = recipe.processor or recipe.model
+    return model, task.load_processor(source, model.config, recipe.data, recipe.revision)
+
+
+def _from_scratch(recipe: Recipe, given: dict[str, Any], task: Task, head: dict[str, Any]) -> tuple[nn.Module, Any]:
+    if recipe.finetune is None:
+        raise CheckpointError("a model from scratch knows nothing yet: add `finetune:` to the recipe to train it")
+    config = AutoConfig.for_model(**given, **head)
+    processor = task.load_processor(recipe.processor, config, recipe.data, recipe.revision)
+    task.fit_config_(config, processor, given)
+    set_seed(recipe.seed)
+    dtype = "float32" if recipe.dtype == "auto" else recipe.dtype
+    return task.model_class.from_config(config, dtype=dtype_of(dtype)).eval(), processor

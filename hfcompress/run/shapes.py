@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from ..core.errors import RecipeError
-from ..export.inputs import spec_of
 from ..measure.workloads import Shape
 from ..recipe.schema import Recipe
 from ..train.tasks import Task
 
 
-def shapes_of(recipe: Recipe, task: Task, processor: Any, model: nn.Module) -> list[Shape]:
-    """Return the shapes to time; RecipeError for one that the model has no positions for."""
-    limit = spec_of(model).max_length
+def shapes_of(recipe: Recipe, task: Task, processor: Any, limit: int) -> list[Shape]:
+    """Return the shapes to time; RecipeError for one of more than the `limit` tokens the compressed model takes."""
     default = task.shapes(processor)
     given = recipe.benchmark.shapes if recipe.benchmark else None
     for index, shape in enumerate(given or ()):
         if limit and (shape.length or 0) > limit:
             raise RecipeError(
-                f"benchmark.shapes.{index}.length: the model has positions for {limit} tokens (got {shape.length})."
+                f"benchmark.shapes.{index}.length: the compressed model takes {limit} tokens (got {shape.length})."
             )
     return [_shape(s, default[0].image_size, limit) for s in given or default]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group
 from rich.table import Table
 
-from ..recipe.plan import Plan, PlannedMethod
+from ..recipe.plan import Plan, PlannedMethod, PlannedStage
 
 
 def plan_table(plan: Plan) -> Group:
@@ -19,13 +19,22 @@ def plan_table(plan: Plan) -> Group:
     for stage in plan.stages:
         methods = "\n".join(_method(m) for m in stage.methods)
         steps = "one-shot" if stage.steps is None else f"{stage.steps:,}"
-        ratio = f"{_mb(stage.weight_bytes)}\n{plan.weight_bytes / stage.weight_bytes:.2f}× smaller"
-        table.add_row(stage.title, steps, methods, f"{stage.parameters:,}", ratio)
+        table.add_row(stage.title, steps, methods, *_left(stage, plan.weight_bytes))
+    unknown = any(stage.parameters is None for stage in plan.stages)
+    note = " Of a model this large only the shapes were looked at." if unknown else ""
     data = f"{plan.train_examples:,} examples to train on, {plan.evaluate_examples:,} to measure on"
-    return Group(table, "", data, "Nothing was trained; which parts go is learned, how many is as shown.")
+    return Group(table, "", data, "Nothing was trained; which parts go is learned, how many is as shown." + note)
+
+
+def _left(stage: PlannedStage, before: int) -> tuple[str, str]:
+    if stage.parameters is None or stage.weight_bytes is None:
+        return "decided by the run", ""
+    return f"{stage.parameters:,}", f"{_mb(stage.weight_bytes)}\n{before / stage.weight_bytes:.2f}× smaller"
 
 
 def _method(method: PlannedMethod) -> str:
+    if not method.targets:
+        return method.name
     shown = ", ".join(method.targets[:2]) + (" …" if len(method.targets) > 2 else "")
     return f"{method.name}: {len(method.targets)} ({shown})"
 

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 from ..core.method import Method
 from ..train.checkpointing import PlainTrainer
 from ..train.interrupt import SaveOnInterrupt
+from ..train.tasks import metric_key
 from ..train.trainer import HFCompressTrainer
 from .folder import RunFolder
 from .reporter import Reporter, TrainingBar
@@ -31,16 +32,17 @@ def train(
     *,
     methods: list[Method] | None,
     teacher: Any,
+    processor: Any = None,
     scratch: Path,
     folder: RunFolder,
     title: str,
     reporter: Reporter,
 ) -> Trainer:
-    """Train `model` with `methods` (None: plain) and return the trainer, its model finalized.
+    """Train `model` with `methods` (None: plain) and return the trainer, its model finalized, as `processor` is.
 
     Checkpoints go to `scratch`; when some lie there, training goes on from the last one.
     """
-    args = training_arguments(arguments, scratch, setup.recipe.seed)
+    args = training_arguments(selecting(arguments, setup), scratch, setup.recipe.seed)
     train_set, selection = _selection(setup.train, args, setup.recipe.seed)
     common: dict[str, Any] = {
         "model": model,
@@ -48,17 +50,27 @@ def train(
         "train_dataset": train_set,
         "eval_dataset": selection,
         "data_collator": setup.collator,
-        "compute_metrics": setup.task.compute_metrics(setup.recipe.evaluate.metric),
+        "compute_metrics": setup.task.compute_metrics(setup.metric),
+        "preprocess_logits_for_metrics": setup.task.reduce_logits(),
     }
     trainer: Trainer
     if methods:
-        trainer = HFCompressTrainer(**common, recipe=[m.config for m in methods], teacher=teacher)
+        trainer = HFCompressTrainer(
+            **common, recipe=[m.config for m in methods], teacher=teacher, processing_class=processor
+        )
     else:
         trainer = PlainTrainer(**common)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     _train(trainer, scratch, TrainingBar(reporter, title, folder.log))
     return trainer
+
+
+def selecting(arguments: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
+    """Say which way the run's metric runs where it picks the best checkpoint: the Trainer takes more for better."""
+    key, better = metric_key(setup.metric), setup.task.metric(setup.metric).higher_is_better
+    picks = arguments.get("metric_for_best_model") in (key, f"eval_{key}")
+    return {"greater_is_better": better, **arguments} if picks else dict(arguments)
 
 
 def last_checkpoint(scratch: Path) -> str | None:

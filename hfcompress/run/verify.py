@@ -33,12 +33,13 @@ def verify_run(folder: RunFolder) -> Result:
     if wanted is None or not folder.labels.exists():
         raise PublishError(f"{folder.path} has no evaluation to reproduce; run the recipe again")
     threads = int(result.environment.get("threads", 1))
+    task = get_task(result.task)
+    source = Source(str(folder.model))
     try:
-        logits = predict(Source(str(folder.model)), "pytorch", folder.batches, result.auto_class, threads)
+        kept = predict(source, "pytorch", folder.batches, result.auto_class, threads, reduction=task.reduction)
     except MeasureError as error:
         raise PublishError(f"the saved model cannot be evaluated, nothing was pushed: {error}") from error
-    task = get_task(result.task)
-    value = task.metric(wanted.metric)(task.predictions(logits), load_file(folder.labels)["labels"])
+    value = task.metric(wanted.metric)(task.predictions(kept), load_file(folder.labels)["labels"])
     if abs(value - wanted.value) > TOLERANCE:
         raise PublishError(
             f"the saved model gives {wanted.metric} {value:.4f}, its result says {wanted.value:.4f}: nothing was "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..checkpoint import load_model
 from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
@@ -62,6 +62,9 @@ class CheckpointMixin:
         # The Trainer's own loader reads the file's names as they are and silently skips those that a model has in
         # memory under others (ViT and its kin); from_pretrained knows both.
         target = self.plain_model(model)
+        if not isinstance(target, PreTrainedModel):  # wrapped for adapters, which are all that was saved
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
         weights = load_model(resume_from_checkpoint, type(target).__name__).state_dict()
         load_training_state_(target, weights, resume_from_checkpoint)
 

@@ -11,9 +11,11 @@ from torch import nn
 from ..checkpoint import attach_structure_
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
+from ..core.method import Corpus
+from ..core.progress import OnProgress, listening, silent, track
+from ..modules.parametrizations import strip_
+from .data import corpus_of_batches
 from .stages import RecipeLike, StageMethods, stages_of
-
-CALIBRATION_EXAMPLES = 256
 
 
 def compress(
@@ -21,17 +23,34 @@ def compress(
     recipe: RecipeLike,
     *,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
+    processor: Any = None,
+    texts: Iterable[str] | None = None,
     seed: int = 0,
+    on_progress: OnProgress = silent,
 ) -> nn.Module:
     """Apply the one-shot methods of `recipe` to `model`, in place, and return it, ready for `save_pretrained`.
 
-    calibration: batches of model inputs, read by the methods that need data. Raises LifecycleError for a method that
-    trains or when `calibration` is missing.
+    calibration: batches of model inputs, read by the methods that need data. processor: the model's tokenizer or image
+    processor; a method that changes what the model reads changes it in place too, so save both. texts: the corpus as
+    written, for methods that read text. A Recipe's or recipe file's `dtype` is for loading: here the model keeps its
+    own. `on_progress` is called with what is being done and the share done. Raises LifecycleError for a method that
+    trains or lacks what it needs. When interrupted, the model is left without training wrappers; layers that were done
+    stay compressed.
     """
+    calibration = None if calibration is None else list(calibration)
+    corpus = corpus_of_batches(calibration or (), list(texts or ()))
     for stage in stages_of(recipe):
         if stage.train is not None:
             raise LifecycleError(f"stage {stage.title!r} trains: use HFCompressTrainer, or `hfcompress run`")
-        run_oneshot(model, stage, calibration=calibration, seed=seed)
+        run_oneshot(
+            model,
+            stage,
+            calibration=calibration,
+            seed=seed,
+            processor=processor,
+            corpus=corpus,
+            on_progress=on_progress,
+        )
     return model
 
 
@@ -41,18 +60,39 @@ def run_oneshot(
     *,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     seed: int = 0,
+    processor: Any = None,
+    corpus: Corpus | None = None,
+    on_progress: OnProgress = silent,
 ) -> tuple[Lifecycle, dict[str, dict[str, float]]]:
     """Run one stage without training and return its life cycle and what its methods report."""
     lifecycle = Lifecycle(stage.methods, training=False)
     training = model.training
     model.eval()
-    lifecycle.prepare(model, seed=seed)
-    if lifecycle.needs_calibration:
-        if calibration is None:
-            raise LifecycleError(f"stage {stage.title!r} reads data: pass calibration=<batches of model inputs>")
-        batches: list[Any] = list(calibration)
-        lifecycle.observe(model, lambda: batches)
-    report = lifecycle.finalize(model)
+    try:
+        lifecycle.prepare(model, seed=seed, processor=processor, corpus=corpus)
+        with listening(on_progress):
+            report = _apply(lifecycle, model, stage.title, calibration)
+    except BaseException:  # Ctrl-C included: what is left has to be a model that runs
+        strip_(model)
+        raise
+    finally:
+        model.train(training)
     attach_structure_(model)
-    model.train(training)
     return lifecycle, report
+
+
+def _apply(
+    lifecycle: Lifecycle, model: nn.Module, title: str, calibration: Iterable[Mapping[str, torch.Tensor]] | None
+) -> dict[str, dict[str, float]]:
+    if not lifecycle.needs_calibration:
+        return lifecycle.finalize(model)
+    if calibration is None:
+        raise LifecycleError(f"stage {title!r} reads data: pass calibration=<batches of model inputs>")
+    batches: list[Any] = list(calibration)
+    report: dict[str, dict[str, float]] = {}
+    for phase in track(["observe", "finalize"], lambda _: title):
+        if phase == "observe":
+            lifecycle.observe(model, lambda: batches)
+        else:
+            report = lifecycle.finalize(model)
+    return report

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ..checkpoint import attach_structure_, load_model
+from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
-from .compress import CALIBRATION_EXAMPLES, run_oneshot
+from .compress import run_oneshot
+from .data import corpus_of
 from .stages import RecipeLike, StageMethods, stages_of
+from .tasks import auto_class_for
 from .teacher import Teacher, output_flags
 
 
@@ -39,9 +41,11 @@ class HFCompressMixin(CheckpointMixin):
         **kwargs: Any,
     ) -> None:
         self._before, self._stage, self._after = _around_training(stages_of(recipe))
+        _refuse_new_tokens([*self._before, *self._after])
         self._teacher_source = teacher
         if args is None and self._stage.train is not None:
             args = TrainingArguments(**{"output_dir": "trainer_output", **self._stage.train})
+        refuse_untrainable(model)
         super().__init__(model, args, *positional, **kwargs)  # type: ignore[call-arg]
         self._begin_stage()
 
@@ -54,10 +58,15 @@ class HFCompressMixin(CheckpointMixin):
         self.pop_callback(HFCompressCallback)  # type: ignore[attr-defined]
         self.add_callback(HFCompressCallback(self.lifecycle))  # type: ignore[attr-defined]
         self.teacher = self._make_teacher() if self.lifecycle.needs_teacher else None
+        self._surroundings: dict[str, Any] = {
+            "seed": self.args.seed,
+            "processor": self.processing_class,  # type: ignore[attr-defined]
+            "corpus": corpus_of(lambda: self.train_dataset or ()),  # type: ignore[attr-defined]
+        }
         for stage in self._before:
-            run_oneshot(self.model, stage, calibration=self._calibration(), seed=self.args.seed)
+            run_oneshot(self.model, stage, calibration=self._calibration(stage), **self._surroundings)
         teacher = self.teacher.model if self.teacher else None
-        self.targets = self.lifecycle.prepare(self.model, seed=self.args.seed, teacher=teacher)
+        self.targets = self.lifecycle.prepare(self.model, teacher=teacher, **self._surroundings)
 
     def _make_teacher(self) -> Teacher:
         source = self._teacher_source
@@ -73,13 +82,13 @@ class HFCompressMixin(CheckpointMixin):
         self.compression_report = self.lifecycle.finalize(model)
         attach_structure_(model)
         for stage in self._after:
-            report = run_oneshot(model, stage, calibration=self._calibration(), seed=self.args.seed)[1]
+            report = run_oneshot(model, stage, calibration=self._calibration(stage), **self._surroundings)[1]
             self.compression_report |= report
         model.add_model_tags(["hfcompress", *self.compression_report])
 
-    def _calibration(self) -> Iterator[dict[str, Any]]:
-        """Yield training batches, CALIBRATION_EXAMPLES examples in all, for one-shot methods that read data."""
-        left = CALIBRATION_EXAMPLES
+    def _calibration(self, stage: StageMethods) -> Iterator[dict[str, Any]]:
+        """Yield training batches, as many examples in all as the methods of a one-shot stage read."""
+        left = stage.calibration_examples
         for batch in self.get_train_dataloader():  # type: ignore[attr-defined]
             yield batch
             left -= len(next(iter(batch.values())))
@@ -146,13 +155,8 @@ class HFCompressTrainer(HFCompressMixin, Trainer):
 
 def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:
     """Load a teacher for the task that `like`, a model class or one of its instances, is for."""
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    autos = (AutoModelForSequenceClassification, AutoModelForImageClassification)
-    for auto in autos:
-        if type(like) in auto._model_mapping.values():
-            return load_model(source, auto.__name__)
-    return load_model(source, type(like).__name__)
+    name = type(like).__name__
+    return load_model(source, auto_class_for(name) or name)
 
 
 def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], StageMethods, list[StageMethods]]:
@@ -165,6 +169,17 @@ def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], St
         )
     (index,) = training
     return stages[:index], stages[index], stages[index + 1 :]
+
+
+def _refuse_new_tokens(stages: list[StageMethods]) -> None:
+    """Raise LifecycleError for a stage after which the Trainer's data sets would hold ids of another tokenizer."""
+    for stage in stages:
+        for method in stage.methods:
+            if method.info.needs.tokenizer:
+                raise LifecycleError(
+                    f"{method.info.name} changes the tokenizer, and this trainer's data sets are tokenized already: "
+                    "call hfcompress.compress(model, …, processor=tokenizer) before tokenizing, or after training"
+                )
 
 
 def _regroup_(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +13,10 @@ import transformers
 from datasets import Dataset
 
 from ...core.errors import DataError, RecipeError, nearest
+from ...core.metric import Metric
+from ...ops.reductions import REDUCTIONS
 from ...recipe.schema import Data, Shape
 
-Score = Callable[[Any, Any], float]
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 _TASKS: dict[str, Task] = {}
@@ -29,7 +30,10 @@ class Task(ABC):
     main_input: ClassVar[str]  # name of the model's input whose last dimension the benchmark varies
     columns: ClassVar[Mapping[str, tuple[str, ...]]]  # needed role -> usual column names
     optional: ClassVar[tuple[str, ...]] = ()  # further roles, only used when the recipe names their column
-    metrics: ClassVar[Mapping[str, Score]]  # higher is better; called with predictions and labels
+    metrics: ClassVar[Mapping[str, Metric]]  # called with predictions and labels; the first is the default
+    reduction: ClassVar[str] = "logits"  # what is kept of each batch's logits: a key of REDUCTIONS
+    counted: ClassVar[str] = "examples"  # what `answers` has one for each of
+    prediction: ClassVar[str] = "logits"  # what a card's code prints: "label", "next token", or "logits" as they are
 
     @property
     def model_class(self) -> Any:
@@ -71,13 +75,32 @@ class Task(ABC):
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Turn model outputs into what the metrics compare with labels."""
+        """Turn what `reduction` keeps of the logits into what the metrics compare with labels."""
+
+    def answers(self, predictions: np.ndarray) -> np.ndarray:
+        """Return what two models' predictions may agree on, one for each of `counted`."""
+        return predictions
 
     @abstractmethod
     def shapes(self, processor: Any) -> list[Shape]:
         """Return the workloads the benchmark times when the recipe names none."""
 
-    def metric(self, name: str) -> Score:
+    def texts(self, dataset: Dataset) -> Iterable[str]:
+        """Return the texts of a split with canonical columns; none when the task reads no text."""
+        return ()
+
+    def fit_config_(self, config: Any, processor: Any, given: Mapping[str, Any]) -> None:  # noqa: B027 - by default nothing
+        """Set what the config of a model from scratch has to know of its processor, but nothing that is `given`."""
+
+    def check_encoded(self, config: Any, *splits: Dataset) -> None:  # noqa: B027 - by default nothing
+        """Raise RecipeError when the model cannot take what the processor made of the data."""
+
+    @property
+    def default_metric(self) -> str:
+        """Name of the metric a recipe that names none is measured with."""
+        return next(iter(self.metrics))
+
+    def metric(self, name: str) -> Metric:
         """Return the metric called `name`, or the local `evaluate` script at that path; RecipeError when neither is."""
         if name in self.metrics:
             return self.metrics[name]
@@ -94,6 +117,19 @@ class Task(ABC):
             return {key: float(score(self.predictions(np.asarray(logits)), output.label_ids))}
 
         return compute
+
+    def reduce_logits(self) -> Callable[[Any, Any], torch.Tensor] | None:
+        """Return the Trainer's `preprocess_logits_for_metrics`, or None where the logits are kept as they are."""
+        if self.reduction == "logits":
+            return None
+        reduce = REDUCTIONS[self.reduction]
+
+        def keep(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            kept = reduce(logits.float().cpu().numpy(), {"labels": labels.cpu().numpy()})
+            return torch.from_numpy(kept).to(labels.device)
+
+        return keep
 
 
 def metric_key(name: str) -> str:
@@ -121,6 +157,15 @@ def get_task(name: str) -> Task:
     return _TASKS[name]
 
 
+def auto_class_for(architecture: str) -> str | None:
+    """Return the Auto class of the task that the model class called `architecture` is for, if any task is."""
+    for task in tasks().values():
+        names = task.model_class._model_mapping._model_mapping.values()  # names: the classes need not be imported
+        if any(architecture in ((n,) if isinstance(n, str) else n) for n in names):
+            return task.auto_class
+    return None
+
+
 def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -> Any:
     """Call ``loader.from_pretrained``; RecipeError says which key to set when `source` holds no such thing."""
     try:
@@ -144,7 +189,7 @@ def missing_values(dataset: Dataset, column: str, split: str) -> None:
         )
 
 
-def _script_metric(path: str) -> Score:
+def _script_metric(path: str) -> Metric:
     import evaluate  # slow to import, and only scripts need it
 
     try:
@@ -158,4 +203,4 @@ def _script_metric(path: str) -> Score:
             raise RecipeError(f"evaluate.metric: {path} computed nothing")
         return float(next(iter(found.values())))
 
-    return score
+    return Metric(score)

@@ -11,13 +11,15 @@ from datasets import ClassLabel, Dataset, Value
 from sklearn import metrics as sk
 
 from ...core.errors import DataError
-from .base import Score, Task, missing_values
+from ...core.metric import MeanMetric, Metric, Parts
+from .base import Task, missing_values
+from .text import is_text
 
 _SHOWN = 8
 
 
-def _accuracy(predictions: Any, labels: Any) -> float:
-    return float(sk.accuracy_score(labels, predictions))
+def _hits(predictions: Any, labels: Any) -> Parts:
+    return Parts(np.asarray(predictions) == np.asarray(labels), np.ones(len(labels)))
 
 
 def _f1(predictions: Any, labels: Any) -> float:
@@ -37,12 +39,13 @@ def _matthews(predictions: Any, labels: Any) -> float:
 class Classification(Task):
     """One label per example, in the column `label`."""
 
-    metrics: ClassVar[Mapping[str, Score]] = {
-        "accuracy": _accuracy,
-        "f1": _f1,
-        "macro-f1": _macro_f1,
-        "matthews": _matthews,
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "accuracy": MeanMetric(_hits),
+        "f1": Metric(_f1),
+        "macro-f1": Metric(_macro_f1),
+        "matthews": Metric(_matthews),
     }
+    prediction = "label"
 
     def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return num_labels, id2label and label2id."""
@@ -96,12 +99,6 @@ def _show(labels: Sequence[str] | None) -> str:
 def _unnamed(labels: Sequence[str]) -> bool:
     """Say whether names say nothing: 'LABEL_0' of transformers, or the numbers themselves."""
     return all(str(name).casefold() in (f"label_{i}", str(i)) for i, name in enumerate(labels))
-
-
-def is_text(feature: Any) -> bool:
-    """Say whether a column of this feature type holds strings."""
-    kind = getattr(feature, "pa_type", None)
-    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_whole(feature: Any) -> bool:

@@ -1,0 +1,51 @@
+"""A metric: how predictions are scored against labels, and which way is better. Arrays only, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Score = Callable[[Any, Any], float]
+
+
+class Metric:
+    """A number for a whole set of predictions (N, …) and labels (N, …); calling it computes that number."""
+
+    def __init__(self, score: Score, *, higher_is_better: bool = True) -> None:
+        self.score = score
+        self.higher_is_better = higher_is_better
+
+    def __call__(self, predictions: Any, labels: Any) -> float:
+        return float(self.score(predictions, labels))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What each example adds to a weighted mean: `totals` and `weights`, both (N,)."""
+
+    totals: Any
+    weights: Any
+
+
+class MeanMetric(Metric):
+    """A metric that is a function of Σ totals / Σ weights over examples, so that resampling it takes two sums.
+
+    `parts` gives what each example adds; `finish` maps the mean, or an array of means, to the metric.
+    """
+
+    def __init__(
+        self,
+        parts: Callable[[Any, Any], Parts],
+        finish: Callable[[Any], Any] = lambda mean: mean,
+        *,
+        higher_is_better: bool = True,
+    ) -> None:
+        self.parts = parts
+        self.finish = finish
+        self.higher_is_better = higher_is_better
+
+    def score(self, predictions: Any, labels: Any) -> float:
+        """Return the metric of the whole set."""
+        found = self.parts(predictions, labels)
+        return float(self.finish(found.totals.sum() / found.weights.sum()))

@@ -1,0 +1,55 @@
+"""Where learned position embeddings live, as data per model type; a type that is not here has none that can be cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class PositionTable:
+    """A table with one row per position; `path` is relative to the base model."""
+
+    path: str
+    after_padding: bool = False  # positions count from pad_token_id + 1, as fairseq's models do
+    grid: bool = False  # a parameter (1, 1 + patches, width), interpolated to the image on every forward
+
+
+_TABLES: dict[str, PositionTable] = {}
+
+
+def register_position_table(model_type: str, table: PositionTable) -> PositionTable:
+    """Say where a model type keeps its positions; raises ValueError when it is already known."""
+    if model_type in _TABLES:
+        raise ValueError(f"the position table of {model_type!r} is already registered")
+    _TABLES[model_type] = table
+    return table
+
+
+def position_table(model: nn.Module) -> PositionTable | None:
+    """Return where a transformers model keeps its learned positions, or None when that is not known."""
+    return _TABLES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
+
+
+def longest_input(config: Any) -> int:
+    """Return how many tokens a config's positions allow; 0 when it sets no limit."""
+    rows = int(getattr(config, "max_position_embeddings", 0) or 0)
+    table = _TABLES.get(str(config.model_type))
+    return max(rows - first_position(config, table), 0)
+
+
+def first_position(config: Any, table: PositionTable | None) -> int:
+    """Return the row of the first token."""
+    pad = getattr(config, "pad_token_id", None)
+    return pad + 1 if table is not None and table.after_padding and pad is not None else 0
+
+
+_EMBEDDINGS = "embeddings.position_embeddings"
+for _type in ("bert", "distilbert", "electra"):
+    register_position_table(_type, PositionTable(_EMBEDDINGS))
+for _type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+    register_position_table(_type, PositionTable(_EMBEDDINGS, after_padding=True))
+register_position_table("gpt2", PositionTable("wpe"))
+register_position_table("dinov2", PositionTable(_EMBEDDINGS, grid=True))

@@ -1,0 +1,157 @@
+"""Bits per layer, chosen from what rounding each layer does to the model's answers, under a budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ..core.config import StrictModel
+from ..core.errors import TargetError
+from ..core.families import output_layers
+from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
+from ..core.registry import register
+from ..core.targets import select
+from ..modules.packed import FORMS, form_of, pack_
+from ..modules.sensitivity import output_divergences, stored_bytes
+from ..modules.sparse import pack_sparse_
+from ..modules.storage import Packed
+from ..modules.ties import sharers
+from ..ops.allocation import allocate
+from ..ops.quantization import Grid
+
+_KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
+
+
+class MixedBitsConfig(StrictModel):
+    """Settings of mixed precision."""
+
+    average_bits: float | None = Field(
+        None, gt=0, description="Budget: bits per weight over all layers acted on, scales included; or budget_mb."
+    )
+    budget_mb: float | None = Field(
+        None, gt=0, description="Budget: megabytes (10^6 bytes) of the weights of all layers acted on; or average_bits."
+    )
+    choices: list[Literal[8, 6, 4, 3, 2]] = Field([2, 3, 4, 6, 8], min_length=2, description="Bits a layer may get.")
+    batches: int = Field(2, ge=1, description="Calibration batches to measure on; each layer and choice runs them all.")
+    symmetric: bool = Field(True, description="Levels lie evenly around zero; false adds a zero point to each scale.")
+    group_size: int | None = Field(None, ge=1, description="Columns that share a scale; default: a whole row.")
+    clip: Literal["max", "mse"] = Field(
+        "mse", description="max: the levels span all weights; mse: they span what leaves the least squared error."
+    )
+    targets: list[str] | None = Field(
+        None,
+        description="Module paths, re:<regex>, or class names (Linear, Embedding, Conv1D, Conv2d); default: every such "
+        "layer but the one that gives the logits.",
+    )
+    ignore: list[str] = Field(default_factory=list, description="Modules to leave alone, in the same notation.")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> MixedBitsConfig:
+        if (self.average_bits is None) == (self.budget_mb is None):
+            raise ValueError("set either average_bits, such as 4, or budget_mb")
+        return self
+
+    @property
+    def grids(self) -> list[Grid]:
+        """The grids a layer may get, by rising bits."""
+        return [Grid(bits, self.symmetric, self.group_size) for bits in sorted(set(self.choices))]
+
+
+@register
+class MixedBits(Method[MixedBitsConfig]):
+    """Rounds each layer alone to each choice of bits, and spends the budget where that hurts most."""
+
+    info = MethodInfo(
+        name="mixed_bits",
+        title="Mixed precision",
+        summary="One-shot: bits per layer from its measured sensitivity, under a budget of average bits or bytes.",
+        category=Category.QUANTIZATION,
+        phase=Phase.QUANT,
+        papers=("https://arxiv.org/abs/2001.00281", "https://arxiv.org/abs/2006.10518"),
+        needs=Needs(calibration=True),
+    )
+    Config = MixedBitsConfig
+
+    def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
+        """Choose the layers, tied ones once; TargetError for one that can't be packed or a budget below the least."""
+        self._paths = self._select(model)
+        self._weights = sum(_weights(model.get_submodule(path)) for path in self._paths)
+        least = sum(stored_bytes(model.get_submodule(path), self.config.grids[0]) for path in self._paths)
+        if least > self._budget:
+            raise TargetError(
+                f"the budget is {self._budget / 1e6:.3g} MB or {8 * self._budget / self._weights:.3g} bits per weight; "
+                f"the fewest bits take {least / 1e6:.3g} MB or {8 * least / self._weights:.3g}, scales included"
+            )
+        return self._paths
+
+    def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Measure every layer on every grid, divide the budget, and pack."""
+        few, grids = list(islice(batches, self.config.batches)), self.config.grids
+        errors = output_divergences(model, few, self._paths, grids, self.config.clip)
+        costs = self._costs(model)
+        chosen = allocate(errors, costs, self._budget / sum(int(c[-1]) for c in costs))
+        for path, choice in zip(self._paths, chosen, strict=True):
+            pack_(model, path, grids[choice], clip=self.config.clip)
+
+    def finalize(self, model: nn.Module) -> None:
+        """Leave out zeros where that is smaller still; unobserved, as in a plan, all layers get the same bits."""
+        same = [sum(option) <= self._budget for option in zip(*(c.tolist() for c in self._costs(model)), strict=True)]
+        for path in self._paths:
+            if not _is_packed(model.get_submodule(path)):
+                pack_(model, path, self.config.grids[sum(same) - 1], clip=self.config.clip)
+            pack_sparse_(model, path)
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Return layers, weights, their bits per weight on disk, and how many layers got how many bits."""
+        modules: list[Any] = [model.get_submodule(path) for path in self._paths]
+        stored = sum(p.nbytes for m in modules for name, p in m.named_parameters() if name != "bias")
+        layers = Counter(m.grid.bits for m in modules)
+        return {
+            "layers": len(modules),
+            "weights": self._weights,
+            "bits_per_weight": round(8 * stored / self._weights, 4),
+            **{f"layers_{grid.bits}_bits": layers[grid.bits] for grid in self.config.grids},
+        }
+
+    def _costs(self, model: nn.Module) -> list[Tensor]:
+        """Return, per layer, the bytes on each grid."""
+        modules = [model.get_submodule(path) for path in self._paths]
+        return [torch.tensor([stored_bytes(module, grid) for grid in self.config.grids]) for module in modules]
+
+    @property
+    def _budget(self) -> float:
+        """The budget in bytes."""
+        if self.config.budget_mb is not None:
+            return self.config.budget_mb * 1e6
+        return (self.config.average_bits or 0.0) * self._weights / 8
+
+    def _select(self, model: nn.Module) -> list[str]:
+        layers = [(p, m) for p, m in model.named_modules() if isinstance(m, _KINDS)]
+        if self.config.targets is None:
+            keep = output_layers(model)
+            layers = [(p, m) for p, m in layers if p not in keep]
+        chosen: dict[str, None] = {}
+        seen: set[int] = set()
+        for path, module in select(layers, self.config.targets, self.config.ignore, "mixed_bits.targets"):
+            if form_of(module) is None:
+                raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
+            if _is_packed(module):
+                raise TargetError(f"{path}: its weight is in few bits already; add it to `ignore`")
+            if id(module) not in seen:
+                seen |= {id(tied) for _, tied in sharers(model, path)}
+                chosen[path] = None
+        return list(chosen)
+
+
+def _is_packed(module: Any) -> bool:
+    return isinstance(module, Packed) and module.grid is not None
+
+
+def _weights(module: Any) -> int:
+    return module.rows * module.columns if isinstance(module, Packed) else module.weight.numel()

@@ -1,0 +1,82 @@
+"""Transformer blocks taken out of the stack they are in: for the time being, or for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.errors import FamilyError
+from ..core.families import Family, Stack, stacks_of
+
+
+class Skip:
+    """Stands for a block's forward; while `on`, the hidden state passes unchanged and nothing is computed."""
+
+    def __init__(self, block: nn.Module, returns: tuple[int | None, ...] | None) -> None:
+        self.block, self.returns, self.on = block, returns, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the block returns, or the hidden state in that form."""
+        if not self.on:
+            return type(self.block).forward(self.block, *args, **kwargs)
+        hidden = hidden_state(args, kwargs)
+        if self.returns is None:
+            return hidden
+        return (hidden, *(None if i is None else args[i] for i in self.returns))
+
+
+def hidden_state(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Return the hidden state (batch, length, width) a block was called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def make_skippable_(model: nn.Module, path: str, family: Family) -> Skip:
+    """Let the block at `path` be skipped from now on, and return the switch; `restore_` takes it off again."""
+    block = model.get_submodule(path)
+    skip = Skip(block, family.depth.returns)
+    block.forward = skip
+    return skip
+
+
+def restore_(model: nn.Module, path: str) -> None:
+    """Give the block at `path` its own forward back."""
+    vars(model.get_submodule(path)).pop("forward", None)
+
+
+def droppable_stacks(model: nn.Module, family: Family) -> list[Stack]:
+    """Return the stacks blocks can be dropped from; FamilyError with the reason where none can."""
+    reasons = [family.depth.refused] + [why for key, why in family.depth.refused_if if getattr(model.config, key, None)]
+    if any(reasons):
+        raise FamilyError(f"no block can be dropped: {next(filter(None, reasons))}")
+    return stacks_of(model, family)
+
+
+def keep_blocks_(model: nn.Module, family: Family, stack: Stack, keep: Sequence[int]) -> None:
+    """Keep the blocks `keep` of one stack, in order, and make the config say so: then it is a smaller stock model."""
+    blocks = list(model.get_submodule(stack.path).children())
+    model.set_submodule(stack.path, nn.ModuleList(blocks[i] for i in keep))
+    for index, old in enumerate(keep):
+        for module in blocks[old].modules():
+            if type(getattr(module, "layer_idx", None)) is int:
+                module.layer_idx = index  # type: ignore[assignment]  # where its keys and values lie in the cache
+    _count_in_config_(model.config, family, stack, keep)
+    owner: Any = getattr(model.get_submodule(stack.path.rpartition(".")[0]), "config", model.config)
+    if owner is not model.config:  # an encoder or decoder with a config of its own
+        owner.num_hidden_layers = len(keep)
+
+
+def _count_in_config_(config: Any, family: Family, stack: Stack, keep: Sequence[int]) -> None:
+    if stack.index is not None:
+        counts = list(getattr(config, stack.key))
+        counts[stack.index] = len(keep)
+        setattr(config, stack.key, counts)
+        return
+    setattr(config, stack.key, len(keep))
+    for key in family.depth.lists:
+        setattr(config, key, [getattr(config, key)[i] for i in keep])
+    if hasattr(config, "stage_names"):  # a model for images that can serve as a backbone names its blocks
+        config.stage_names = config.stage_names[: len(keep) + 1]
+        config.set_output_features_output_indices(out_features=None, out_indices=None)

@@ -1,0 +1,112 @@
+"""How much the loss depends on groups of a layer's inputs: heads, feed-forward units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from ..core.errors import DataError, TargetError
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass
+class Importance:
+    """What one layer's groups are worth, and how much work they make."""
+
+    scores: Tensor  # (groups,) diagonal Fisher information of a mask over the groups
+    tokens: float  # per example, that the layer is applied to
+    length: float  # of those, how many are attended to together
+
+
+@torch.enable_grad()
+def fisher(model: nn.Module, groups: Mapping[str, int], batches: Iterable[Batch], seed: int) -> dict[str, Importance]:
+    """Return the diagonal empirical Fisher information of a mask on groups of each layer's inputs.
+
+    groups: columns per group, by the layer's path. With m a mask of ones per example, it is the sum over examples of
+    (dL/dm)^2 (Michel 2019, eq. 2, squared; Kwon 2022, eq. 9). L is the model's loss on the batch's `labels`; without
+    labels, on the batch itself for a causal language model and on labels drawn from the model's own predictions, with
+    the seed, for others. Raises DataError when there are no batches, TargetError when the model gives no loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    found: dict[str, Importance] = {}
+    for batch in batches:
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        size = len(next(iter(batch.values())))
+        gradients, shapes = _mask_gradients(model, groups, batch, size, generator)
+        for path, gradient in gradients.items():
+            squares, shape = gradient.float().square().sum(0).cpu(), shapes[path]
+            if path not in found:
+                found[path] = Importance(torch.zeros_like(squares), shape[:-1].numel() / size, float(shape[-2]))
+            found[path].scores += squares
+    if not found:
+        raise DataError("there are no calibration batches")
+    return found
+
+
+def _mask_gradients(
+    model: nn.Module, groups: Mapping[str, int], batch: Batch, size: int, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, torch.Size]]:
+    """Return dL/dm (examples, groups) by layer, and the shapes of the layers' inputs."""
+    masks: dict[str, Tensor] = {}
+    shapes: dict[str, torch.Size] = {}
+    handles = []
+
+    def hook(path: str) -> Any:
+        def pre(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = args[0]
+            mask = torch.ones(size, x.shape[-1] // groups[path], dtype=x.dtype, device=x.device, requires_grad=True)
+            masks[path], shapes[path] = mask, x.shape
+            # windows of an image are examples of their own to attention; they lie together along the first dimension
+            spread = mask.repeat_interleave(groups[path], 1).repeat_interleave(len(x) // size, 0)
+            return (x * spread.view(len(x), *[1] * (x.ndim - 2), -1), *args[1:])
+
+        return pre
+
+    for path in groups:
+        handles.append(model.get_submodule(path).register_forward_pre_hook(hook(path)))
+    try:
+        loss = _loss(model, batch, generator) * size  # the loss is a mean over examples
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missed := [path for path in groups if path not in masks]:
+        raise DataError(f"{missed[0]} is never reached by the calibration batches")
+    gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True)
+    pairs = zip(masks.items(), gradients, strict=True)
+    return {path: torch.zeros_like(mask) if g is None else g for (path, mask), g in pairs}, shapes
+
+
+def _loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Return the model's loss as a mean over the batch."""
+    if "labels" not in batch and type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        labels = batch["input_ids"]
+        if "attention_mask" in batch:
+            labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+        batch = {**batch, "labels": labels}
+    output = model(**batch)
+    loss: Tensor | None = getattr(output, "loss", None)
+    if loss is not None:
+        return loss
+    logits: Tensor | None = getattr(output, "logits", None)
+    if logits is None:
+        raise TargetError(
+            f"a {type(model).__name__} gives neither a loss nor logits: importance is measured by what a task needs"
+        )
+    return _loss_on_own(logits.float(), generator)
+
+
+def _loss_on_own(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the loss on labels drawn from what the logits (examples, …, classes) predict; one logit is a mean."""
+    flat = logits.flatten(0, -2)
+    if flat.shape[1] == 1:
+        noise = torch.randn(flat.shape, generator=generator).to(flat.device)
+        return (flat - (flat.detach() + noise)).square().mean() / 2
+    drawn = torch.multinomial(flat.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
+    return nn.functional.cross_entropy(flat, drawn.to(flat.device))

@@ -1,0 +1,105 @@
+"""Weights with single entries at zero: a mask while training, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..core.errors import TargetError
+from ..core.sparsity import Layers
+from ..core.targets import select
+from .chains import LINEAR, block_layers, layers_of
+from .matrix import matrix, stored
+from .parametrizations import detach, find, has
+from .sparse import pack_sparse_
+from .storage import Packed
+from .ties import sharers
+
+STEPS = (
+    100  # a schedule's strength moves the mask in so many steps; ranking all weights costs more than a training step
+)
+
+
+class MaskedWeight(nn.Module):
+    """Parametrization W' = W * m with one m in {0, 1} per weight; what is masked keeps its value and gets no gradient.
+
+    `step` counts, of `STEPS`, how far the schedule was when the mask was made. `norms` (columns,) of the layer's inputs
+    weigh the columns where a method asks for them.
+    """
+
+    mask: Tensor
+    step: Tensor
+    norms: Tensor | None
+
+    def __init__(self, weight: Tensor, columns: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("norms", None if columns is None else torch.ones(columns))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return `weight`, of the mask's shape, with masked entries at zero."""
+        return weight * self.mask
+
+
+def mask_(model: nn.Module, paths: Sequence[str], strength: float, masks: Callable[[float], Iterable[Tensor]]) -> None:
+    """Let the layers `paths` have the masks, laid out like their weights, that `masks` gives for `strength` in [0, 1].
+
+    The strength is rounded down to one of `STEPS`; where the masks were made for it already nothing happens.
+    """
+    step = int(strength * STEPS)
+    wrappers = [find(model, path, MaskedWeight) for path in paths]
+    if all(int(w.step) == step for w in wrappers):
+        return
+    for wrapper, mask in zip(wrappers, masks(step / STEPS), strict=True):
+        wrapper.mask.copy_(mask)
+        wrapper.step.fill_(step)
+
+
+def choose(model: nn.Module, config: Layers, where: str, kinds: tuple[type[nn.Module], ...] = LINEAR) -> list[str]:
+    """Return the paths of the layers of these `kinds` that `config` names, by default the linear ones in all blocks.
+
+    Raises TargetError for a pattern that matches nothing, for a weight that is packed already or shared with another
+    layer, and where the model has no blocks to take the default from.
+    """
+    layers = block_layers(model) if config.targets is None else layers_of(model, kinds)
+    if not layers:
+        raise TargetError(f"{where}: {type(model).__name__} has no blocks with linear layers; name layers in `targets`")
+    chosen = select(layers, config.targets, config.ignore, f"{where}.targets")
+    for path, module in chosen:
+        if isinstance(module, Packed):
+            raise TargetError(f"{path}: its weight is packed already; prune it before, or add it to `ignore`")
+        if len(sharers(model, path)) > 1:
+            raise TargetError(f"{path}: its weight is shared with {sharers(model, path)[1][0]}; add both to `ignore`")
+    return [path for path, _ in chosen]
+
+
+def refuse_uneven(model: nn.Module, paths: Iterable[str], m: int) -> None:
+    """Raise TargetError for a layer whose inputs don't come in groups of `m`."""
+    for path in paths:
+        if (columns := matrix(model.get_submodule(path)).shape[1]) % m:
+            raise TargetError(f"{path}: its {columns} inputs are no multiple of {m}; add it to `ignore`")
+
+
+def store_zeros_(model: nn.Module, paths: Sequence[str]) -> dict[str, float]:
+    """Make masks permanent, keep only nonzero weights where that takes fewer bytes, and return the counts of both."""
+    counts = {"layers": len(paths), "weights": 0, "zeros": 0, "stored_sparse": 0}
+    for path in paths:
+        module = model.get_submodule(path)
+        _bake_(model, path)
+        counts["weights"] += stored(module).numel()
+        counts["zeros"] += int((stored(module) == 0).sum())
+        if not parametrize.is_parametrized(module):  # else a later method of the stage stores the layer its own way
+            counts["stored_sparse"] += pack_sparse_(model, path)
+    return dict(counts)
+
+
+@torch.no_grad()
+def _bake_(model: nn.Module, path: str) -> None:
+    # A structural method of the same stage may have replaced the layer: then its zeros are baked in already.
+    if has(model, path, MaskedWeight):
+        stored(model.get_submodule(path)).mul_(find(model, path, MaskedWeight).mask)
+        detach(model, path, MaskedWeight)

@@ -1,0 +1,84 @@
+"""Learned position embeddings cut to the first rows, or interpolated once to the grid of one image size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.errors import TargetError
+from ..core.families import base_prefix
+from ..core.position_tables import PositionTable, first_position
+
+
+def rows_of(model: nn.Module, table: PositionTable) -> int:
+    """Return how many rows the table has."""
+    found = _table(model, table)
+    return int(found.shape[1] if table.grid else found.shape[0])
+
+
+def table_path(model: nn.Module, table: PositionTable) -> str:
+    """Return the table's full path."""
+    return base_prefix(model) + table.path
+
+
+@torch.no_grad()
+def keep_first_positions_(model: nn.Module, table: PositionTable, length: int) -> None:
+    """Keep the rows of the first `length` tokens, in the module, its parent's buffers and the config.
+
+    Raises TargetError when the table is no plain embedding any more.
+    """
+    path = table_path(model, table)
+    layer, rows = model.get_submodule(path), rows_of(model, table)
+    if not isinstance(layer, nn.Embedding):
+        raise TargetError(f"{path} is a {type(layer).__name__}: cut its rows before what changes its kind")
+    left = first_position(model.config, table) + length
+    layer.weight = nn.Parameter(layer.weight[:left].clone(), requires_grad=layer.weight.requires_grad)
+    layer.num_embeddings = left
+    parent = model.get_submodule(path.rpartition(".")[0])
+    for name, buffer in list(parent.named_buffers(recurse=False)):  # position_ids and the like, (1, rows)
+        if buffer.shape == (1, rows):
+            setattr(parent, name, buffer[:, :left].clone())
+    for config in _configs(model):
+        if config.max_position_embeddings == rows:
+            config.max_position_embeddings = left
+
+
+@torch.no_grad()
+def fit_grid_(model: nn.Module, table: PositionTable, size: int) -> None:
+    """Store the positions the model would interpolate for images of `size` pixels a side, and make that its size."""
+    owner: Any = model.get_submodule(table_path(model, table).rpartition(".")[0])
+    patch = _patch(model)
+    name = table.path.rpartition(".")[2]
+    old = getattr(owner, name)
+    tokens = old.new_empty(1, 1 + (size // patch[0]) * (size // patch[1]), old.shape[-1])
+    new = owner.interpolate_pos_encoding(tokens, size, size)
+    setattr(owner, name, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
+    owner.patch_embeddings.image_size = (size, size)
+    owner.patch_embeddings.num_patches = tokens.shape[1] - 1
+    for config in _configs(model):
+        config.image_size = size
+
+
+def grid_rows(model: nn.Module, size: int) -> int:
+    """Return the rows a grid for images of `size` pixels a side has; TargetError when patches do not divide it."""
+    patch = _patch(model)
+    if size % patch[0] or size % patch[1]:
+        raise TargetError(f"image size {size} is not a multiple of the model's patch, {patch[0]}x{patch[1]}")
+    return 1 + (size // patch[0]) * (size // patch[1])
+
+
+def _table(model: nn.Module, table: PositionTable) -> torch.Tensor:
+    path = table_path(model, table)
+    return model.get_parameter(path) if table.grid else model.get_submodule(path).weight  # type: ignore[return-value]
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+
+
+def _patch(model: nn.Module) -> tuple[int, int]:
+    size: Any = model.config.patch_size  # type: ignore[union-attr]
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return int(height), int(width)

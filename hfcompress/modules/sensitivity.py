@@ -1,0 +1,76 @@
+"""How much a model's answers change when the weight of one layer is rounded, and what storing it so takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import DataError, TargetError
+from ..core.progress import track
+from ..ops.losses import soft_cross_entropy
+from ..ops.quantization import Clip, Grid
+from .packed import pack_, packed_like
+from .ties import declare_ties_, sharers
+
+Batch = Mapping[str, Any]
+
+
+@torch.no_grad()
+def output_divergences(
+    model: nn.Module, batches: Iterable[Batch], paths: Sequence[str], grids: Sequence[Grid], clip: Clip = "max"
+) -> list[Tensor]:
+    """Return, per layer, the divergence (grids,) of the outputs with only its weight on that grid from those without.
+
+    KL(p || q) of the class or token probabilities, averaged over examples or real tokens, as in ZeroQ (Cai 2020,
+    section 3.3); layers tied to it are rounded along, and all are put back. Raises DataError when there are no batches,
+    TargetError for a model without logits.
+    """
+    batches = [{k: v.to(_device(model)) if isinstance(v, Tensor) else v for k, v in b.items()} for b in batches]
+    if not batches:
+        raise DataError("there are no calibration batches")
+    reference = [_logits(model, batch) for batch in batches]
+    found = []
+    for path in track(paths):
+        group = sharers(model, path)
+        divergences = []
+        for grid in grids:
+            pack_(model, path, grid, clip=clip)
+            divergences.append(sum(map(_divergence, (_logits(model, b) for b in batches), reference, batches)))
+            _put_back_(model, group)
+        found.append(torch.tensor(divergences, dtype=torch.float64) / len(batches))
+    return found
+
+
+def stored_bytes(module: nn.Module, grid: Grid) -> int:
+    """Return the bytes that the weight of a layer takes on `grid`, scales included."""
+    return sum(p.nbytes for name, p in packed_like(module, grid).named_parameters() if name != "bias")
+
+
+def _put_back_(model: nn.Module, group: list[tuple[str, nn.Module]]) -> None:
+    for path, module in group:
+        model.set_submodule(path, module)
+    declare_ties_(model)
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    logits = getattr(model(**batch), "logits", None)
+    if logits is None:
+        raise TargetError(f"a {type(model).__name__} gives no logits to compare: load the model with its head")
+    return logits
+
+
+def _divergence(logits: Tensor, reference: Tensor, batch: Batch) -> float:
+    """Return KL(reference || logits) in nats, a mean over what counts."""
+    if logits.ndim < 3:
+        return float(soft_cross_entropy(logits, reference, 1.0))
+    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    counts = labels != -100 if isinstance(labels, Tensor) and labels.shape == logits.shape[:-1] else mask
+    fits = isinstance(counts, Tensor) and counts.shape == logits.shape[:-1]
+    return float(soft_cross_entropy(logits, reference, 1.0, counts.bool() if fits else None))  # type: ignore[union-attr]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

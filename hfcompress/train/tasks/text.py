@@ -1,0 +1,74 @@
+"""What tasks on text share: a tokenizer, checked columns, and the lengths inference is timed at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from ...core.errors import DataError, RecipeError
+from ...recipe.schema import Data, Shape
+from .base import Task, load_pretrained, missing_values
+
+_NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class TextInputs(Task):
+    """A task whose model reads token ids."""
+
+    main_input: ClassVar[str] = "input_ids"
+
+    def load_processor(self, source: str | None, config: Any, data: Data, revision: str | None = None) -> Any:
+        """Load the tokenizer; a model from scratch has none, so the recipe has to name one."""
+        if source is None:
+            raise RecipeError(
+                "processor: a text model from scratch needs a tokenizer; give a Hub id or folder that has one."
+            )
+        return load_pretrained(AutoTokenizer, source, "tokenizer", revision)
+
+    def fit_config_(self, config: Any, processor: Any, given: Mapping[str, Any]) -> None:
+        """Give a config from scratch the tokenizer's vocabulary and special tokens, where the recipe says nothing."""
+        if "vocab_size" not in given:
+            config.vocab_size = len(processor)
+        for name in _SPECIAL:
+            if name not in given and hasattr(config, name):
+                setattr(config, name, getattr(processor, name))
+
+    def check_encoded(self, config: Any, *splits: Dataset) -> None:
+        """Raise RecipeError when the data holds tokens for which the model has no row."""
+        for dataset in splits:
+            ids = dataset.with_format("arrow")[:]["input_ids"]
+            largest = pc.max(pc.list_flatten(ids)).as_py()
+            if largest is not None and largest >= config.vocab_size:
+                raise RecipeError(
+                    f"processor: the tokenizer makes token {largest:,} of this data, the model has a vocabulary of "
+                    f"{config.vocab_size:,}: choose the tokenizer the model was made for."
+                )
+
+    def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
+        """Return the dataset; DataError when a text column holds anything but text."""
+        for column in {"text", "text_pair"} & set(dataset.column_names):
+            missing_values(dataset, column, split)
+            if not is_text(dataset.features[column]):
+                raise DataError(f"split {split!r}: column {column!r} holds {dataset.features[column]}; expected text.")
+        return dataset
+
+    def shapes(self, processor: Any) -> list[Shape]:
+        """Return one short text, and eight longer ones."""
+        return [Shape(batch=1, length=32), Shape(batch=8, length=128)]
+
+
+def is_text(feature: Any) -> bool:
+    """Say whether a column of this feature type holds strings."""
+    kind = getattr(feature, "pa_type", None)
+    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def token_limit(tokenizer: Any) -> int | None:
+    """Return the most tokens the tokenizer says its model takes, or None when it does not say."""
+    return int(tokenizer.model_max_length) if tokenizer.model_max_length < _NO_LIMIT else None

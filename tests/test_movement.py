@@ -1,0 +1,92 @@
+"""The kinds of movement pruning beyond heads and units: single weights, blocks, hybrid, filled, soft thresholds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import MethodCase
+from contract import CHECKS, Subject
+from tiny import HEADS, LAYERS, WIDTH, make
+
+from hfcompress.core.families import blocks_of, family_of
+from hfcompress.core.lifecycle import Lifecycle
+from hfcompress.methods.movement import Movement, MovementConfig
+from hfcompress.modules.gate import BlockGate
+from hfcompress.modules.parametrizations import find
+
+COMMON = {"score_learning_rate": 0.1, "round_to": 4}
+KINDS: dict[str, dict[str, Any]] = {
+    "weights": {"weights": 0.5},
+    "blocks": {"weights": 0.5, "block": [4, 8], "scope": "layer"},
+    "hybrid": {"weights": 0.7, "block": [8, 8], "within": "attention", "ffn": 0.5},
+    "filled": {"weights": 0.7, "block": [8, 8], "within": "attention", "ffn": 0.5, "filled": True},
+    "soft": {"weights": 0.5, "selection": "threshold", "threshold": 0.45, "penalty": 50.0},
+    "soft-l0": {"ffn": 0.5, "selection": "threshold", "threshold": 0.45, "penalty": 50.0, "penalty_norm": "l0"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"), [*((kind, "bert") for kind in KINDS), ("filled", "vit"), ("weights", "gpt2")]
+)
+def test_every_kind_keeps_the_contract(kind, model, tmp_path):
+    subject = Subject(Movement, MethodCase(KINDS[kind] | COMMON), model, tmp_path)
+    for check in CHECKS:
+        if check.__name__ != "check_report":
+            check(subject)
+
+
+def prepared(model: torch.nn.Module, **settings: Any) -> Lifecycle:
+    lifecycle = Lifecycle([Movement(MovementConfig(**settings))], training=True)
+    lifecycle.prepare(model)
+    generator = torch.Generator().manual_seed(1)
+    for group in lifecycle.param_groups(model):
+        for scores in group["params"]:
+            scores.data.copy_(torch.randn(scores.shape, generator=generator))
+    return lifecycle
+
+
+def test_single_weights_are_removed_to_the_exact_share():
+    model = make("bert")
+    lifecycle = prepared(model, weights=0.75)
+    lifecycle.finalize(model)
+    paths = [p for b in blocks_of(model, family_of(model)) for p in (b.query, b.key, b.value, b.output, *b.up, b.down)]
+    weights = torch.cat([model.get_submodule(p).dequantized().flatten() for p in paths])
+    assert (weights == 0).sum() == round(0.75 * weights.numel())
+
+
+def test_filled_brings_whole_heads_back_and_closes_the_others():
+    model = make("bert")
+    lifecycle = prepared(model, weights=0.9, block=(8, 8), within="attention", filled=True)
+    lifecycle.step(model, 1.0)
+    for block in blocks_of(model, family_of(model)):
+        for path, axis in ((block.query, 0), (block.output, 1)):
+            mask = find(model, path, BlockGate).mask
+            heads = mask.view(HEADS, -1) if axis == 0 else mask.T.reshape(HEADS, -1)
+            assert all(head.all() or not head.any() for head in heads)
+    before = sum(len(b.query) > 0 for b in blocks_of(model, family_of(model)))
+    report = lifecycle.finalize(model)["movement"]
+    assert before == LAYERS and report["heads_after"] < report["heads_before"] == HEADS * LAYERS
+
+
+def test_a_soft_threshold_is_pulled_down_to_the_share_and_not_below():
+    model = make("bert")
+    lifecycle = prepared(model, weights=0.5, selection="threshold", penalty=1.0)
+    (group,) = lifecycle.param_groups(model)
+    lifecycle.step(model, 1.0)
+    method = lifecycle.methods[0]
+    loss = method.extra_loss({}, None, None)
+    loss.backward()
+    assert loss > 0 and all((s.grad > 0).all() for s in group["params"])
+    for scores in group["params"]:
+        scores.data.fill_(-10.0)  # fewer than the share are kept now
+    lifecycle.step(model, 1.0)
+    assert method.extra_loss({}, None, None) == 0
+
+
+def test_blocks_at_the_edge_may_be_smaller():
+    gate = BlockGate((WIDTH + 2, WIDTH), 8, 8)
+    gate.mask[-1] = False
+    weight = gate(torch.ones(WIDTH + 2, WIDTH))
+    assert gate.mask.shape == (5, 4) and weight[WIDTH:].sum() == 0 and weight[:WIDTH].min() == 1
