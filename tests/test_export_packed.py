@@ -1,5 +1,7 @@
 """Layers as an export spells them out: every width of codes, in every way to compute, against NumPy."""
 
+import tempfile
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,12 +16,13 @@ from hfcompress.export.bits import fold, planes
 from hfcompress.export.graph import Graph, lower
 from hfcompress.export.inputs import InputSpec, example_inputs
 from hfcompress.export.lower_float import FloatProducts
-from hfcompress.export.lower_int8 import DynamicInt8
+from hfcompress.export.lower_int8 import Int8Products
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.runtime import NOTE, open_onnx
 from hfcompress.export.trace import DOMAIN, Logits, Traced
-from hfcompress.export.weights import Coded, Dense, Layer, halved
+from hfcompress.export.weights import Coded, Dense, Inputs, Layer, halved
 from hfcompress.modules.packed import pack_
+from hfcompress.ops.quantization import Grid
 
 ROWS, COLUMNS = 24, 256
 RNG = np.random.default_rng(0)
@@ -137,7 +140,7 @@ def test_float_products_and_tables_are_exact_and_take_their_bits(weight):
 @pytest.mark.parametrize("weight", WIDTHS, ids=name)
 def test_int8_products_err_by_the_rounding_of_activations_only(weight):
     x = RNG.standard_normal((2, 5, weight.shape[1])).astype(np.float32)
-    proto = spelt(Layer("a", "a", False, weight), DynamicInt8(reduce_range=False))
+    proto = spelt(Layer("a", "a", False, weight), Int8Products(reduce_range=False))
     wanted = x @ values(weight).T
     step = (x.max() - x.min()) / 255
     bound = 0.5 * step * np.abs(values(weight)).sum(1).max()
@@ -148,12 +151,42 @@ def test_int8_products_err_by_the_rounding_of_activations_only(weight):
 
 
 def test_int8_products_use_the_integer_operators():
-    ops = {n.op_type for n in spelt(Layer("a", "a", False, coded(3)), DynamicInt8(False)).graph.node}
+    ops = {n.op_type for n in spelt(Layer("a", "a", False, coded(3)), Int8Products(False)).graph.node}
     assert {"DynamicQuantizeLinear", "MatMulInteger"} <= ops
-    proto = spelt(Layer("a", "a", False, coded(4, 64)), DynamicInt8(False))
+    proto = spelt(Layer("a", "a", False, coded(4, 64)), Int8Products(False))
     (node,) = [n for n in proto.graph.node if n.domain]
     assert node.op_type == "MatMulNBits" and {a.name: a.i for a in node.attribute}["accuracy_level"] == 4
     assert {o.domain for o in proto.opset_import} == {"", "com.microsoft"}
+
+
+@pytest.mark.parametrize("weight", [coded(8), coded(8, asymmetric=True), coded(3), coded(4, 64)], ids=name)
+@pytest.mark.parametrize("inputs", [Inputs(0.03, 120, 8), Inputs(0.3, 7, 4)], ids=lambda inputs: f"{inputs.bits}b")
+@pytest.mark.parametrize("how", [FloatProducts(), Int8Products(reduce_range=False)], ids=lambda how: type(how).__name__)
+def test_inputs_with_a_grid_are_rounded_to_it_and_nothing_else(weight, inputs, how):
+    x = 3 * RNG.standard_normal((2, 5, weight.shape[1])).astype(np.float32)
+    bias = RNG.standard_normal(weight.shape[0]).astype(np.float32)
+    proto = spelt(Layer("a", "a", False, weight, bias, inputs), how)
+    low, high = -inputs.zero, 2**inputs.bits - 1 - inputs.zero
+    on_grid = np.clip(np.round(x / np.float32(inputs.step)), low, high) * np.float32(inputs.step)
+    np.testing.assert_allclose(run(proto, x), on_grid @ values(weight).T + bias, rtol=1e-4, atol=1e-4)
+    if isinstance(how, Int8Products) and weight.groups == 1:
+        assert "MatMulIntegerToFloat" in executed(proto)
+
+
+def executed(proto: onnx.ModelProto) -> set[str]:
+    """Return the operators left once a session has folded and fused."""
+    options = onnxruntime.SessionOptions()
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath, options.log_severity_level = f"{folder}/optimized.onnx", 3
+        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return {node.op_type for node in onnx.load(f"{folder}/optimized.onnx").graph.node}
+
+
+@pytest.mark.parametrize("weight", [coded(3), coded(4, shape=(ROWS, 40)), coded(0), coded(8, sparse=True)], ids=name)
+def test_unfolding_is_done_once_when_a_session_is_opened(weight):
+    layer = Layer("a", "a", False, weight)
+    assert executed(spelt(layer, FloatProducts())) == {"MatMul"}
+    assert executed(spelt(layer, Int8Products(reduce_range=False))) == {"DynamicQuantizeMatMul"}
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
@@ -178,7 +211,6 @@ def test_a_packed_model_is_exported_packed(tmp_path, family, bits):
     for path, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and path != "classifier":
             pack_(model, path, Grid(bits))
-    codes = sum(t.numel() for t in model.state_dict().values() if t.dtype == torch.int8)
     save_checkpoint(model, tmp_path)
     files = export_onnx(model, tmp_path)
     inputs = example_inputs(model, 4, seed=3)
@@ -188,9 +220,8 @@ def test_a_packed_model_is_exported_packed(tmp_path, family, bits):
         proto = onnx.load(files[engine])
         stored = sum(len(t.raw_data) for t in proto.graph.initializer)
         assert stored < 1.1 * (tmp_path / "model.safetensors").stat().st_size
-        assert sum(len(t.raw_data) for t in proto.graph.initializer if t.data_type == TensorProto.INT8) >= codes
         assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
-        assert {p.key: p.value for p in proto.metadata_props}[NOTE].startswith("weights 8-bit (")
+        assert {p.key: p.value for p in proto.metadata_props}[NOTE].startswith(f"weights {bits}-bit (")
         got = open_onnx(files[engine], 1)({k: v.numpy() for k, v in inputs.items()})
         assert np.abs(got - wanted).max() < tolerance * np.abs(wanted).max()
 

@@ -61,7 +61,10 @@ class Graph:
 class Lowering(Protocol):
     """One way to compute a layer; `note` says which, and each function what the layer's numbers are in the file."""
 
-    note: str
+    @property
+    def note(self) -> str:
+        """What the layers spelt out so far are computed in."""
+        ...
 
     def linear(self, graph: Graph, x: str, rank: int, layer: Layer, out: str) -> str:
         """Add y = x W^T + b, named `out`."""

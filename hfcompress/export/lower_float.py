@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from . import blocks
 from .bits import by_column, described, gathered, matrix_codes, matrix_values
 from .graph import FLOAT, Graph, add_bias
-from .weights import Coded, Dense, Layer
+from .weights import Coded, Dense, Inputs, Layer
 
 
 class FloatProducts:
@@ -15,6 +17,7 @@ class FloatProducts:
 
     def linear(self, graph: Graph, x: str, rank: int, layer: Layer, out: str) -> str:
         """Add y = x W^T + b, named `out`."""
+        x = x if layer.inputs is None else rounded_inputs(graph, x, layer.inputs)
         size = blocks.matmul_block(layer.weight) if isinstance(layer.weight, Coded) and layer.weight.bits == 4 else None
         if isinstance(layer.weight, Coded) and size:
             blocks.matmul(graph, x, layer, layer.weight, size, out, int8_activations=False)
@@ -40,6 +43,17 @@ class FloatProducts:
         """Add the weight in float32, (rows, columns), named `out`."""
         graph.node("Identity", [matrix(graph, layer)], out)
         return described(layer.weight)
+
+
+def rounded_inputs(graph: Graph, x: str, to: Inputs) -> str:
+    """Add `x` on the grid `to`, as float32, and return its name; made once for all layers that read it so."""
+    out = f"{x}/{to.bits}/{to.step}/{to.zero}"
+    if to.bits < 8:
+        low, high = (graph.constant(f"{out}/{n}", v, np.float32) for n, v in zip(("low", "high"), to.span, strict=True))
+        x = graph.node("Clip", [x, low, high], f"{out}/clipped")
+    step, zero = graph.constant(f"{out}/step", to.step, np.float32), graph.constant(f"{out}/zero", to.zero, np.uint8)
+    codes = graph.node("QuantizeLinear", [x, step, zero], f"{out}/codes")
+    return graph.node("DequantizeLinear", [codes, step, zero], f"{out}/values")
 
 
 def matrix(graph: Graph, layer: Layer) -> str:

@@ -28,7 +28,8 @@ def model_note(model: nn.Module) -> str:
         form = form_of(module)
         if form is not None:
             kinds[form.packed is PackedEmbedding].append(_kind(module))
-    return note_of(*kinds, f"computed in {_dtype(model)}")
+    rounds = sum(isinstance(m, Packed) and m.input_bits is not None for m in model.modules())
+    return note_of(*kinds, f"computed in {_dtype(model)}" + f", inputs of {rounds} layers rounded" * bool(rounds))
 
 
 def note_of(weights: Sequence[str], tables: Sequence[str], computed: str) -> str:

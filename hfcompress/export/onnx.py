@@ -47,11 +47,11 @@ def export_onnx(
     require_onnx()
     from .graph import lower
     from .lower_float import FloatProducts
-    from .lower_int8 import DynamicInt8
+    from .lower_int8 import Int8Products
     from .trace import trace
 
     reduced = needs_reduced_range() if reduce_range is None else reduce_range
-    ways: dict[str, Lowering] = {"onnxruntime": FloatProducts(), "onnxruntime-int8": DynamicInt8(reduced)}
+    ways: dict[str, Lowering] = {"onnxruntime": FloatProducts(), "onnxruntime-int8": Int8Products(reduced)}
     traced = trace(model, image_size, opset)
     targets = {name: Path(folder) / FILES[name] for name in engines}
     try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.errors import ExportError
 from .inputs import InputSpec, example_inputs, spec_of
 from .plain import plain_copy
-from .weights import Layer, layer_of
+from .weights import Inputs, Layer, layer_of
 
 DOMAIN = "hfcompress"
 LINEAR, TABLE, KERNEL = "Linear", "Embedding", "Kernel"
@@ -44,7 +44,7 @@ class _Stand(nn.Module):
 
     def __init__(self, layer: Layer, inner: nn.Module) -> None:
         super().__init__()
-        self.inner, self.path, self.shape = inner, layer.path, layer.weight.shape
+        self.inner, self.path, self.shape, self.inputs = inner, layer.path, layer.weight.shape, layer.inputs
         self.op = TABLE if layer.is_table else KERNEL if isinstance(inner, nn.Conv2d) else LINEAR
 
     @property
@@ -55,7 +55,7 @@ class _Stand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute what the layer does."""
         if not torch.onnx.is_in_onnx_export():
-            return self.inner(x)
+            return self.inner(x if self.inputs is None else _rounded(x, self.inputs))
         if self.op == TABLE:
             return self._node([x], x.dim(), [*x.shape, self.shape[1]])
         if self.op == LINEAR:
@@ -68,6 +68,10 @@ class _Stand(nn.Module):
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{self.op}", inputs, known, dtype=torch.float32, shape=shape, version=1
         )
+
+
+def _rounded(x: Tensor, to: Inputs) -> Tensor:
+    return (x / to.step).round().clamp(-to.zero, 2**to.bits - 1 - to.zero) * to.step
 
 
 @dataclass(frozen=True)

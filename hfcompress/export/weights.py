@@ -76,6 +76,20 @@ class Coded:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """The grid a layer rounds what it reads to: (code - zero) * step, code in [0, 2^bits)."""
+
+    step: float
+    zero: int
+    bits: int
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The lowest and the highest value."""
+        return -self.zero * self.step, (2**self.bits - 1 - self.zero) * self.step
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer an export writes itself; layers that share one weight carry the same `name`."""
 
@@ -84,6 +98,7 @@ class Layer:
     is_table: bool
     weight: Dense | Coded
     bias: Array | None = None
+    inputs: Inputs | None = None  # None: it reads floats
 
 
 def layer_of(path: str, name: str, module: nn.Module) -> Layer | None:
@@ -97,7 +112,8 @@ def layer_of(path: str, name: str, module: nn.Module) -> Layer | None:
         return None
     table = isinstance(module, nn.Embedding | PackedEmbedding)
     bias = None if isinstance(module, PackedConv2d) else getattr(module, "bias", None)
-    return Layer(path, name, table, weight, None if bias is None else bias.detach().float().cpu().numpy())
+    bias = None if bias is None else bias.detach().float().cpu().numpy()
+    return Layer(path, name, table, weight, bias, _inputs(module))
 
 
 def coded8(values: Array) -> Coded:
@@ -114,6 +130,11 @@ def halved(weight: Coded) -> Coded:
     codes = np.rint((weight.codes - kept.astype(np.float32)) / 2) + zero
     whole = None if weight.zero is None else zero.astype(np.int8)
     return Coded(codes.clip(-64, 64).astype(np.int8), weight.scale * 2, whole, 8, mask=weight.mask)
+
+
+def _inputs(module: nn.Module) -> Inputs | None:
+    grid = module.inputs() if isinstance(module, Packed) else None
+    return None if grid is None else Inputs(float(grid[0]), grid[1], grid[2])
 
 
 def _packed(module: Packed) -> Dense | Coded:
