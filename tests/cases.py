@@ -142,6 +142,23 @@ def count_rounded(base: nn.Module, model: nn.Module) -> Report:
     return {"layers": packed, "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
 
 
+def count_static(base: nn.Module, model: nn.Module) -> Report:
+    """Count packed layers and input grids in the state dict.
+
+    Smoothed: output projections, and in image models, where nothing else reads the norms, what widens or attends.
+    """
+    state, before = model.state_dict(), base.state_dict()
+    codes = [name.removesuffix("_codes") for name in state if name.endswith(".weight_codes")]
+    blocks = blocks_of(base, family_of(base))
+    behind_norms = [3 + len(b.up) for b in blocks] if base.main_input_name == "pixel_values" else []
+    return {
+        "layers": len(codes),
+        "weights": sum(before[name].numel() for name in codes),
+        "layers_with_quantized_inputs": sum(name.endswith(".input_scale") for name in state),
+        "layers_with_smoothed_inputs": len(blocks) + sum(behind_norms),
+    }
+
+
 def count_mixed(base: nn.Module, model: nn.Module) -> Report:
     """Count the codes in the state dict by their bits, which are what they take per weight of the base model."""
     state = {t.data_ptr(): (name, t) for name, t in model.state_dict().items()}  # tied layers once
@@ -170,6 +187,7 @@ CASES: dict[str, MethodCase] = {
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
     "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),
+    "smooth_quant": MethodCase({}, count_static),
     "vocabulary": MethodCase(),
     "width": MethodCase({"keep": 0.75}, count_width),
     "magnitude": MethodCase({"sparsity": 0.5}, count_zeros),

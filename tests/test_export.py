@@ -8,42 +8,18 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from tiny import make
+from transformers import AutoModelForSequenceClassification
 
 from hfcompress.core.errors import ExportError, MeasureError
-from hfcompress.export import onnx as onnx_export
+from hfcompress.export import trace
 from hfcompress.export.inputs import example_inputs, is_image, spec_of
 from hfcompress.export.onnx import FILES, export_onnx
-from hfcompress.export.onnx_int8 import MIN_TABLE
 from hfcompress.export.plain import plain_copy
 from hfcompress.export.runtime import Source, open_engine, open_onnx
+from hfcompress.export.weights import SMALL
 from hfcompress.modules.packed import pack_
 from hfcompress.ops.quantization import Grid, quantize
-
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-
-
-def tiny_bert(**changes) -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    settings = {"vocab_size": 200, "max_position_embeddings": 64, "initializer_range": 0.2, "num_labels": 3, **SMALL}
-    return BertForSequenceClassification(BertConfig(**{**settings, **changes})).eval()
-
-
-def tiny_vit() -> ViTForImageClassification:
-    torch.manual_seed(0)
-    return ViTForImageClassification(
-        ViTConfig(image_size=16, patch_size=8, initializer_range=0.2, num_labels=4, **SMALL)
-    ).eval()
 
 
 def logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> np.ndarray:
@@ -60,9 +36,9 @@ def relative(got: np.ndarray, wanted: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def bert() -> BertForSequenceClassification:
+def bert() -> torch.nn.Module:
     """A BERT whose linear layers and word table lie on an int8 grid, as a compressed one does."""
-    model = tiny_bert()
+    model = make("bert")
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
@@ -77,11 +53,11 @@ def exported(bert, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_example_inputs_are_distinct_valid_and_masked():
-    model = tiny_bert()
+    model = make("bert")
     inputs = example_inputs(model, 3, 8, mask_zeros=True)
     assert list(inputs) == ["input_ids", "attention_mask", "token_type_ids"]
     assert len({tensor.data_ptr() for tensor in inputs.values()}) == 3
-    assert (inputs["input_ids"] != model.config.pad_token_id).all() and inputs["input_ids"].max() < 200
+    assert (inputs["input_ids"] != model.config.pad_token_id).all() and inputs["input_ids"].max() < 99
     assert inputs["attention_mask"][0].all() and (inputs["attention_mask"].sum(1) > 0).all()
     assert (inputs["attention_mask"][1:].min(1).values == 0).all()
     assert (example_inputs(model, 1, 8, mask_zeros=True)["attention_mask"] == 0).any()
@@ -91,16 +67,14 @@ def test_example_inputs_are_distinct_valid_and_masked():
 
 
 def test_inputs_follow_what_each_family_takes():
-    distilbert = DistilBertForSequenceClassification(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32))
-    roberta = RobertaForSequenceClassification(
-        RobertaConfig(vocab_size=100, max_position_embeddings=66, type_vocab_size=1, **SMALL)
-    )
+    distilbert, roberta = make("distilbert"), make("roberta")
+    roberta.config.type_vocab_size = 1
     assert spec_of(distilbert).names == spec_of(roberta).names == ("input_ids", "attention_mask")
-    assert spec_of(roberta).max_length == 64
-    roberta(**example_inputs(roberta, 1, 64))
-    with pytest.raises(ExportError, match="length 65 is more than the 64 tokens"):
-        example_inputs(roberta, 1, 65)
-    vit = tiny_vit()
+    assert spec_of(roberta).max_length == 38
+    roberta(**example_inputs(roberta, 1, 38))
+    with pytest.raises(ExportError, match="length 39 is more than the 38 tokens"):
+        example_inputs(roberta, 1, 39)
+    vit = make("vit")
     assert example_inputs(vit, 2)["pixel_values"].shape == (2, 3, 16, 16)
     assert example_inputs(vit, 2, image_size=24)["pixel_values"].shape == (2, 3, 24, 24)
 
@@ -112,10 +86,14 @@ def test_the_export_is_laid_out_for_the_hub(exported):
         assert [i.name for i in graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
         assert [o.name for o in graph.output] == ["logits"]
         assert [d.dim_param for d in graph.input[0].type.tensor_type.shape.dim] == ["batch", "sequence"]
-    assert exported["onnxruntime-int8"].stat().st_size < exported["onnxruntime"].stat().st_size - 80_000
+    weights = sum(
+        m.weight.numel() for m in make("bert").modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)
+    )
+    saved = exported["onnxruntime"].stat().st_size - exported["onnxruntime-int8"].stat().st_size
+    assert 2.4 * weights < saved < 3 * weights
 
 
-@pytest.mark.parametrize(("batch", "length"), [(1, 5), (4, 33), (2, 64)])
+@pytest.mark.parametrize(("batch", "length"), [(1, 5), (4, 33), (2, 40)])
 def test_fp32_gives_the_models_logits_at_any_shape(bert, exported, batch, length):
     inputs = example_inputs(bert, batch, length, seed=batch, mask_zeros=True)
     got = open_onnx(exported["onnxruntime"], 1)(arrays(inputs))
@@ -124,7 +102,7 @@ def test_fp32_gives_the_models_logits_at_any_shape(bert, exported, batch, length
 
 def test_every_input_is_alive(exported):
     run = open_onnx(exported["onnxruntime"], 1)
-    inputs = arrays(example_inputs(tiny_bert(), 2, 12))
+    inputs = arrays(example_inputs(make("bert"), 2, 12))
     before = run(inputs)
     for name in inputs:
         changed = inputs[name].copy()
@@ -135,17 +113,15 @@ def test_every_input_is_alive(exported):
 
 def test_int8_keeps_a_grid_it_finds(bert, exported):
     stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(exported["onnxruntime-int8"]).graph.initializer}
-    table = next(name for name in stored if name.endswith("word_embeddings.weight_int8"))
-    rows = stored[table] * stored[table.replace("_int8", "_scale")]
-    np.testing.assert_allclose(rows, bert.bert.embeddings.word_embeddings.weight.detach().numpy(), atol=1e-6)
-    weights = [w.weight.detach().numpy().T for w in bert.modules() if isinstance(w, torch.nn.Linear)]
-    packed = [name for name in stored if name.endswith("_quantized")]
-    assert len(packed) == len(weights)
-    for name in packed:
-        scale = stored[name.removesuffix("_quantized") + "_scale"]
-        widened = stored[name] * scale
-        assert any(w.shape == widened.shape and np.allclose(w, widened, atol=1e-6) for w in weights), name
-    assert not [n for n, t in stored.items() if t.dtype == np.float32 and t.ndim == 2 and t.size >= MIN_TABLE]
+    layers = {p: m for p, m in bert.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)}
+    large = {p: m.weight.detach().numpy() for p, m in layers.items() if m.weight.numel() >= SMALL}
+    assert len(large) == 3 * 6 + 1 + 2  # per block, pooler, words and positions; not types, not the classifier
+    for path, weight in large.items():
+        codes = stored[f"{path}/codes"]
+        scale = stored[f"{path}/scale"] if f"{path}/scale" in stored else stored[f"{path}/scale_row"][:, None]
+        assert codes.dtype == np.int8
+        np.testing.assert_array_equal(codes * scale.astype(np.float32), weight)
+    assert not [n for n, t in stored.items() if t.dtype == np.float32 and t.ndim == 2 and t.size >= SMALL]
 
 
 def test_int8_is_near_the_model(bert, exported):
@@ -155,7 +131,7 @@ def test_int8_is_near_the_model(bert, exported):
 
 
 def test_images_and_packed_layers_export_and_the_model_stays(tmp_path, capfd):
-    model = tiny_vit().train()
+    model = make("vit").train()
     pack_(model, "vit.layers.0.mlp.fc1")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     files = export_onnx(model, tmp_path)
@@ -169,7 +145,7 @@ def test_images_and_packed_layers_export_and_the_model_stays(tmp_path, capfd):
 
 
 def test_plain_copy_has_no_packed_layer_and_the_same_logits():
-    model = tiny_bert()
+    model = make("bert")
     pack_(model, "bert.embeddings.word_embeddings")
     plain = plain_copy(model)
     assert all(p.is_floating_point() for p in plain.parameters())
@@ -178,25 +154,24 @@ def test_plain_copy_has_no_packed_layer_and_the_same_logits():
 
 
 def test_a_disagreeing_export_is_refused_with_its_error_and_leaves_nothing(tmp_path, monkeypatch):
-    real = onnx_export._export
+    real = trace.layer_of
 
-    def with_other_weights(plain, *rest):
-        with torch.no_grad():
-            plain.model.classifier.weight.mul_(1.01)
-        real(plain, *rest)
-        with torch.no_grad():
-            plain.model.classifier.weight.div_(1.01)
+    def with_other_weights(path, name, module):
+        layer = real(path, name, module)
+        if path == "classifier":
+            layer.weight.values[:] *= 1.01
+        return layer
 
-    monkeypatch.setattr(onnx_export, "_export", with_other_weights)
+    monkeypatch.setattr(trace, "layer_of", with_other_weights)
     with pytest.raises(ExportError, match=r"disagrees with the model: largest error 9\.\de-03|1\.0\de-02"):
-        export_onnx(tiny_vit(), tmp_path)
+        export_onnx(make("vit"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failing_exporter_is_an_export_error(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no such operator")))
     with pytest.raises(ExportError, match="RuntimeError: no such operator"):
-        export_onnx(tiny_vit(), tmp_path)
+        export_onnx(make("vit"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +181,7 @@ def test_a_missing_package_is_named_with_the_command_that_adds_it(tmp_path, monk
 
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ExportError, match=r'onnx is not installed; run: pip install "hfcompress\[onnx\]"'):
-        export_onnx(tiny_bert(), tmp_path)
+        export_onnx(make("bert"), tmp_path)
 
 
 def test_engines_agree_and_fill_in_what_a_tokenizer_leaves_out(bert, exported):

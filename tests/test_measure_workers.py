@@ -74,6 +74,10 @@ def test_bench_measures_everything_of_both_models(folders, data):
     assert (baseline.name, compressed.name) == ("deep", "shallow")
     assert compressed.size_bytes == (Path(folders["compressed"].checkpoint) / "model.safetensors").stat().st_size
     assert set(compressed.exports) == {"onnx/model.onnx", "onnx/model_quantized.onnx"} == set(baseline.exports)
+    assert compressed.runs_in == {
+        "pytorch": "weights float32 (7), 8-bit (1); tables float32; computed in float32",
+        "onnxruntime": "weights float32 (7), 8-bit (1); tables float32; computed in float32",
+    }
     assert baseline.flops.keys() == {"1x8", "1x32"} and baseline.flops["1x8"] > compressed.flops["1x8"]
     assert [(r.engine, r.shape) for r in compressed.latency] == [
         (engine, shape) for engine in settings.engines for shape in ((1, 8), (4, 32))

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core.errors import ExportError, MeasureError, nearest
 
+NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], Array]
 
@@ -47,6 +48,7 @@ class Engine:
     open: Callable[[Source, int, str], Run]
     file: str | None = None
     packages: tuple[str, ...] = ()  # to export for it and to run it
+    note: Callable[[Path], str] = lambda file: ""  # what a file says it runs in
 
 
 def open_engine(name: str, source: Source, threads: int, auto_class: str) -> Run:
@@ -120,13 +122,23 @@ def _open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
     return run
 
 
+def _onnx_note(file: Path) -> str:
+    import onnx
+
+    proto = onnx.load(str(file), load_external_data=False)
+    return next((p.value for p in proto.metadata_props if p.key == NOTE), "")
+
+
 def _open_onnxruntime(file: str) -> Callable[[Source, int, str], Run]:
     return lambda source, threads, auto_class: open_onnx(source.export(file), threads)
 
 
-_ONNX = ("onnx", "onnxruntime", "onnxscript")
+def _onnx(file: str) -> Engine:
+    return Engine(_open_onnxruntime(file), file, ("onnx", "onnxruntime", "onnxscript"), _onnx_note)
+
+
 ENGINES: dict[str, Engine] = {
     "pytorch": Engine(_open_pytorch),
-    "onnxruntime": Engine(_open_onnxruntime("onnx/model.onnx"), "onnx/model.onnx", _ONNX),
-    "onnxruntime-int8": Engine(_open_onnxruntime("onnx/model_quantized.onnx"), "onnx/model_quantized.onnx", _ONNX),
+    "onnxruntime": _onnx("onnx/model.onnx"),
+    "onnxruntime-int8": _onnx("onnx/model_quantized.onnx"),
 }

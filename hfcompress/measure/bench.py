@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint import load_model
 from ..core.errors import MeasureError
 from ..export.inputs import example_inputs
+from ..export.notes import runs_in
 from ..export.runtime import Source, engine
 from .flops import count_flops
 from .latency import ROUNDS, SECONDS, Latency, measure_latency, measure_memory, speedups
@@ -105,6 +106,7 @@ def describe(source: Source, settings: Settings, name: str | None = None) -> Mod
         size_bytes=sum(files.values()),
         files=files,
         exports=export_files(exports),
+        runs_in={name: runs_in(name, source, model) for name in settings.engines},
         parameters=parameters,
         nonzeros=nonzeros,
         flops={

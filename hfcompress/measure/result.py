@@ -17,7 +17,7 @@ FORMAT = 1
 class LatencyRow(StrictModel):
     """Time of one forward pass in one engine at one input shape."""
 
-    engine: str = Field(description="'pytorch', 'onnxruntime' or 'onnxruntime-int8'.")
+    engine: str = Field(description="Name of the engine, such as 'pytorch'; the recipe lists all.")
     batch: int
     length: int | None = Field(None, description="Tokens per example; None for images.")
     image_size: int | None = Field(None, description="Pixels per side; None for text.")
@@ -59,6 +59,9 @@ class ModelResult(StrictModel):
     parameters: int = Field(description="Numbers the model holds, packed ones counted one by one, shared ones once.")
     nonzeros: int
     flops: dict[str, int] = Field(description="Floating-point operations of one example by shape, such as '1x32'.")
+    runs_in: dict[str, str] = Field(
+        default_factory=dict, description="By engine, how the weights are stored and what products are computed in."
+    )
     quality: list[Quality] = Field(default_factory=list)
     latency: list[LatencyRow] = Field(default_factory=list)
     peak_memory_bytes: dict[str, int] = Field(

@@ -96,6 +96,8 @@ def _bench_rows(measured: Bench) -> Table:
                 "–" if label == first or same is None else f"{same:.2f}×",
                 "–" if label == first or best is None else f"{best:.2f}×",
             )
+    notes = [f"{m.name} in {engine}: {note}" for m in measured.models.values() for engine, note in m.runs_in.items()]
+    table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 

@@ -1,0 +1,131 @@
+"""Spelling out a traced graph: each layer's node is replaced by ONNX operators and its stored weight."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ..core.errors import ExportError
+from .notes import note_of
+from .runtime import NOTE
+from .trace import DOMAIN, KERNEL, TABLE, Traced
+from .weights import Layer
+
+FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8
+CONTRIB = "com.microsoft"  # operators of ONNX Runtime's own
+
+
+class Graph:
+    """Nodes and initializers in the making; a constant or a node asked for twice under one name is made once.
+
+    Names of the exporter hold no slash, so those made here do: what is derived of `a` is `a/codes`, never `a_codes`.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self._made: dict[str, NodeProto] = {}
+
+    def constant(self, name: str, values: Any, dtype: Any = None) -> str:
+        """Store an initializer and return its name."""
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype=dtype), name)
+        return name
+
+    def shared(self, name: str, values: Any, dtype: Any) -> str:
+        """Store an initializer that belongs to no layer and return its name."""
+        return self.constant(f"shared/{name}", values, dtype)
+
+    def bfloat16(self, name: str, values: Any) -> str:
+        """Store float32 numbers that bfloat16 holds as such and return their name."""
+        if name not in self.constants:
+            bits = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+            self.constants[name] = helper.make_tensor(
+                name, TensorProto.BFLOAT16, values.shape, bits.tobytes(), raw=True
+            )
+        return name
+
+    def node(self, op: str, inputs: list[str], name: str, *more: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node whose first output is `name` (others: `more`) and return that; ExportError when it is taken."""
+        made = helper.make_node(op, inputs, [name, *more], name=f"node/{name}", domain=domain, **attributes)
+        if self._made.setdefault(name, made) is made:
+            self.nodes.append(made)
+        elif self._made[name] != made:
+            raise ExportError(f"two different nodes of the export are called {name!r}")
+        return name
+
+
+class Lowering(Protocol):
+    """One way to compute a layer; `note` says which, and each function what the layer's numbers are in the file."""
+
+    @property
+    def note(self) -> str:
+        """What the layers spelt out so far are computed in."""
+        ...
+
+    def linear(self, graph: Graph, x: str, rank: int, layer: Layer, out: str) -> str:
+        """Add y = x W^T + b, named `out`."""
+        ...
+
+    def kernel(self, graph: Graph, layer: Layer, out: str) -> str:
+        """Add a convolution's weight in float32, (rows, columns), named `out`."""
+        ...
+
+    def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
+        """Add the rows of the table at `ids`, named `out`."""
+        ...
+
+
+def lower(traced: Traced, how: Lowering) -> ModelProto:
+    """Return a graph without nodes of this package; its metadata say what it runs in."""
+    proto = ModelProto()
+    proto.CopyFrom(traced.proto)
+    graph = Graph()
+    weights: dict[str, str] = {}
+    tables: dict[str, str] = {}
+    for node in traced.proto.graph.node:
+        if node.domain != DOMAIN:
+            graph.nodes.append(copy.deepcopy(node))
+            continue
+        path, rank = _attribute(node, "path").s.decode(), int(_attribute(node, "rank").i)
+        layer, out = traced.layers[path], node.output[0]
+        if node.op_type == TABLE:
+            tables[path] = how.table(graph, node.input[0], rank, layer, out)
+        elif node.op_type == KERNEL:
+            weights[path] = how.kernel(graph, layer, out)
+        else:
+            weights[path] = how.linear(graph, node.input[0], rank, layer, out)
+    del proto.graph.node[:]
+    proto.graph.node.extend(graph.nodes)
+    proto.graph.initializer.extend(graph.constants.values())
+    _set_domains(proto)
+    _drop_unused(proto)
+    helper.set_model_props(proto, {NOTE: note_of(list(weights.values()), list(tables.values()), how.note)})
+    return proto
+
+
+def add_bias(graph: Graph, y: str, layer: Layer, out: str) -> None:
+    """Add the layer's bias to `y`, under the name `out`; call only for a layer that has one."""
+    graph.node("Add", [y, graph.constant(f"{layer.path}.bias", layer.bias)], out)
+
+
+def _attribute(node: NodeProto, name: str) -> Any:
+    return next(a for a in node.attribute if a.name == name)
+
+
+def _set_domains(proto: ModelProto) -> None:
+    kept = [o for o in proto.opset_import if o.domain not in (DOMAIN, CONTRIB)]
+    if any(node.domain == CONTRIB for node in proto.graph.node):
+        kept.append(helper.make_opsetid(CONTRIB, 1))
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+
+
+def _drop_unused(proto: ModelProto) -> None:
+    used = {name for node in proto.graph.node for name in node.input} | {o.name for o in proto.graph.output}
+    kept = [t for t in proto.graph.initializer if t.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)

@@ -1,0 +1,104 @@
+"""Layers computed in int8: weights as the model stores them, activations on its grids or rounded as they come."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import blocks
+from .bits import described, matrix_codes
+from .graph import FLOAT, Graph, add_bias
+from .lower_float import FloatProducts, rounded_inputs
+from .weights import SMALL, Coded, Dense, Layer, coded8, halved
+
+
+class Int8Products:
+    """Layers whose inputs have a grid in the checkpoint: QDQ, which ONNX Runtime turns into integer products.
+
+    Others round their inputs as they come: `MatMulInteger` where a row of the weight has one scale, `MatMulNBits` with
+    int8 activations where it has several. Plain weights are rounded to 8 bits. With `reduce_range` 8-bit codes are kept
+    to 7 bits, so that the sum of two products fits the 16 bits in which x86 without VNNI adds them.
+    """
+
+    def __init__(self, reduce_range: bool) -> None:
+        self.reduce_range = reduce_range
+        self._float = FloatProducts()
+        self._layers = {"static": 0, "dynamic": 0}
+
+    @property
+    def note(self) -> str:
+        """How the inputs of the layers were rounded so far."""
+        used = [f"{kind} ({count})" for kind, count in self._layers.items() if count]
+        return f"activations int8, {', '.join(used)}" if used else "computed in float32"
+
+    def linear(self, graph: Graph, x: str, rank: int, layer: Layer, out: str) -> str:
+        """Add y = x W^T + b, named `out`."""
+        weight = rounded(layer.weight)
+        if isinstance(weight, Dense):
+            return self._float.linear(graph, x, rank, layer, out)
+        if weight.groups > 1 and (layer.inputs or not blocks.matmul_block(weight)):
+            return self._float.linear(graph, x, rank, layer, out) + " computed in float32"
+        self._layers["static" if layer.inputs else "dynamic"] += 1
+        if size := blocks.matmul_block(weight) if weight.groups > 1 else None:
+            blocks.matmul(graph, x, layer, weight, size, out, int8_activations=True)
+            return described(weight)
+        weight = halved(weight) if self.reduce_range else weight
+        if layer.inputs:
+            _qdq_product(graph, rounded_inputs(graph, x, layer.inputs), layer, weight, out)
+        else:
+            _integer_product(graph, x, layer, weight, out)
+        return described(weight)
+
+    def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
+        """Add the rows of the table at `ids`, named `out`."""
+        return self._float.table(graph, ids, rank, Layer(layer.path, layer.name, True, rounded(layer.weight)), out)
+
+    def kernel(self, graph: Graph, layer: Layer, out: str) -> str:
+        """Add a convolution's weight: integer convolution is slower than float on CPUs, and a ViT has one small one."""
+        return self._float.kernel(graph, layer, out) + " computed in float32"
+
+
+def rounded(weight: Dense | Coded) -> Dense | Coded:
+    """Return a plain weight in 8 bits, unless it is small or without its zeros, and any other as it is."""
+    if isinstance(weight, Coded) or weight.values.size < SMALL or weight.mask is not None:
+        return weight
+    return coded8(weight.values)
+
+
+def _integer_product(graph: Graph, x: str, layer: Layer, weight: Coded, out: str) -> None:
+    """Add y = x W^T + b, x rounded to uint8 by the range it has."""
+    name, codes_x = layer.name, f"{x}/int8"  # x is rounded once for all layers that read it
+    scale_x, zero_x = f"{codes_x}/scale", f"{codes_x}/zero"
+    graph.node("DynamicQuantizeLinear", [x], codes_x, scale_x, zero_x)
+    product = graph.node(
+        "MatMulInteger", [codes_x, _turned(graph, layer, weight), zero_x, _zero(graph, name, weight, 1)], f"{out}/int32"
+    )
+    wide = graph.node("Cast", [product], f"{out}/float", to=FLOAT)
+    both = graph.node("Mul", [scale_x, _scale(graph, name, weight)], f"{out}/scale")
+    result = graph.node("Mul", [wide, both], out if layer.bias is None else f"{out}/product")
+    if layer.bias is not None:
+        add_bias(graph, result, layer, out)
+
+
+def _qdq_product(graph: Graph, x: str, layer: Layer, weight: Coded, out: str) -> None:
+    """Add y = x W^T + b, x being on a grid already."""
+    inputs = [_turned(graph, layer, weight), _scale(graph, layer.name, weight)]
+    inputs.append(_zero(graph, layer.name, weight, weight.shape[0]))
+    values = graph.node("DequantizeLinear", inputs, f"{layer.name}/weight", axis=1)
+    result = graph.node("MatMul", [x, values], out if layer.bias is None else f"{out}/product")
+    if layer.bias is not None:
+        add_bias(graph, result, layer, out)
+
+
+def _turned(graph: Graph, layer: Layer, weight: Coded) -> str:
+    """Add the codes as int8 (columns, rows)."""
+    return graph.node("Transpose", [matrix_codes(graph, layer.name, weight)], f"{layer.name}/codes/turned", perm=[1, 0])
+
+
+def _scale(graph: Graph, name: str, weight: Coded) -> str:
+    return graph.constant(f"{name}/scale_row", weight.scale[:, 0])
+
+
+def _zero(graph: Graph, name: str, weight: Coded, count: int) -> str:
+    """Add the zero points of the rows, or `count` zeros."""
+    zero = np.zeros(count) if weight.zero is None else weight.zero[:, 0]
+    return graph.constant(f"{name}/zero_row", zero, np.int8)

@@ -1,0 +1,166 @@
+"""The weights of a model as an export stores them: plain numbers, or the codes and scales of a packed layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..modules.matrix import matrix
+from ..modules.packed import PackedConv2d, PackedEmbedding
+from ..modules.storage import Packed
+from ..ops.quantization import Grid, Quantized, quantize, stored_width
+
+Array = np.ndarray
+
+SMALL = 1024  # numbers; a plain weight of fewer is not worth quantizing for an int8 export
+TERNARY = 0  # "bits" of a code stored as a digit of base 3, five to a byte
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A weight in float32, (rows, columns): one row per output channel or table entry.
+
+    mask: bool, where the numbers that are stored are; None: all are.
+    """
+
+    values: Array
+    mask: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.values.shape
+
+
+@dataclass(frozen=True)
+class Coded:
+    """W[r, c] = (codes[r, c] - zero[r, g]) * scale[r, g], where g = c // group_size.
+
+    codes: int8 (rows, columns), each `low` + `step` * u with u in [0, 2^bits), or of base 3. scale: float32 (rows,
+    groups), its values bfloat16. zero: int8 (rows, groups), or None for zero throughout. mask: as of `Dense`; a code
+    that is not stored is the zero point.
+    """
+
+    codes: Array
+    scale: Array
+    zero: Array | None
+    bits: int
+    step: int = 1  # 2 for codes that are -1 or 1
+    group_size: int | None = None
+    mask: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.codes.shape
+
+    @property
+    def groups(self) -> int:
+        """How many scales a row has."""
+        return int(self.scale.shape[1])
+
+    @property
+    def low(self) -> int:
+        """The lowest code."""
+        return -1 if self.step == 2 or self.bits == TERNARY else -(2 ** (self.bits - 1))
+
+    def stored(self) -> Array:
+        """Return u of the codes that are stored as uint8: (rows, columns), or (1, count) under a mask."""
+        codes = self.codes if self.mask is None else self.codes[self.mask][None]
+        return ((codes.astype(np.int16) - self.low) // self.step).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The grid a layer rounds what it reads to: (code - zero) * step, code in [0, 2^bits)."""
+
+    step: float
+    zero: int
+    bits: int
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The lowest and the highest value."""
+        return -self.zero * self.step, (2**self.bits - 1 - self.zero) * self.step
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer an export writes itself; layers that share one weight carry the same `name`."""
+
+    path: str
+    name: str
+    is_table: bool
+    weight: Dense | Coded
+    bias: Array | None = None
+    inputs: Inputs | None = None  # None: it reads floats
+
+
+def layer_of(path: str, name: str, module: nn.Module) -> Layer | None:
+    """Return the layer an export writes for `module`, or None when the exporter's own translation is right."""
+    weight: Dense | Coded
+    if isinstance(module, Packed):
+        weight = _packed(module)
+    elif type(module) in (nn.Linear, nn.Embedding, Conv1D):
+        weight = Dense(matrix(module).detach().float().cpu().contiguous().numpy())
+    else:
+        return None
+    table = isinstance(module, nn.Embedding | PackedEmbedding)
+    bias = None if isinstance(module, PackedConv2d) else getattr(module, "bias", None)
+    bias = None if bias is None else bias.detach().float().cpu().numpy()
+    return Layer(path, name, table, weight, bias, _inputs(module))
+
+
+def coded8(values: Array) -> Coded:
+    """Quantize a plain weight (rows, columns) to 8 bits, symmetric, one scale per row."""
+    return _coded(quantize(torch.from_numpy(values), Grid(8)))
+
+
+def halved(weight: Coded) -> Coded:
+    """Return 8-bit codes on a grid twice as coarse, in [-64, 64]: the sum of two products then fits 16 bits."""
+    if weight.bits < 8:
+        return weight
+    zero = np.zeros((1, 1)) if weight.zero is None else np.rint(weight.zero / 2)
+    kept = np.zeros((1, 1)) if weight.zero is None else weight.zero
+    codes = np.rint((weight.codes - kept.astype(np.float32)) / 2) + zero
+    whole = None if weight.zero is None else zero.astype(np.int8)
+    return Coded(codes.clip(-64, 64).astype(np.int8), weight.scale * 2, whole, 8, mask=weight.mask)
+
+
+def _inputs(module: nn.Module) -> Inputs | None:
+    grid = module.inputs() if isinstance(module, Packed) else None
+    return None if grid is None else Inputs(float(grid[0]), grid[1], grid[2])
+
+
+def _packed(module: Packed) -> Dense | Coded:
+    mask = module.mask().cpu().numpy() if module.sparse else None
+    if module.grid is None:
+        return Dense(module.dequantized().detach().cpu().numpy(), mask)
+    return _coded(module.quantized(), mask)
+
+
+def _coded(quantized: Quantized, mask: Array | None = None) -> Coded:
+    """Shift codes of 0 and more to around zero, so that every code is an int8."""
+    grid = quantized.grid
+    width: Any = stored_width(grid, mask is not None)
+    shift = 0 if grid.symmetric else 2 ** (width - 1)
+    codes = (quantized.codes.cpu().numpy().astype(np.int16) - shift).astype(np.int8)
+    scale, zero = (None if t is None else t.cpu().float().numpy() for t in (quantized.scale, quantized.zero))
+    return Coded(
+        codes,
+        _by_row(scale, len(codes)),
+        None if zero is None else _by_row(zero - shift, len(codes)).astype(np.int8),
+        TERNARY if width == "ternary" else width,
+        2 if width == 1 else 1,
+        grid.group_size,
+        mask,
+    )
+
+
+def _by_row(values: Any, rows: int) -> Array:
+    return np.broadcast_to(values, (rows, values.shape[1]))
