@@ -31,8 +31,9 @@ def count_structure(base: nn.Module, model: nn.Module) -> Report:
 
     def sizes(of: nn.Module) -> tuple[list[int], list[int]]:
         blocks, state = blocks_of(of, family_of(of)), of.state_dict()
-        heads = [state[f"{b.query}.weight"].shape[0] // b.head_size for b in blocks]
-        return heads, [state[f"{b.down}.weight"].shape[1] for b in blocks]
+        axis = 0 if "transformer.h.0.attn.c_attn.weight" in state else 1  # GPT-2 keeps its weights as (in, out)
+        heads = [state[f"{b.output}.weight"].shape[axis] // b.head_size for b in blocks]
+        return heads, [state[f"{b.down}.weight"].shape[axis] for b in blocks]
 
     (heads, units), (heads_left, units_left) = sizes(base), sizes(model)
     return {
@@ -43,6 +44,15 @@ def count_structure(base: nn.Module, model: nn.Module) -> Report:
         **{f"layer{i}_heads": n for i, n in enumerate(heads_left)},
         **{f"layer{i}_units": n for i, n in enumerate(units_left)},
     }
+
+
+def count_part(part: str) -> Callable[[nn.Module, nn.Module], Report]:
+    """Return `count_structure` of heads or units alone."""
+
+    def count(base: nn.Module, model: nn.Module) -> Report:
+        return {key: value for key, value in count_structure(base, model).items() if part in key}
+
+    return count
 
 
 def count_packed(base: nn.Module, model: nn.Module) -> Report:
@@ -140,6 +150,8 @@ CASES: dict[str, MethodCase] = {
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase({"keep": 2, "choose": "top"}, count_blocks),
+    "heads": MethodCase({"remove": 0.5}, count_part("heads")),
+    "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
     "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
     "quantize_weights": MethodCase({}, count_packed),

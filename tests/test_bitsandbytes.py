@@ -223,7 +223,7 @@ def test_shared_weights_and_layers_that_are_quantized_already_are_refused():
         compress(model, BitsandbytesConfig())
     model = quantized()
     for config in (QuantizeWeightsConfig(), QuantizeWeightsConfig(targets=["re:.*query"])):
-        with pytest.raises(TargetError, match="quantized already|can't be packed"):
+        with pytest.raises(TargetError, match=r"quantized already|can't be packed"):
             compress(copy.deepcopy(model), config)
     with pytest.raises(LifecycleError, match="add adapters"):
         HFCompressTrainer(model=model, recipe=[MovementConfig(heads=0.5)])

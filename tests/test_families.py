@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
+from hfcompress import compress
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import CheckpointError, FamilyError, TargetError
 from hfcompress.core.families import (
@@ -26,11 +27,13 @@ from hfcompress.core.families import (
     stacks_of,
     unit_count,
 )
+from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.modules.gate import ColumnGate
 from hfcompress.modules.matrix import matrix
+from hfcompress.modules.packed import pack_
 from hfcompress.modules.parametrizations import attach, detach, find, trainable
 from hfcompress.modules.shrink import keep_heads_, keep_units_
-from hfcompress.run.families_table import families_markdown, support, with_table
+from hfcompress.run.families_table import families_markdown, reason_of, support, with_table
 
 ALL = (*MODELS, *MORE)
 LOCKED = ("mpnet", "t5")  # their heads share one table of position biases
@@ -185,12 +188,17 @@ def test_a_pruned_model_generates_as_without_a_cache(name):
 
 
 def test_packed_layers_are_not_cut():
-    from hfcompress.modules.packed import pack_
-
     model = make("bert")
     pack_(model, blocks(model)[0].down)
     with pytest.raises(TargetError, match="before layers are packed"):
         keep_units_(model, blocks(model)[0], alternating(64))
+
+
+def test_a_table_that_the_model_reads_itself_stays_in_float():
+    model = compress(make("deberta-v2"), QuantizeWeightsConfig())
+    assert type(model.deberta.encoder.rel_embeddings) is nn.Embedding and logits(model, "deberta-v2").isfinite().all()
+    with pytest.raises(TargetError, match=r"encoder\.rel_embeddings: the model reads this weight itself"):
+        pack_(model, "deberta.encoder.rel_embeddings")
 
 
 def test_layers_that_were_gated_stay_trainable():
@@ -249,19 +257,23 @@ def test_calibration_batches_fit_every_model():
         assert make(name)(**calibration(name)[0]).loss > 0
 
 
-def test_the_readme_says_which_method_works_on_which_family():
+@pytest.fixture(scope="module")
+def reasons():
+    return support()
+
+
+def test_the_readme_says_which_method_works_on_which_family(reasons):
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert text == with_table(text, families_markdown()), (
+    assert text == with_table(text, families_markdown(reasons)), (
         "the table is out of date: python -m hfcompress.run.families_table --write README.md"
     )
 
 
-def test_the_table_says_why_and_hides_no_fault(monkeypatch):
-    reasons = support()
+def test_the_table_says_why_and_hides_no_fault(reasons, monkeypatch):
     assert reasons["`layers`"]["bert"] == "" and "one shared block" in reasons["`layers`"]["albert"]
     assert "one column per head" in reasons["`movement` (heads)"]["t5"] and reasons["`movement` (ffn)"]["t5"] == ""
     monkeypatch.setattr("hfcompress.methods.layers.droppable_stacks", lambda model, family: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        support()
+        reason_of("layers", {}, make("bert"))
     with pytest.raises(ValueError, match="no <!-- families -->"):
         with_table("text", "table")

@@ -278,6 +278,12 @@ def test_findings_are_silent_on_success_and_plain_on_failure():
     assert "onnxruntime at 8×128 is slower than the same engine on the original (0.94×)." in said
     assert "25% of the compressed model's weights are zero. No engine measured here skips them" in said
     assert "threads waited 30% of the time" in said
+    sparse = model_result(5_000_000, 2000, 1000, 600, 0.90, 6.0)  # its zeros left the file, but take their time
+    assert findings(good.baseline, sparse, speedups(good.baseline.latency, sparse.latency)[:1]) == [
+        "pytorch at 1×32 is no faster than the same engine on the original (1.00×).",
+        "50% of the compressed model's weights are zero. No engine measured here skips them: they save no time, and "
+        "bytes only in layers that are stored without them.",
+    ]
     same = [Speedup(engine="pytorch", baseline_engine="pytorch", batch=1, image_size=56, ratio=1.01)]
     assert findings(good.baseline, good.compressed, same) == [
         "pytorch at 1×56 is no faster than the same engine on the original (1.01×)."

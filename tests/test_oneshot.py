@@ -1,4 +1,4 @@
-"""One-shot removal of heads and feed-forward units: what is chosen, what the rest becomes, what a budget is spent on."""
+"""One-shot removal of heads and feed-forward units: what goes, what the rest becomes, what a budget is spent on."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_fisher_is_the_squared_gradient_of_a_mask_per_example():
         handle.remove()
         expected += gradient.square()
     assert torch.allclose(found[block.down].scores, expected, rtol=1e-3)
-    assert found[block.output].scores.shape == (HEADS,) and found[block.down].positions == 9
+    assert found[block.output].scores.shape == (HEADS,) and found[block.down].tokens == 9
     assert not any(m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
 

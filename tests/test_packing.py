@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import math
 
@@ -38,7 +37,7 @@ GRIDS = [
     *(Grid(bits, per_tensor=True) for bits in (8, 3, "ternary", 1)),
     Grid(4, symmetric=False, per_tensor=True),
 ]
-SHAPES = [(5, 33), (16, 48), (1, 1), (3, 200)]
+SHAPES = [(5, 33), (16, 48), (1, 1)]
 LAYERS = {
     "linear": lambda: nn.Linear(33, 12),
     "linear-plain": lambda: nn.Linear(40, 6, bias=False),
@@ -95,7 +94,7 @@ def test_a_stream_of_numbers_comes_back_and_wastes_no_bit(width):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=name_of)
 def test_quantizing_again_changes_nothing_and_mse_is_no_worse(grid):
-    for shape, clip in itertools.product(SHAPES, ("max", "mse")):
+    for shape, clip in [*((shape, "max") for shape in SHAPES), (SHAPES[0], "mse")]:
         for weight in weights(shape):
             stored = quantize(weight, grid, clip)
             back = stored.dequantize()
@@ -325,6 +324,22 @@ def test_tied_weights_are_packed_once_and_stay_tied(make_model, auto, head, tabl
     save_checkpoint(loaded, tmp_path / "c")
     with torch.no_grad():
         assert torch.allclose(load_model(tmp_path / "c", auto)(IDS).logits, wanted, atol=1e-5)
+
+
+def test_tied_float_weights_without_zeros_stay_tied(tmp_path):
+    model = bert_lm()
+    table, head = "bert.embeddings.word_embeddings", "cls.predictions.decoder"
+    weight = model.get_submodule(table).weight
+    weight.data *= torch.rand(weight.shape) >= 0.5
+    with torch.no_grad():
+        wanted = model(IDS).logits
+    assert pack_sparse_(model, table) and model.get_submodule(head).weight is model.get_submodule(table).weight
+    loaded = load_model(save_checkpoint(model, tmp_path), "AutoModelForMaskedLM")
+    loaded.tie_weights()
+    assert loaded.get_submodule(head).weight is loaded.get_submodule(table).weight
+    assert loaded.get_submodule(head).bias.shape == (99,)  # transformers would pad it to the length of the values
+    with torch.no_grad():
+        assert torch.allclose(loaded(IDS).logits, wanted, atol=1e-5)
 
 
 def test_an_undeclared_tie_is_refused():

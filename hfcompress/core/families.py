@@ -164,13 +164,22 @@ def embeddings_of(model: nn.Module, family: Family) -> list[str]:
 
 
 def output_layers(model: nn.Module) -> set[str]:
-    """Return the paths of the task head's layers that give one number per label; methods leave them in float."""
+    """Return the paths of what methods leave in float unless told otherwise.
+
+    The task head's layers that give one number per label, and what can't be stored in another way at all.
+    """
     prefix, labels = base_prefix(model), getattr(model.config, "num_labels", None)
-    return {
+    return direct_weights(model) | {
         path
         for path, module in model.named_modules()
         if prefix and not path.startswith(prefix) and getattr(module, "out_features", 0) == labels
     }
+
+
+def direct_weights(model: nn.Module) -> set[str]:
+    """Return the paths of layers whose weight the model reads itself: it has to stay a plain matrix of floats."""
+    family = _FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
+    return {base_prefix(model) + path for path in family.direct} if family else set()
 
 
 def size_names(model: nn.Module) -> frozenset[str]:

@@ -77,6 +77,7 @@ class Family:
     cross: AttentionPaths | None = None  # attention to another stack, in the blocks that have it
     norms: tuple[str, ...] = ()  # paths inside a block
     outer_norms: tuple[str, ...] = ()  # paths outside the blocks, where they exist
+    direct: tuple[str, ...] = ()  # tables whose weight the model reads itself, without asking the module
     depth: Depth = field(default_factory=Depth)
     hidden_key: str = "hidden_size"
     ffn_key: str | None = "intermediate_size"  # config key that sets the width of every block; None: not one number

@@ -141,6 +141,7 @@ _ENCODERS = (
         _bert_embeddings(),
         norms=("attention.output.LayerNorm", "output.LayerNorm"),
         outer_norms=("embeddings.LayerNorm", "encoder.LayerNorm"),
+        direct=("encoder.rel_embeddings",),
         depth=Depth(returns=(None,), refused_if=(("conv_kernel_size", "a convolution follows its first block"),)),
         tiny=_TINY_TEXT
         | {

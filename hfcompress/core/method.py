@@ -13,6 +13,8 @@ from torch import nn
 from .config import StrictModel
 from .families import Family, family_of
 
+CALIBRATION_EXAMPLES = 256
+
 
 class Phase(IntEnum):
     """When, within one stage, a method becomes permanent: low before high, so no method lists its neighbours."""
@@ -112,6 +114,11 @@ class Method(Generic[C]):
     def needs(self) -> Needs:
         """What this method cannot do without, with the settings it has."""
         return self.info.needs
+
+    @property
+    def calibration_examples(self) -> int:
+        """How many calibration examples to read, where the caller has that many."""
+        return CALIBRATION_EXAMPLES
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Attach what training or calibration needs, reversibly, and return the paths acted on (empty: an error)."""

@@ -62,19 +62,20 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     seen: set[int] = set()
     total = nonzeros = 0
     for module in model.modules():
+        numel, nonzero = _stated(module, "packed_numel"), _stated(module, "packed_nonzeros")
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            count = _stated(module, "packed_numel", name, parameter.numel())
+            count = numel.get(name, parameter.numel())
             total += count
-            nonzeros += _stated(module, "packed_nonzeros", name, min(count, _nonzeros(parameter)))
+            nonzeros += nonzero[name] if name in nonzero else min(count, _nonzeros(parameter))
     return total, nonzeros
 
 
-def _stated(module: nn.Module, attribute: str, name: str, default: int) -> int:
+def _stated(module: nn.Module, attribute: str) -> dict[str, int]:
     stated = getattr(module, attribute, None)
-    return int(stated.get(name, default)) if isinstance(stated, dict) else default
+    return stated if isinstance(stated, dict) else {}
 
 
 def _nonzeros(tensor: Tensor) -> int:

@@ -33,6 +33,7 @@ class Ffn(Method[FfnConfig]):
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/2204.09656", "https://arxiv.org/abs/2302.04089"),
         needs=Needs(calibration=True),
+        examples={"": {"remove": 0.5}},
     )
     Config = FfnConfig
 

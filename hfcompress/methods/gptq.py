@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
-from ..core.sparsity import Layers
+from ..core.sparsity import Calibrated
 from ..core.targets import select
 from ..modules.blockwise import walk_
 from ..modules.chains import LINEAR, block_layers, layers_of
@@ -27,7 +27,7 @@ Bits = Literal[8, 6, 4, 3, 2, "ternary"]
 _EMBEDDINGS = (nn.Embedding, PackedEmbedding)
 
 
-class GPTQConfig(Layers):
+class GPTQConfig(Calibrated):
     """Settings of GPTQ."""
 
     bits: Bits = Field(4, description="Bits per weight; ternary takes 1.6.")
@@ -70,6 +70,11 @@ class GPTQ(Method[GPTQConfig]):
         needs=Needs(calibration=True),
     )
     Config = GPTQConfig
+
+    @property
+    def calibration_examples(self) -> int:
+        """Return how many calibration examples to read."""
+        return self.config.examples
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers; TargetError for one whose weight is in few bits already, or shared with another layer."""
@@ -125,8 +130,9 @@ class GPTQ(Method[GPTQConfig]):
         tables: list[str] = []
         for path, module in select(layers, self.config.targets, self.config.ignore, f"{self.info.name}.targets"):
             table = isinstance(module, _EMBEDDINGS)
-            if isinstance(module, Packed) and module.grid is not None:
-                raise TargetError(f"{path}: its weight is in {module.grid.bits} bits already; add it to `ignore`")
+            weight: Any = module.weight
+            if (isinstance(module, Packed) and module.grid is not None) or not weight.is_floating_point():
+                raise TargetError(f"{path}: its weight is in few bits already; add it to `ignore`")
             if not table and len(sharers(model, path)) > 1:
                 raise TargetError(f"{path}: its weight is shared with {sharers(model, path)[1][0]}; add it to `ignore`")
             (tables if table else linear).append(path)

@@ -30,6 +30,7 @@ class Heads(Method[HeadsConfig]):
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/1905.10650", "https://arxiv.org/abs/2204.09656"),
         needs=Needs(calibration=True),
+        examples={"": {"remove": 0.5}},
     )
     Config = HeadsConfig
 

@@ -15,7 +15,7 @@ from ..core.sparsity import Layers
 from ..modules.masked import MaskedWeight, choose, mask_, store_zeros_
 from ..modules.matrix import LAYERS, stored
 from ..modules.parametrizations import attach
-from ..ops.masks import keep_largest
+from ..ops.masks import keep_share
 
 
 class MagnitudeConfig(Layers):
@@ -72,5 +72,5 @@ class Magnitude(Method[MagnitudeConfig]):
         scores = (stored(model.get_submodule(path)).abs() for path in self._paths)
         density = 1.0 - strength * self.config.sparsity
         if self.config.scope == "model":
-            return keep_largest(list(scores), density)
-        return [keep_largest([score], density)[0] for score in scores]
+            return keep_share(list(scores), density)
+        return [keep_share([score], density)[0] for score in scores]

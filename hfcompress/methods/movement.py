@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..core.config import StrictModel
-from ..core.errors import FamilyError
 from ..core.families import Block, Family, blocks_of, head_count, require_removable_heads, unit_count, width_in
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
@@ -99,8 +98,6 @@ class Movement(Method[MovementConfig]):
         blocks = blocks_of(model, ctx.family)
         if config.heads or config.filled:
             require_removable_heads(blocks)
-        if config.filled and any(b.fused for b in blocks):
-            raise FamilyError("movement.filled: query, key and value are one layer here; set filled: false")
         self._before = _counts(model, blocks)
         heads = [(b.output, b.head_size) for b in blocks] if config.heads else []
         units = [(b.down, 1) for b in blocks] if config.ffn else []

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.schedule import Schedule
-from ..core.sparsity import Layers
+from ..core.sparsity import Calibrated
 from ..modules.blockwise import observe_all
 from ..modules.masked import MaskedWeight, choose, mask_, refuse_uneven, store_zeros_
-from ..modules.matrix import as_matrix, as_weight, matrix, stored
+from ..modules.matrix import as_matrix, matrix, stored
 from ..modules.parametrizations import attach, find
 from ..ops.masks import keep_n_of_m
 from ..ops.moments import ColumnNorms
 
 
-class NOfMConfig(Layers):
+class NOfMConfig(Calibrated):
     """Settings of N:M sparsity."""
 
     n: int = Field(2, ge=1, description="Weights kept in every group.")
@@ -60,13 +60,18 @@ class NOfM(Method[NOfMConfig]):
         """Calibration batches, where inputs count."""
         return Needs(calibration=self.config.score == "activations")
 
+    @property
+    def calibration_examples(self) -> int:
+        """Return how many calibration examples to read."""
+        return self.config.examples
+
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Put an open mask on every target."""
         self._paths = choose(model, self.config, self.info.name)
         refuse_uneven(model, self._paths, self.config.m)
         for path in self._paths:
-            module = model.get_submodule(path)
-            attach(model, path, MaskedWeight(stored(module), matrix(module).shape[1]))
+            weight = matrix(model.get_submodule(path))
+            attach(model, path, MaskedWeight(weight, weight.shape[1]), as_matrix=True)
         return self._paths
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
@@ -99,5 +104,5 @@ class NOfM(Method[NOfMConfig]):
             module, norms = model.get_submodule(path), find(model, path, MaskedWeight).norms
             scores = as_matrix(module, stored(module)).float().abs()
             scores = scores if norms is None else scores * norms
-            masks.append(as_weight(module, keep_n_of_m(scores, kept, self.config.m)))
+            masks.append(keep_n_of_m(scores, kept, self.config.m))
         return masks

@@ -37,8 +37,14 @@ class SparseGPT(Method[SparseGPTConfig]):
         phase=Phase.SPARSITY,
         papers=("https://arxiv.org/abs/2301.00774",),
         needs=Needs(calibration=True),
+        examples={"": {"sparsity": 0.5}},
     )
     Config = SparseGPTConfig
+
+    @property
+    def calibration_examples(self) -> int:
+        """Return how many calibration examples to read."""
+        return self.config.examples
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers."""

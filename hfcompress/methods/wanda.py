@@ -32,8 +32,14 @@ class Wanda(Method[WandaConfig]):
         phase=Phase.SPARSITY,
         papers=("https://arxiv.org/abs/2306.11695",),
         needs=Needs(calibration=True),
+        examples={"": {"sparsity": 0.5}},
     )
     Config = WandaConfig
+
+    @property
+    def calibration_examples(self) -> int:
+        """Return how many calibration examples to read."""
+        return self.config.examples
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers."""

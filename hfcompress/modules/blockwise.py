@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from ..core.errors import DataError
+from ..core.progress import track
 from .chains import Batch, Chain, blocks, chains, hooks, record
 from .storage import Packed
 
@@ -27,7 +27,7 @@ class Statistic(Protocol):
 S = TypeVar("S", bound=Statistic)
 New = Callable[[int, torch.device], S]  # (columns, device) -> an empty statistic
 Compress = Callable[[list[str], S], None]  # acts on layers that read the same inputs
-Runs = Iterable[tuple[Batch, Callable[[], Any]]]  # each batch with its pass through a block, or through the model
+Runs = Sequence[tuple[Batch, Callable[[], Any]]]  # each batch with its pass through a block, or through the model
 
 
 @torch.no_grad()
@@ -40,20 +40,20 @@ def walk_(
     a batch has an `attention_mask`, is left out), hand it to `compress`, and run the block again for the inputs of the
     next. Beside the model that takes the batches' hidden states, in the model's dtype, and one block's statistics.
     Layers outside of blocks come last, from passes through the whole model, as do those of blocks that are called more
-    than once. Raises DataError when there are no batches or a layer is never reached.
+    than once. `title` says in reports of progress what is going on. Raises DataError when there are no batches or a
+    layer is never reached.
     """
     with _inference(model):
         batches = _on_device(model, batches)
         found = _needed(chains(model, batches[0], blocks(model)), paths)
         walked = tuple(f"{block}." for chain in found for block in chain.blocks)
         rest = [p for p in paths if not p.startswith(walked)]
-        total = len(batches) * (2 * len(walked) + bool(rest))
-        with logging.tqdm(total=total, desc=title, unit="pass") as bar:
-            work = _Work(model, new, compress, bar.update)
-            for chain in found:
+        work = _Work(model, new, compress, title)
+        for chain in track([*found, None] if rest else found, lambda _: title):
+            if chain is not None:
                 _walk_chain(batches, chain, [p for p in paths if p not in rest], work)
-            if rest:
-                work.settle(rest, [(batch, partial(model, **batch)) for batch in batches])
+            else:
+                work.compress_all(work.observe(rest, [(batch, partial(model, **batch)) for batch in batches]))
 
 
 def observe_all(
@@ -63,17 +63,10 @@ def observe_all(
 
     Layers that read the same inputs share one; padding is left out. Raises DataError as `walk_` does.
     """
-    found: dict[str, S] = {}
-
-    def keep(layers: list[str], statistic: S) -> None:
-        found.update(dict.fromkeys(layers, statistic))
-
     with torch.no_grad(), _inference(model):
-        batches = _on_device(model, batches)
-        with logging.tqdm(total=len(batches), desc=title, unit="pass") as bar:
-            runs = [(batch, partial(model, **batch)) for batch in batches]
-            _Work(model, new, keep, bar.update).settle(paths, runs)
-    return found
+        runs = [(batch, partial(model, **batch)) for batch in _on_device(model, batches)]
+        found = _Work(model, new, lambda *_: None, title).observe(paths, runs)
+    return {path: statistic for layers, statistic in found.items() for path in layers}
 
 
 @dataclass(frozen=True)
@@ -83,28 +76,28 @@ class _Work:
     model: nn.Module
     new: New[Any]
     compress: Compress[Any]
-    advance: Callable[[], Any]
+    title: str
 
-    def settle(self, paths: Sequence[str], runs: Runs) -> None:
-        """Observe the layers `paths` in all `runs`, then compress them."""
-        statistics: dict[tuple[str, ...], Any] = {}
-        for batch, run in runs:
+    def observe(self, paths: Sequence[str], runs: Runs) -> dict[tuple[str, ...], Any]:
+        """Return the statistics of the layers `paths` over all `runs`, by the layers that share one."""
+        found: dict[tuple[str, ...], Any] = {}
+        for batch, run in track(runs, lambda _: f"{self.title}: observing"):
             for layers, inputs in self._inputs(paths, run).items():
-                if layers not in statistics:
-                    statistics[layers] = self.new(inputs[0].shape[-1], inputs[0].device)
+                if layers not in found:
+                    found[layers] = self.new(inputs[0].shape[-1], inputs[0].device)
                 for x in inputs:
-                    statistics[layers].add(_tokens(x, _masks(self.model, layers[0], batch)))
-            self.advance()
-        seen = [path for layers in statistics for path in layers]
+                    found[layers].add(_tokens(x, _masks(self.model, layers[0], batch)))
+        seen = [path for layers in found for path in layers]
         for path in paths:
             if seen.count(path) != 1:
-                how = (
-                    "is never reached by the calibration batches" if path not in seen else "is not always called alike"
-                )
+                how = "is not always called alike" if path in seen else "is never reached by the calibration batches"
                 raise DataError(f"{path} {how}; add it to `ignore`")
-        while statistics:
-            layers, statistic = statistics.popitem()
-            self.compress(list(layers), statistic)
+        return found
+
+    def compress_all(self, statistics: dict[tuple[str, ...], Any]) -> None:
+        """Compress layers with the statistics of their inputs, each of which is dropped after its use."""
+        for layers in track(list(statistics), lambda layers: f"{self.title}: {layers[0]}"):
+            self.compress(list(layers), statistics.pop(layers))
 
     def _inputs(self, paths: Sequence[str], run: Callable[[], Any]) -> dict[tuple[str, ...], list[Tensor]]:
         """Return the tensors that layers read in `run`, by the layers that read exactly those."""
@@ -126,13 +119,19 @@ def _walk_chain(batches: Sequence[Batch], chain: Chain, paths: Sequence[str], wo
         call = recorded[i][0 if chain.alike else block]
         return replace(call, hidden=hidden[i]).repeat(work.model.get_submodule(chain.blocks[block]))
 
-    for index, block in enumerate(chain.blocks):
-        if inside := [p for p in paths if p.startswith(f"{block}.")]:
-            work.settle(inside, [(batch, partial(through, index, i)) for i, batch in enumerate(batches)])
-        for i in range(len(batches)):
-            if index + 1 < len(chain.blocks):
-                hidden[i] = through(index, i)
-            work.advance()
+    for index, block in track(list(enumerate(chain.blocks)), lambda item: f"{work.title}: {item[1]}"):
+        inside = [p for p in paths if p.startswith(f"{block}.")]
+        statistics: dict[tuple[str, ...], Any] = {}
+        for act in track(("observe", "compress", "pass on"), lambda _: f"{work.title}: {block}"):  # noqa: B023
+            if act == "observe" and inside:
+                statistics = work.observe(
+                    inside, [(batch, partial(through, index, i)) for i, batch in enumerate(batches)]
+                )
+            elif act == "compress":
+                work.compress_all(statistics)
+            elif act == "pass on" and index + 1 < len(chain.blocks):
+                for i in range(len(batches)):
+                    hidden[i] = through(index, i)
         _forget(work.model.get_submodule(block))
 
 

@@ -36,9 +36,8 @@ def block_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def layers_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, nn.Module]]:
-    """Return the layers of these kinds, by path, but those whose weight another library keeps in its own format."""
-    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, kinds)]
-    return [(path, m) for path, m in layers if m.weight.is_floating_point()]  # type: ignore[operator]
+    """Return the layers of these kinds, by path."""
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, kinds)]
 
 
 @dataclass(frozen=True)

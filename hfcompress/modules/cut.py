@@ -53,7 +53,7 @@ class ColumnCut(_Cut):
 def attach_cut(model: nn.Module, path: str, cut: ColumnCut) -> None:
     """Put `cut` on the weight of the layer at `path` and a BiasCut on its bias, if it has one."""
     module = model.get_submodule(path)
-    attach(model, path, cut)
+    attach(model, path, cut, as_matrix=True)
     if module.bias is not None:
         wrapper = BiasCut(module.bias).train(module.training)  # type: ignore[arg-type]
         parametrize.register_parametrization(module, "bias", wrapper, unsafe=True)

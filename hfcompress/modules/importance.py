@@ -20,7 +20,7 @@ class Importance:
     """What one layer's groups are worth, and how much work they make."""
 
     scores: Tensor  # (groups,) diagonal Fisher information of a mask over the groups
-    positions: float  # tokens per example the layer is applied to
+    tokens: float  # per example, that the layer is applied to
     length: float  # of those, how many are attended to together
 
 

@@ -13,7 +13,7 @@ from ..core.sparsity import Layers
 from ..core.targets import select
 from .chains import LINEAR, block_layers, layers_of
 from .matrix import matrix, stored
-from .parametrizations import detach, find, has
+from .parametrizations import bake, find
 from .sparse import pack_sparse_
 from .storage import Packed
 from .ties import sharers
@@ -46,9 +46,10 @@ class MaskedWeight(nn.Module):
 
 
 def mask_(model: nn.Module, paths: Sequence[str], strength: float, masks: Callable[[float], Iterable[Tensor]]) -> None:
-    """Let the layers `paths` have the masks, laid out like their weights, that `masks` gives for `strength` in [0, 1].
+    """Let the layers `paths` have the masks that `masks` gives for `strength` in [0, 1].
 
-    The strength is rounded down to one of `STEPS`; where the masks were made for it already nothing happens.
+    They are laid out as the wrappers see the weights. The strength is rounded down to one of `STEPS`; where the masks
+    were made for it already nothing happens.
     """
     step = int(strength * STEPS)
     wrappers = [find(model, path, MaskedWeight) for path in paths]
@@ -70,7 +71,7 @@ def choose(model: nn.Module, config: Layers, where: str, kinds: tuple[type[nn.Mo
         raise TargetError(f"{where}: {type(model).__name__} has no blocks with linear layers; name layers in `targets`")
     chosen = select(layers, config.targets, config.ignore, f"{where}.targets")
     for path, module in chosen:
-        if isinstance(module, Packed):
+        if isinstance(module, Packed) or not module.weight.is_floating_point():  # type: ignore[operator]
             raise TargetError(f"{path}: its weight is packed already; prune it before, or add it to `ignore`")
         if len(sharers(model, path)) > 1:
             raise TargetError(f"{path}: its weight is shared with {sharers(model, path)[1][0]}; add both to `ignore`")
@@ -88,18 +89,10 @@ def store_zeros_(model: nn.Module, paths: Sequence[str]) -> dict[str, float]:
     """Make masks permanent, keep only nonzero weights where that takes fewer bytes, and return the counts of both."""
     counts = {"layers": len(paths), "weights": 0, "zeros": 0, "stored_sparse": 0}
     for path in paths:
+        bake(model, path, MaskedWeight)  # it is gone where a structural method of the stage made the layer anew
         module = model.get_submodule(path)
-        _bake_(model, path)
         counts["weights"] += stored(module).numel()
         counts["zeros"] += int((stored(module) == 0).sum())
         if not parametrize.is_parametrized(module):  # else a later method of the stage stores the layer its own way
             counts["stored_sparse"] += pack_sparse_(model, path)
     return dict(counts)
-
-
-@torch.no_grad()
-def _bake_(model: nn.Module, path: str) -> None:
-    # A structural method of the same stage may have replaced the layer: then its zeros are baked in already.
-    if has(model, path, MaskedWeight):
-        stored(model.get_submodule(path)).mul_(find(model, path, MaskedWeight).mask)
-        detach(model, path, MaskedWeight)

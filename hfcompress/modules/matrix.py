@@ -38,11 +38,6 @@ def as_matrix(module: nn.Module, tensor: Any) -> Tensor:
     raise TypeError(f"a {type(module).__name__} has no weight matrix")
 
 
-def as_weight(module: nn.Module, values: Tensor) -> Tensor:
-    """Return `values` (rows, columns) laid out like the layer's weight: the way back from `as_matrix`."""
-    return values.T if isinstance(module, Conv1D) else values.reshape(stored(module).shape)
-
-
 def stored(module: nn.Module) -> Tensor:
     """Return the weight that the layer keeps; under training wrappers that is what the first of them reads."""
     found: Any = module.parametrizations["weight"].original if parametrize.is_parametrized(module) else module.weight  # type: ignore[index,union-attr]
@@ -52,4 +47,5 @@ def stored(module: nn.Module) -> Tensor:
 @torch.no_grad()
 def set_matrix_(module: nn.Module, values: Tensor) -> None:
     """Write `values` (rows, columns), shaped like `matrix(module)`, into the layer's stored weight, in its dtype."""
-    stored(module).copy_(as_weight(module, values))
+    weight = stored(module)
+    weight.copy_(values.T if isinstance(module, Conv1D) else values.reshape(weight.shape))

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
+from ..core.families import direct_weights
 from ..ops.quantization import Clip, Grid, Quantized, quantize
 from .matrix import matrix
 from .storage import Packed
@@ -34,14 +35,15 @@ class PackedLinear(Packed):
         *,
         grid: Grid | None = _INT8,
         nonzeros: int | None = None,
+        input_bits: int | None = None,
     ) -> None:
-        super().__init__(out_features, in_features, grid=grid, nonzeros=nonzeros, dtype=dtype)
+        super().__init__(out_features, in_features, grid=grid, nonzeros=nonzeros, input_bits=input_bits, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in) to (…, out)."""
-        return F.linear(x, self.wide(x.dtype), self.bias)
+        return F.linear(self.rounded_inputs(x), self.wide(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """Describe the layer as nn.Linear does."""
@@ -60,8 +62,9 @@ class PackedConv1D(PackedLinear):
         *,
         grid: Grid | None = _INT8,
         nonzeros: int | None = None,
+        input_bits: int | None = None,
     ) -> None:
-        super().__init__(nx, nf, True, dtype, grid=grid, nonzeros=nonzeros)
+        super().__init__(nx, nf, True, dtype, grid=grid, nonzeros=nonzeros, input_bits=input_bits)
         self.nf, self.nx = nf, nx
 
 
@@ -181,6 +184,8 @@ def packed_like(module: nn.Module, grid: Grid | None, nonzeros: int | None = Non
         new = form.packed(**arguments, grid=grid, nonzeros=nonzeros)
     if getattr(module, "bias", None) is not None:
         new.bias = module.bias
+    if isinstance(module, Packed) and (inputs := module.inputs()) is not None:
+        new.set_inputs(*inputs)
     return new.train(module.training)
 
 
@@ -208,6 +213,8 @@ def pack_(
 
 def replace_(model: nn.Module, group: list[tuple[str, nn.Module]], new: Packed) -> None:
     """Put `new` in place of the first module of `group`, and for the others packed ones that share its tensors."""
+    for path in direct_weights(model) & {path for path, _ in group}:
+        raise TargetError(f"{path}: the model reads this weight itself, so it can't be packed; add it to `ignore`")
     made: dict[int, nn.Module] = {id(group[0][1]): new}
     for path, module in group:
         if id(module) not in made:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,16 +54,19 @@ class Removal:
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], seed: int, title: str) -> None:
         """Choose by Fisher information, with what other methods of the stage chose in force; then fit what is left.
 
-        Every layer with a choice is fitted, the others' anew: each then reads what comes through those before it.
+        Own layers are fitted first, then those of other methods once more, on inputs that come through the own ones.
         """
         batches = list(batches)
         with _in_force(model):
             found = fisher(model, {layer.path: layer.size for layer in self.layers}, batches, seed)
         self._choose(model, [found[layer.path] for layer in self.layers])
-        for cut, _ in self._cuts(model):
-            cut.chosen.fill_(True)
+        own = {layer.path for layer in self.layers}
         with _in_force(model):
-            _fit(model, batches, title)
+            _fit(model, own, batches, title)
+            for cut, bias in self._cuts(model):
+                cut.chosen.fill_(True)
+                switch(cut, bias, True)
+            _fit(model, {path for path, cut, _ in cuts(model) if cut.chosen} - own, batches, title)
 
     def switch(self, model: nn.Module, on: bool) -> None:
         """Put the choice into force, or take it out."""
@@ -111,19 +114,20 @@ class Removal:
         if budget == "parameters":
             return counts * (weights + sum(len(matrix(feed)) for feed in feeds if feed.bias is not None) // groups)
         scores_and_values = 2 * found.length * size if layer.attention else 0.0
-        return (counts * found.positions * (weights + scores_and_values)).round()
+        return (counts * found.tokens * (weights + scores_and_values)).round()
 
 
-def _fit(model: nn.Module, batches: Any, title: str) -> None:
-    """Fit every layer whose groups are chosen, block by block, on inputs from fitted blocks."""
-    chosen = {path: (cut, bias) for path, cut, bias in cuts(model) if cut.chosen and cut.tune != "none"}
+def _fit(model: nn.Module, paths: Collection[str], batches: Any, title: str) -> None:
+    """Fit the layers `paths`, block by block, on inputs from fitted blocks."""
+    found = {path: (cut, bias) for path, cut, bias in cuts(model) if path in paths and cut.tune != "none"}
 
-    def compress(paths: list[str], inputs: InputMoments) -> None:
-        for path in paths:
-            _tune(model.get_submodule(path), *chosen[path], inputs.matrix)
+    def compress(layers: list[str], inputs: InputMoments) -> None:
+        for path in layers:
+            _tune(model.get_submodule(path), *found[path], inputs.matrix)
+            switch(*found[path], True)
 
-    if chosen:
-        walk_(model, batches, list(chosen), InputMoments, compress, title)
+    if found:
+        walk_(model, batches, list(found), InputMoments, compress, title)
 
 
 @torch.no_grad()

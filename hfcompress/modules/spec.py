@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
 from ..ops.quantization import Grid
-from .packed import FORMS, Form
+from .packed import FORMS, Form, PackedLinear
 from .storage import Packed
 
 Spec = Mapping[str, Any]
@@ -47,17 +47,18 @@ def _packed(form: Form) -> Callable[[Spec, torch.dtype], nn.Module]:
     names = (*form.sizes, *form.others)
     return lambda spec, dtype: cls(
         **{n: _tuple(spec[n]) for n in names},
+        **{n: spec[n] for n in ("nonzeros", "input_bits") if n in spec},
         dtype=dtype,
         grid=_grid(spec.get("grid", {})),
-        nonzeros=spec.get("nonzeros"),
     )
 
 
 def _kinds(form: Form) -> list[Kind]:
     name, both = _NAMES[form.plain], (form.plain, form.packed)
+    optional = ("grid", "nonzeros", *(["input_bits"] if issubclass(form.packed, PackedLinear) else []))
     return [
         Kind(name, form.plain, form.sizes, form.others, both, _plain(form)),
-        Kind(f"packed_{name}", form.packed, form.sizes, form.others, both, _packed(form), ("grid", "nonzeros")),
+        Kind(f"packed_{name}", form.packed, form.sizes, form.others, both, _packed(form), optional),
     ]
 
 
@@ -67,6 +68,8 @@ KINDS = {kind.name: kind for form in FORMS for kind in _kinds(form)}
 def spec_of(module: nn.Module) -> dict[str, Any] | None:
     """Return the spec of a module, or None when its class is none of ours to change; training wrappers do not count."""
     cls = parametrize.type_before_parametrizations(module)
+    if cls is nn.Conv2d and module.padding_mode != "zeros":
+        return None
     for kind in KINDS.values():
         if cls is kind.cls:
             spec: dict[str, Any] = {"kind": kind.name, **{name: getattr(module, name) for name in kind.sizes}}
@@ -82,7 +85,7 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     a checkpoint may shrink a model, so nothing in a file can make the loader allocate more than the config asks for.
     """
     kind = KINDS.get(str(spec.get("kind")))
-    if kind is None or not isinstance(old, kind.replaces):
+    if kind is None or spec_of(old) is None or not isinstance(old, kind.replaces):
         raise CheckpointError(f"{where}: {spec.get('kind')!r} can't stand for a {type(old).__name__}")
     if set(spec) - set(kind.optional) != {"kind", *kind.sizes, *kind.flags}:
         raise CheckpointError(f"{where}: keys {sorted(spec)} do not describe a {kind.name}")
@@ -132,6 +135,8 @@ def _check_storage(spec: Spec, total: int, where: str) -> None:
     nonzeros = spec.get("nonzeros")
     if "nonzeros" in spec and (type(nonzeros) is not int or not 1 <= nonzeros <= total):
         raise CheckpointError(f"{where}: nonzeros={nonzeros!r} is not between 1 and the {total} weights")
+    if "input_bits" in spec and spec["input_bits"] not in (4, 8):
+        raise CheckpointError(f"{where}: input_bits={spec['input_bits']!r} is neither 4 nor 8")
     if grid is None and nonzeros is None:
         raise CheckpointError(f"{where}: neither a grid nor a number of nonzeros: the layer would not be packed")
 
@@ -143,7 +148,8 @@ def _storage_of(module: Packed) -> dict[str, Any]:
         spec["grid"] = None
     elif module.grid != Grid():
         spec["grid"] = {n: v for n, v in vars(module.grid).items() if v != _DEFAULTS[n]}
-    return spec if module.nonzeros is None else spec | {"nonzeros": module.nonzeros}
+    optional = {"nonzeros": module.nonzeros, "input_bits": module.input_bits}
+    return spec | {name: value for name, value in optional.items() if value is not None}
 
 
 def _grid(spec: Any) -> Grid | None:

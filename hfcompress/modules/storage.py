@@ -51,10 +51,14 @@ class Packed(nn.Module):
         *,
         grid: Grid | None,
         nonzeros: int | None = None,
+        input_bits: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.rows, self.columns, self.grid, self.nonzeros = rows, columns, grid, nonzeros
+        self.input_bits = input_bits
+        if input_bits is not None:
+            self.input_scale, self.input_zero = _frozen(1, torch.int16), _frozen(1, torch.uint8)
         count = rows * columns if nonzeros is None else nonzeros
         if grid is None:
             self.weight = nn.Parameter(torch.empty(count, dtype=dtype))
@@ -106,6 +110,28 @@ class Packed(nn.Module):
         if quantized.zero is not None:
             stored["weight_zero"] = pack(quantized.zero, grid.bits)
         self._store(**stored)
+
+    def set_inputs(self, step: Tensor, zero: int, bits: int) -> None:
+        """Let the layer round what it reads to (code - zero) * step, step (1,), with codes of `bits` bits."""
+        self.input_bits = bits
+        bits_of_step = step.detach().to(SCALE_DTYPE).view(torch.int16)
+        self.input_scale = nn.Parameter(bits_of_step.clone(), requires_grad=False)
+        zero_point = torch.tensor([zero], dtype=torch.uint8, device=step.device)
+        self.input_zero = nn.Parameter(zero_point, requires_grad=False)
+
+    def inputs(self) -> tuple[Tensor, int, int] | None:
+        """Return (step, zero, bits) of the grid of the layer's inputs, as `set_inputs` takes them; None: floats."""
+        if self.input_bits is None:
+            return None
+        return self.input_scale.view(SCALE_DTYPE).float(), int(self.input_zero), self.input_bits
+
+    def rounded_inputs(self, x: Tensor) -> Tensor:
+        """Return `x` as the layer reads it."""
+        if self.input_bits is None:
+            return x
+        step = self.input_scale.view(SCALE_DTYPE).to(x.dtype)
+        zero = self.input_zero.to(x.dtype)
+        return torch.maximum(torch.minimum((x / step).round(), 2**self.input_bits - 1 - zero), -zero) * step
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
@@ -236,6 +262,7 @@ class Packed(nn.Module):
     def extra_repr(self) -> str:
         """Describe how the weight is stored."""
         bits = "float" if self.grid is None else f"bits={self.grid.bits}"
+        bits += "" if self.input_bits is None else f", input_bits={self.input_bits}"
         return bits if self.nonzeros is None else f"{bits}, nonzeros={self.nonzeros}"
 
 

@@ -121,8 +121,6 @@ def _renumber_module_(module: nn.Module, layers: list[nn.Module], new: Mapping[i
         for name in ("num_embeddings", "out_features"):
             if name in own:
                 setattr(module, name, len(new))
-    elif isinstance(module, nn.Embedding):
-        return  # of positions or types: its padding row is none of ours
     if own.get("vocab_size") == size:
         module.vocab_size = len(new)  # type: ignore[assignment]
     if isinstance(own.get("padding_idx"), int):

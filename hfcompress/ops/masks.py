@@ -25,23 +25,30 @@ def keep_top(scores: Sequence[Tensor], density: float, *, multiple: int = 1, per
 def keep_share(scores: Sequence[Tensor], density: float, *, per_tensor: bool = False) -> list[Tensor]:
     """Return boolean masks, shaped like `scores`, that keep exactly the highest `density` share of all entries.
 
-    For millions of entries: a selection, not a sort. Ranked together unless `per_tensor`; ties go to the lower index.
+    Ranked together unless `per_tensor`; ties go to the earlier tensor, then to the lower index. For millions of
+    entries, in the memory of one tensor beside the masks: a histogram over the leading 16 bits of every number leaves
+    only the entries of one bucket to be sorted.
     """
     if per_tensor:
-        return [_highest(s.detach().float().flatten(), density).view(s.shape) for s in scores]
-    flat = torch.cat([s.detach().float().flatten() for s in scores])
-    parts = _highest(flat, density).split([s.numel() for s in scores])
-    return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
+        return [keep_share([s], density)[0] for s in scores]
+    count = round(density * sum(s.numel() for s in scores))
+    histogram = torch.stack([_buckets(s).flatten().bincount(minlength=1 << 16).cpu() for s in scores]).sum(0)
+    reached = histogram.flip(0).cumsum(0).flip(0)  # entries in this bucket or a higher one
+    edge = int((reached >= count).nonzero()[-1])
+    at_edge = [s[_buckets(s) == edge].float().cpu() for s in scores]
+    chosen = _top(torch.cat(at_edge), count - int(reached[edge] - histogram[edge])).split([len(s) for s in at_edge])
+    return [_above(_buckets(s), edge, part.to(s.device)) for s, part in zip(scores, chosen, strict=True)]
 
 
-def _highest(flat: Tensor, density: float) -> Tensor:
-    count = round(density * flat.numel())
-    if count >= flat.numel() or count == 0:
-        return torch.full_like(flat, count > 0, dtype=torch.bool)
-    last = flat.kthvalue(flat.numel() - count + 1).values
-    mask = flat > last
-    ties = (flat == last).nonzero().flatten()
-    mask[ties[: count - int(mask.sum())]] = True
+def _buckets(scores: Tensor) -> Tensor:
+    """Return the leading 16 bits of each number as float32, so that larger numbers have no lower bucket."""
+    bits = (scores.detach().float() + 0.0).view(torch.int32)  # + 0.0: no negative zero
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> 16) + (1 << 15)
+
+
+def _above(buckets: Tensor, edge: int, chosen: Tensor) -> Tensor:
+    mask = buckets > edge
+    mask[buckets == edge] = chosen
     return mask
 
 
@@ -74,22 +81,6 @@ def keep_highest(scores: Tensor, count: int) -> Tensor:
     return _top(scores, count)
 
 
-def keep_largest(scores: Sequence[Tensor], density: float) -> list[Tensor]:
-    """Return boolean masks that keep exactly round(density * entries) entries, the largest of all tensors together.
-
-    scores: non-negative, of any shape; the masks have theirs. Ties go to the earlier tensor, then the lower index.
-    Beyond the masks it takes the memory of one tensor: a histogram over the leading 16 bits of the float32 pattern,
-    which orders non-negative numbers, leaves only the entries of one bucket to be sorted.
-    """
-    count = round(density * sum(s.numel() for s in scores))
-    histogram = torch.stack([_buckets(s).flatten().bincount(minlength=1 << 15).cpu() for s in scores]).sum(0)
-    reached = histogram.flip(0).cumsum(0).flip(0)  # entries in this bucket or a higher one
-    edge = int((reached >= count).nonzero()[-1])
-    at_edge = [s[_buckets(s) == edge].float().cpu() for s in scores]
-    chosen = _top(torch.cat(at_edge), count - int(reached[edge] - histogram[edge])).split([len(s) for s in at_edge])
-    return [_above(_buckets(s), edge, part.to(s.device)) for s, part in zip(scores, chosen, strict=True)]
-
-
 def keep_in_rows(scores: Tensor, density: float) -> Tensor:
     """Return a mask of `scores` (rows, columns) that keeps the largest round(density * columns) of every row."""
     return _largest_in_last(scores, round(density * scores.shape[-1]))
@@ -101,16 +92,6 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     columns: a multiple of m; ties go to the lower index. N:M sparsity of Mishra 2021, section 2.
     """
     return _largest_in_last(scores.unflatten(-1, (-1, m)), n).flatten(-2)
-
-
-def _buckets(scores: Tensor) -> Tensor:
-    return scores.detach().float().view(torch.int32) >> 16
-
-
-def _above(buckets: Tensor, edge: int, chosen: Tensor) -> Tensor:
-    mask = buckets > edge
-    mask[buckets == edge] = chosen
-    return mask
 
 
 def _largest_in_last(scores: Tensor, count: int) -> Tensor:

@@ -22,7 +22,7 @@ from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
 from ..recipe.schema import Recipe
 from ..train.allocator import keep_freed_memory
-from ..train.compress import CALIBRATION_EXAMPLES, run_oneshot
+from ..train.compress import run_oneshot
 from ..train.data import calibration_batches
 from ..train.stages import StageMethods, stage_methods
 from .assemble import assemble
@@ -151,7 +151,7 @@ def _stage_runner(
 def _oneshot(run: Run, model: nn.Module, stage: StageMethods, processor: Any) -> dict[str, dict[str, float]]:
     setup = run.setup
     batches = calibration_batches(
-        setup.train, setup.collator, CALIBRATION_EXAMPLES, setup.recipe.evaluate.batch_size, setup.recipe.seed
+        setup.train, setup.collator, stage.calibration_examples, setup.recipe.evaluate.batch_size, setup.recipe.seed
     )
     with run.reporter.bar(stage.title) as progress:
         return run_oneshot(

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
+import string
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +18,15 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, BertTokenizer
 
 from .. import methods as _builtin  # noqa: F401 - importing it fills the registry
 from ..core import registry
 from ..core.errors import HFCompressError
 from ..core.families import families, family_named
 from ..core.lifecycle import Lifecycle
+from ..core.method import Corpus
+from ..export.inputs import example_inputs
 
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
@@ -38,37 +43,68 @@ def smallest(model_type: str, auto_class: str | None = None, **config: Any) -> n
 
 
 def support() -> dict[str, dict[str, str]]:
-    """Return, by method (and what it acts on, where that matters), the reason why a family is refused; "" if it is not.
-
-    Methods that read calibration data are only prepared, the others made permanent. Raises what a method raises that is
-    no refusal: the table must not hide a fault.
-    """
-    models = {name: smallest(name) for name in families()}
+    """Return, by method (and what it acts on, where that matters), what `reason_of` says for every family."""
+    torch.manual_seed(0)
+    models = {name: smallest(name).eval() for name in families()}
     rows = {}
     for name, method in registry.list_methods().items():
         for part, settings in (method.info.examples or {"": {}}).items():
             label = f"`{name}`" + (f" ({part})" if part else "")
-            rows[label] = {family: _reason(name, settings, model) for family, model in models.items()}
+            rows[label] = {family: reason_of(name, settings, model) for family, model in models.items()}
     return rows
 
 
-def _reason(name: str, settings: Mapping[str, Any], model: nn.Module) -> str:
-    method, model, teacher = registry.create(name, settings), copy.deepcopy(model), model
+def reason_of(name: str, settings: Mapping[str, Any], model: nn.Module) -> str:
+    """Return the reason why a method refuses the model, "" if it does not.
+
+    It goes through a whole stage without training, and the result has to give finite numbers. Raises what the method
+    raises that is no refusal: the table must not hide a fault.
+    """
+    method, teacher = registry.create(name, settings), model
+    model, batch = copy.deepcopy(model), _batch(model)
     try:
-        lifecycle = Lifecycle([method], training=not method.needs.calibration)
-        lifecycle.prepare(model, teacher=teacher)
-        if not method.needs.calibration:
+        lifecycle = Lifecycle([method], training=method.needs.training)
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+            lifecycle.prepare(model, teacher=teacher, processor=_tokenizer(), corpus=_corpus(batch))
+            lifecycle.observe(model, lambda: [batch])
             lifecycle.finalize(model)
     except HFCompressError as error:
-        return str(error)
+        return str(error).replace(f"a {type(model).__name__}", "this model")  # the same reason reads the same
+    with torch.no_grad():
+        if not model(**_batch(model)).logits.isfinite().all():  # inputs of the size it takes now
+            raise ValueError(f"{name} makes a {type(model).__name__} that gives no finite numbers")
     return ""
 
 
-def families_markdown() -> str:
-    """Return the table as markdown: a row per method, with the families it refuses and why."""
+def _batch(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return random inputs with labels."""
+    config: Any = model.config
+    inputs = example_inputs(model, 4)
+    if getattr(config, "is_encoder_decoder", False):  # it classifies what it makes of the end of a sequence
+        ids, end = inputs["input_ids"], int(config.eos_token_id)
+        ids[ids == end] += 1
+        ids[:, -1] = end
+    return inputs | {"labels": torch.zeros(4, dtype=torch.long)}
+
+
+def _tokenizer() -> Any:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*special, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), "word"]
+    return BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
+
+
+def _corpus(batch: Mapping[str, torch.Tensor]) -> Corpus:
+    """Return a corpus of one word, as long as the batch's examples, or of images half the size of the batch's."""
+    inputs = next(iter(batch.values()))
+    size = (inputs.shape[-2] // 2, inputs.shape[-1] // 2) if inputs.ndim == 4 else None
+    return Corpus(lambda: ["word"], lambda: [] if size else inputs.tolist(), lambda: size)
+
+
+def families_markdown(reasons: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """Return `reasons`, by default those of `support`, as markdown: a row per method, what it refuses and why."""
     names = ", ".join(f"`{name}`" for name in families())
     lines = [f"All: {names}.", "", "| method | works on | refuses, because |", "| --- | --- | --- |"]
-    return "\n".join(lines + [f"| {label} | {_cells(reasons)} |" for label, reasons in support().items()])
+    return "\n".join(lines + [f"| {label} | {_cells(row)} |" for label, row in (reasons or support()).items()])
 
 
 def _cells(reasons: Mapping[str, str]) -> str:
@@ -99,7 +135,6 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="file with the markers")
     path = parser.parse_args().write
     transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
     table = families_markdown()
     if path is None:
         sys.stdout.write(f"{table}\n")

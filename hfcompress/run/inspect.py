@@ -17,6 +17,8 @@ from ..core.errors import CheckpointError, FamilyError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
+from ..modules.storage import Packed
+from ..ops.quantization import TERNARY
 from ..train.tasks import auto_class_for
 
 
@@ -75,9 +77,22 @@ def _layers(model: nn.Module) -> Table | str:
 
 def _block_row(model: nn.Module, block: Block) -> list[str]:
     stored: Counter[str] = Counter()
-    for parameter in model.get_submodule(block.path).parameters():
-        stored[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    for module in model.get_submodule(block.path).modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            count, kind = _stored_as(module, name, parameter)
+            stored[kind] += count
     total = sum(stored.values())
     shares = [f"{kind} {number / total:.0%}" for kind, number in stored.most_common() if number / total > 0.005]
     heads, units = head_count(model, block), unit_count(model, block)
     return [block.path, str(heads), str(units), f"{total:,}", ", ".join(shares)]
+
+
+def _stored_as(module: nn.Module, name: str, parameter: nn.Parameter) -> tuple[int, str]:
+    """Return how many numbers a parameter stands for, and in what form."""
+    kind = str(parameter.dtype).removeprefix("torch.")
+    if not isinstance(module, Packed):
+        return parameter.numel(), kind
+    if name == "weight_codes" and module.grid is not None:
+        kind = {1: "binary", TERNARY: TERNARY}.get(module.grid.bits, f"int{module.grid.bits}")
+    sparse = "sparse " if module.sparse and name in ("weight", "weight_codes") else ""
+    return module.packed_numel.get(name, parameter.numel()), sparse + kind

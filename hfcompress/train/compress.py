@@ -17,8 +17,6 @@ from ..modules.parametrizations import strip_
 from .data import corpus_of_batches
 from .stages import RecipeLike, StageMethods, stages_of
 
-CALIBRATION_EXAMPLES = 256
-
 
 def compress(
     model: nn.Module,

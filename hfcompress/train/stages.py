@@ -25,6 +25,11 @@ class StageMethods:
     methods: list[Method]
     train: dict[str, Any] | None
 
+    @property
+    def calibration_examples(self) -> int:
+        """How many calibration examples the methods read; 0 when none reads any."""
+        return max((m.calibration_examples for m in self.methods if m.needs.calibration), default=0)
+
 
 def stages_of(recipe: RecipeLike) -> list[StageMethods]:
     """Return the stages of a Recipe, a recipe file, or method configs that act together in one stage."""

@@ -16,7 +16,7 @@ from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
-from .compress import CALIBRATION_EXAMPLES, run_oneshot
+from .compress import run_oneshot
 from .data import corpus_of
 from .stages import RecipeLike, StageMethods, stages_of
 from .tasks import auto_class_for
@@ -64,7 +64,7 @@ class HFCompressMixin(CheckpointMixin):
             "corpus": corpus_of(lambda: self.train_dataset or ()),  # type: ignore[attr-defined]
         }
         for stage in self._before:
-            run_oneshot(self.model, stage, calibration=self._calibration(), **self._surroundings)
+            run_oneshot(self.model, stage, calibration=self._calibration(stage), **self._surroundings)
         teacher = self.teacher.model if self.teacher else None
         self.targets = self.lifecycle.prepare(self.model, teacher=teacher, **self._surroundings)
 
@@ -82,13 +82,13 @@ class HFCompressMixin(CheckpointMixin):
         self.compression_report = self.lifecycle.finalize(model)
         attach_structure_(model)
         for stage in self._after:
-            report = run_oneshot(model, stage, calibration=self._calibration(), **self._surroundings)[1]
+            report = run_oneshot(model, stage, calibration=self._calibration(stage), **self._surroundings)[1]
             self.compression_report |= report
         model.add_model_tags(["hfcompress", *self.compression_report])
 
-    def _calibration(self) -> Iterator[dict[str, Any]]:
-        """Yield training batches, CALIBRATION_EXAMPLES examples in all, for one-shot methods that read data."""
-        left = CALIBRATION_EXAMPLES
+    def _calibration(self, stage: StageMethods) -> Iterator[dict[str, Any]]:
+        """Yield training batches, as many examples in all as the methods of a one-shot stage read."""
+        left = stage.calibration_examples
         for batch in self.get_train_dataloader():  # type: ignore[attr-defined]
             yield batch
             left -= len(next(iter(batch.values())))

@@ -1,0 +1,98 @@
+"""Quantization-aware training: learned steps, input grids, and that what was trained is what is stored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import MethodCase
+from contract import CHECKS, Subject, check_report
+from tiny import batch, logits, make
+from torch import nn
+
+from hfcompress.checkpoint import load_model, save_checkpoint
+from hfcompress.core.errors import CheckpointError
+from hfcompress.core.lifecycle import Lifecycle
+from hfcompress.methods.qat import QAT, QATConfig
+from hfcompress.modules.packed import PackedLinear
+from hfcompress.modules.spec import build, spec_of
+from hfcompress.modules.steps import LearnedSteps
+from hfcompress.ops.lsq import lsq
+from hfcompress.ops.quantization import Grid
+
+KINDS = {
+    "ternary": {"bits": "ternary", "embedding_bits": 4, "activation_bits": 8},
+    "4 bits in groups": {"bits": 4, "group_size": 8, "activation_bits": None, "start": 0.0},
+    "2 bits": {"bits": 2, "activation_bits": 4},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_keeps_the_contract(kind, tmp_path):
+    subject = Subject(QAT, MethodCase(KINDS[kind]), "bert", tmp_path)
+    for check in CHECKS:
+        if check is not check_report:
+            check(subject)
+
+
+def test_lsq_rounds_and_has_the_gradients_of_the_paper():
+    values = torch.tensor([0.2, 0.9, -2.0], requires_grad=True)
+    step = torch.tensor([0.5], requires_grad=True)
+    out = lsq(values, step, -2, 2, count=3)
+    assert torch.allclose(out, torch.tensor([0.0, 1.0, -1.0]))
+    out.sum().backward()
+    assert values.grad.tolist() == [1.0, 1.0, 0.0]
+    by_hand = (-0.4 + 0) + (-1.8 + 2) + -2  # eq. 3: -v/s + round(v/s) inside, -Q_N outside
+    assert step.grad.item() == pytest.approx(by_hand / (3 * 2) ** 0.5, abs=1e-6)
+
+
+def observed(name: str, **settings: object) -> tuple[nn.Module, Lifecycle]:
+    """Return a model whose layers have seen inputs while training, with rounding on."""
+    model = make(name)
+    lifecycle = Lifecycle([QAT(QATConfig(**settings))], training=True)
+    lifecycle.prepare(model)
+    model.train()(**batch(name))
+    model.eval()
+    lifecycle.step(model, 1.0)
+    return model, lifecycle
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2"])
+def test_what_was_trained_is_what_is_stored_inputs_included(name, tmp_path):
+    model, lifecycle = observed(name, bits=4)
+    before = logits(model, name)
+    report = lifecycle.finalize(model)["qat"]
+    after = logits(model, name)
+    assert report["layers_with_quantized_inputs"] > 0
+    assert torch.allclose(before, after, atol=1e-5)
+    assert any(isinstance(m, PackedLinear) and m.input_bits == 8 for m in model.modules())
+    first = save_checkpoint(model, tmp_path / "one")
+    auto = "AutoModelForImageClassification" if name == "vit" else "AutoModelForSequenceClassification"
+    assert torch.allclose(logits(load_model(first, auto), name), after, atol=1e-6)
+
+
+def test_inputs_really_are_on_a_grid():
+    wrapper = LearnedSteps(torch.randn(4, 8), Grid(8), input_bits=4).train()
+    x = torch.randn(64, 8)
+    wrapper.round_inputs(x)
+    wrapper.start(torch.randn(4, 8))
+    rounded = wrapper.round_inputs(x)
+    assert len(rounded.unique()) <= 16 and (rounded - x).abs().max() < (x.max() - x.min()) / 15
+    assert 0.0 in rounded  # a padding of zeros stays zero
+
+
+def test_without_inputs_seen_they_stay_float():
+    model = make("bert")
+    lifecycle = Lifecycle([QAT(QATConfig())], training=True)
+    lifecycle.prepare(model)
+    assert lifecycle.finalize(model)["qat"]["layers_with_quantized_inputs"] == 0
+
+
+def test_a_spec_with_other_input_bits_is_refused():
+    model, lifecycle = observed("bert")
+    lifecycle.finalize(model)
+    layer = next(m for m in model.modules() if isinstance(m, PackedLinear) and m.input_bits)
+    spec = spec_of(layer)
+    assert spec["input_bits"] == 8
+    assert build(spec, nn.Linear(layer.in_features, layer.out_features), "x").input_bits == 8
+    with pytest.raises(CheckpointError, match="input_bits=7"):
+        build(spec | {"input_bits": 7}, nn.Linear(layer.in_features, layer.out_features), "x")
