@@ -92,20 +92,29 @@ class MixedBits(Method[MixedBitsConfig]):
         return self._paths
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """Measure every layer on every grid, divide the budget, and pack."""
-        few, grids = list(islice(batches, self.config.batches)), self.config.grids
-        errors = output_divergences(model, few, self._paths, grids, self.config.clip)
+        """Measure every layer on every grid, divide the budget, and pack.
+
+        Errors of single layers need not add up: where the same bits everywhere come out closer, that is what is used.
+        """
+        few, grids, paths = list(islice(batches, self.config.batches)), self.config.grids, self._paths
+        single = output_divergences(model, few, [{p: g} for p in paths for g in grids], self.config.clip)
         costs = self._costs(model)
-        chosen = allocate(errors, costs, self._budget / sum(int(c[-1]) for c in costs))
-        for path, choice in zip(self._paths, chosen, strict=True):
-            pack_(model, path, grids[choice], clip=self.config.clip)
+        errors = torch.tensor(single, dtype=torch.float64).view(len(paths), -1)
+        errors = errors.flip(1).cummax(1).values.flip(1)  # that fewer bits do better is noise
+        chosen = allocate(list(errors), costs, self._budget / sum(int(c[-1]) for c in costs))
+        _spend_rest_(chosen, errors, costs, self._budget)
+        plans = [dict(zip(paths, (grids[c] for c in chosen), strict=True)), dict.fromkeys(paths, self._uniform(model))]
+        joint = output_divergences(model, few, plans, self.config.clip)
+        for path, grid in plans[joint.index(min(joint))].items():
+            pack_(model, path, grid, clip=self.config.clip)
 
     def finalize(self, model: nn.Module) -> None:
         """Leave out zeros where that is smaller still; unobserved, as in a plan, all layers get the same bits."""
-        same = [sum(option) <= self._budget for option in zip(*(c.tolist() for c in self._costs(model)), strict=True)]
+        open_ = [path for path in self._paths if not _is_packed(model.get_submodule(path))]
+        grid = self._uniform(model) if open_ else None
         for path in self._paths:
-            if not _is_packed(model.get_submodule(path)):
-                pack_(model, path, self.config.grids[sum(same) - 1], clip=self.config.clip)
+            if grid is not None:
+                pack_(model, path, grid, clip=self.config.clip)
             pack_sparse_(model, path)
 
     def report(self, model: nn.Module) -> dict[str, float]:
@@ -125,12 +134,17 @@ class MixedBits(Method[MixedBitsConfig]):
         modules = [model.get_submodule(path) for path in self._paths]
         return [torch.tensor([stored_bytes(module, grid) for grid in self.config.grids]) for module in modules]
 
+    def _uniform(self, model: nn.Module) -> Grid:
+        """Return the largest grid that all layers can have within the budget."""
+        totals = torch.stack(self._costs(model)).sum(0)
+        return self.config.grids[int((totals <= self._budget).sum()) - 1]
+
     @property
-    def _budget(self) -> float:
+    def _budget(self) -> int:
         """The budget in bytes."""
         if self.config.budget_mb is not None:
-            return self.config.budget_mb * 1e6
-        return (self.config.average_bits or 0.0) * self._weights / 8
+            return round(self.config.budget_mb * 1e6)
+        return round((self.config.average_bits or 0.0) * self._weights / 8)
 
     def _select(self, model: nn.Module) -> list[str]:
         layers = [(p, m) for p, m in model.named_modules() if isinstance(m, _KINDS)]
@@ -148,6 +162,16 @@ class MixedBits(Method[MixedBitsConfig]):
                 seen |= {id(tied) for _, tied in sharers(model, path)}
                 chosen[path] = None
         return list(chosen)
+
+
+def _spend_rest_(chosen: list[int], errors: Tensor, costs: list[Tensor], budget: int) -> None:
+    """Raise layers, those that err most first, by what is left of the budget: more bits do no harm."""
+    left = budget - sum(int(cost[choice]) for cost, choice in zip(costs, chosen, strict=True))
+    order = sorted(range(len(chosen)), key=lambda i: -float(errors[i, chosen[i]]))
+    for i in order:
+        affordable = int((costs[i] <= costs[i][chosen[i]] + left).sum()) - 1
+        left -= int(costs[i][affordable] - costs[i][chosen[i]])
+        chosen[i] = affordable
 
 
 def _is_packed(module: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How much a model's answers change when the weight of one layer is rounded, and what storing it so takes."""
+"""How much a model's answers change when weights are rounded, and what storing them so takes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ Batch = Mapping[str, Any]
 
 @torch.no_grad()
 def output_divergences(
-    model: nn.Module, batches: Iterable[Batch], paths: Sequence[str], grids: Sequence[Grid], clip: Clip = "max"
-) -> list[Tensor]:
-    """Return, per layer, the divergence (grids,) of the outputs with only its weight on that grid from those without.
+    model: nn.Module, batches: Iterable[Batch], roundings: Sequence[Mapping[str, Grid]], clip: Clip = "max"
+) -> list[float]:
+    """Return, per entry of `roundings`, how far the outputs move when the layers it names are put on its grids.
 
-    KL(p || q) of the class or token probabilities, averaged over examples or real tokens, as in ZeroQ (Cai 2020,
-    section 3.3); layers tied to it are rounded along, and all are put back. Raises DataError when there are no batches,
-    TargetError for a model without logits.
+    KL(p || q), in nats, of the class or token probabilities without (p) and with (q) it, averaged over examples or real
+    tokens, as in ZeroQ (Cai 2020, section 3.3). Layers tied to those named are rounded along; all are put back. Raises
+    DataError when there are no batches, TargetError for a model without logits.
     """
     batches = [{k: v.to(_device(model)) if isinstance(v, Tensor) else v for k, v in b.items()} for b in batches]
     if not batches:
         raise DataError("there are no calibration batches")
     reference = [_logits(model, batch) for batch in batches]
     found = []
-    for path in track(paths):
-        group = sharers(model, path)
-        divergences = []
-        for grid in grids:
+    for rounding in track(roundings, lambda r: next(iter(r), "")):
+        groups = [sharers(model, path) for path in rounding]
+        for path, grid in rounding.items():
             pack_(model, path, grid, clip=clip)
-            divergences.append(sum(map(_divergence, (_logits(model, b) for b in batches), reference, batches)))
-            _put_back_(model, group)
-        found.append(torch.tensor(divergences, dtype=torch.float64) / len(batches))
+        total = sum(_divergence(_logits(model, b), p, b) for b, p in zip(batches, reference, strict=True))
+        found.append(total / len(batches))
+        _put_back_(model, groups)
     return found
 
 
@@ -49,8 +48,8 @@ def stored_bytes(module: nn.Module, grid: Grid) -> int:
     return sum(p.nbytes for name, p in packed_like(module, grid).named_parameters() if name != "bias")
 
 
-def _put_back_(model: nn.Module, group: list[tuple[str, nn.Module]]) -> None:
-    for path, module in group:
+def _put_back_(model: nn.Module, groups: Iterable[list[tuple[str, nn.Module]]]) -> None:
+    for path, module in (member for group in groups for member in group):
         model.set_submodule(path, module)
     declare_ties_(model)
 
