@@ -36,7 +36,7 @@ class WidthConfig(StrictModel):
 
 
 @register
-class Width(Method[WidthConfig]):
+class WidthPruning(Method[WidthConfig]):
     """Removes the channels of the residual stream that carry the least (Muralidharan 2024); train afterwards."""
 
     info = MethodInfo(
