@@ -11,6 +11,7 @@ from ..core.config import StrictModel
 from ..core.errors import TargetError
 from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Phase
+from ..core.progress import track
 from ..core.registry import register
 from ..core.targets import select
 from ..modules.packed import FORMS, Packed, PackedEmbedding, form_of, pack_
@@ -102,8 +103,8 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
         """Store the targets packed, without their zeros where that is smaller still."""
         for path in self._wrapped:
             detach(model, path, RoundedWeight)
-        for path, grid in self._grids.items():
-            pack_(model, path, grid, clip=self.config.clip)
+        for path in track(list(self._grids)):
+            pack_(model, path, self._grids[path], clip=self.config.clip)
             pack_sparse_(model, path)
 
     def report(self, model: nn.Module) -> dict[str, float]:

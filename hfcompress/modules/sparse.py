@@ -45,7 +45,8 @@ def _sparse(module: nn.Module) -> Packed | None:
     """Return the sparse form of a layer, or None when it would not be smaller."""
     weight: Any = module.weight
     grid = module.grid if isinstance(module, Packed) else None
-    if form_of(module) is None or (grid is not None and not grid.has_zero):
+    # Without values, in a plan, nothing is known to be zero.
+    if weight.is_meta or form_of(module) is None or (grid is not None and not grid.has_zero):
         return None
     mask = _nonzero(module)
     count = int(mask.sum())

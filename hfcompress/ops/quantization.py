@@ -20,6 +20,7 @@ _BITS = (8, 6, 4, 3, 2, 1)
 _SHRINK = [1 - step / 64 for step in range(1, 53)]  # of the largest magnitude; three levels are best near 0.3 of it
 _TINY = 2.0**-120  # a scale below this is one of zeros: nothing is left of its precision
 _CHUNK = 2**18  # weights fitted at once: what a cache holds
+_PART = 2**22  # weights held in float32 at once
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,15 @@ class Quantized:
 def quantize(weight: Tensor, grid: Grid, clip: Clip = "max") -> Quantized:
     """Return `weight` (rows, columns), of any float dtype, on the grid that `fit` gives it.
 
-    Quantizing the result again changes nothing.
+    Quantizing the result again changes nothing. Done in parts of some rows, which do not depend on each other: a large
+    vocabulary is never held in float32.
     """
-    scale, zero = fit(weight, grid, clip)
-    return Quantized(encode(weight, scale, zero, grid), scale, zero, grid)
+    rows = len(weight) if grid.per_tensor else max(1, _PART // weight.shape[1])
+    fits = [(part, *fit(part, grid, clip)) for part in weight.split(max(1, rows))]
+    codes = torch.cat([encode(part, scale, zero, grid) for part, scale, zero in fits])
+    zeros = [zero for _, _, zero in fits if zero is not None]
+    scales = [scale for _, scale, _ in fits]
+    return Quantized(codes, torch.cat(scales), torch.cat(zeros) if zeros else None, grid)
 
 
 def fit(weight: Tensor, grid: Grid, clip: Clip = "max") -> tuple[Tensor, Tensor | None]:
