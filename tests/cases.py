@@ -150,7 +150,9 @@ CASES: dict[str, MethodCase] = {
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase(
-        {"keep": 2, "choose": "top"}, count_blocks, refuses={"albert": "no block can be dropped: all its layers are one"}
+        {"keep": 2, "choose": "top"},
+        count_blocks,
+        refuses={"albert": "no block can be dropped: all its layers are one"},
     ),
     "heads": MethodCase({"remove": 0.5}, count_part("heads")),
     "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
