@@ -46,6 +46,7 @@ class Distill(Method[DistillConfig]):
         phase=Phase.COMPANION,
         papers=("https://arxiv.org/abs/1503.02531", "https://arxiv.org/abs/1909.10351"),
         needs=Needs(training=True, teacher=True),
+        examples={"logits": {}, "hidden": {"hidden": 1.0}},
     )
     Config = DistillConfig
 
@@ -59,6 +60,8 @@ class Distill(Method[DistillConfig]):
             _same(model, ctx.teacher, "vocab_size", "vocabularies")
         if self.config.hidden:
             _same(model, ctx.teacher, "hidden_size", "hidden sizes")
+            if getattr(model.config, "is_encoder_decoder", False):
+                raise LifecycleError("distill.hidden: an encoder-decoder has two rows of hidden states; set it to 0")
         return ["logits"] * bool(self.config.logits) + ["hidden_states"] * bool(self.config.hidden)
 
     @property
