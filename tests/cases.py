@@ -159,6 +159,28 @@ def count_static(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_trained(base: nn.Module, model: nn.Module) -> Report:
+    """Count codes and input grids in the state dict, and the bytes of everything stored for weights."""
+    state, before = model.state_dict(), base.state_dict()
+    codes = [name.removesuffix("_codes") for name in state if name.endswith(".weight_codes")]
+    weights = sum(before[name].numel() for name in codes)
+    stored = sum(t.nbytes for name, t in state.items() if any(name.startswith(f"{c}_") for c in codes))
+    return {
+        "layers": len(codes),
+        "weights": weights,
+        "bits_per_weight": round(8 * stored / weights, 4),
+        "layers_with_quantized_inputs": sum(name.endswith(".input_scale") for name in state),
+    }
+
+
+def count_tokens(base: nn.Module, model: nn.Module) -> Report:
+    """Count the rows of the word table of each state dict; the test's corpus is the training data itself."""
+    before, after = (
+        next(t for name, t in m.state_dict().items() if "word_embeddings" in name).shape[0] for m in (base, model)
+    )
+    return {"tokens_before": before, "tokens_after": after, "corpus_covered": 1.0}
+
+
 def count_mixed(base: nn.Module, model: nn.Module) -> Report:
     """Count the codes in the state dict by their bits, which are what they take per weight of the base model."""
     state = {t.data_ptr(): (name, t) for name, t in model.state_dict().items()}  # tied layers once
@@ -187,10 +209,21 @@ CASES: dict[str, MethodCase] = {
     "heads": MethodCase({"remove": 0.5}, count_part("heads")),
     "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
-    "positions": MethodCase({"length": 16, "image_size": 8}, count_rows_of_positions),
+    "positions": MethodCase(
+        {"length": 16, "image_size": 16},
+        count_rows_of_positions,
+        refuses=dict.fromkeys(("vit", "deit"), "no table of learned positions"),
+        same_answers=True,
+    ),
+    "qat": MethodCase({"bits": 4, "start": 0.0}, count_trained),
     "quantize_weights": MethodCase({}, count_packed),
     "smooth_quant": MethodCase({}, count_static),
-    "vocabulary": MethodCase(),
+    "vocabulary": MethodCase(
+        {},
+        count_tokens,
+        refuses=dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "token"),
+        same_answers=True,
+    ),
     "width": MethodCase({"keep": 0.75}, count_width),
     "magnitude": MethodCase({"sparsity": 0.5}, count_zeros),
     "n_m": MethodCase({"n": 2, "m": 4}, count_zeros),

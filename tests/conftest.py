@@ -2,6 +2,8 @@
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each, children included
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

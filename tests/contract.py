@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from cases import MethodCase
 from safetensors.torch import load_file
-from tiny import Examples, auto_class, calibration, logits, make
+from tiny import Examples, auto_class, calibration, corpus, logits, make, tokenizer
 from torch import nn
 from transformers import TrainingArguments
 
@@ -37,6 +37,7 @@ class Outcome:
 
     model: nn.Module
     report: dict[str, dict[str, float]]
+    processor: Any = None  # what reads its input, where the method changes that
 
 
 @dataclass
@@ -54,13 +55,19 @@ class Subject:
 
     @property
     def trains(self) -> bool:
-        """Say whether the method can act while training; those that read calibration data are one-shot."""
-        return not self.new().needs.calibration
+        """Say whether the method can act while training; those that read data or change the tokenizer are one-shot."""
+        needs = self.new().needs
+        return not (needs.calibration or needs.tokenizer)
 
-    def prepared(self, model: nn.Module) -> Lifecycle:
+    def processor(self) -> Any:
+        """Return a fresh tokenizer for a method that changes it; None for the others."""
+        return tokenizer(self.name) if self.new().needs.tokenizer else None
+
+    def prepared(self, model: nn.Module, processor: Any = None) -> Lifecycle:
         """Attach the method to `model` and give what it would train other values than it starts with."""
         lifecycle = Lifecycle([self.new()], training=self.trains)
-        lifecycle.prepare(model, teacher=copy.deepcopy(model))
+        surroundings = {"processor": processor or self.processor(), "corpus": corpus(self.name)}
+        lifecycle.prepare(model, teacher=copy.deepcopy(model), **surroundings)
         generator = torch.Generator().manual_seed(3)
         for group in lifecycle.param_groups(model):
             for parameter in group["params"]:
@@ -82,9 +89,11 @@ class Subject:
         if self.new().needs.training:
             trainer = _train(self.name, folder, self.new())
             return Outcome(trainer.model, trainer.compression_report)
-        model = make(self.name)
+        model, processor = make(self.name), self.processor()
         stage = StageMethods("test", [self.new()], None)
-        return Outcome(model, run_oneshot(model, stage, calibration=calibration(self.name))[1])
+        surroundings = {"processor": processor, "corpus": corpus(self.name)}
+        report = run_oneshot(model, stage, calibration=calibration(self.name), **surroundings)[1]
+        return Outcome(model, report, processor)
 
 
 @lru_cache
@@ -124,13 +133,14 @@ def check_identity_at_zero(subject: Subject) -> None:
 
 def check_finalize_keeps_output(subject: Subject) -> None:
     """What is evaluated at full strength is what finalize leaves; the wrappers are gone."""
-    model = make(subject.name)
-    lifecycle = subject.prepared(model)
+    model, processor = make(subject.name), subject.processor()
+    lifecycle = subject.prepared(model, processor)
     lifecycle.observe(model, lambda: calibration(subject.name))
     lifecycle.step(model, 1.0)
     before = logits(model, subject.name)
     lifecycle.finalize(model)
-    assert torch.allclose(logits(model, subject.name), before, atol=TOLERANCE), "finalize changes the output"
+    after = logits(model, subject.name, processor)
+    assert torch.allclose(after, before, atol=TOLERANCE), "finalize changes the output"
     assert not wrapped(model), "a training wrapper is left"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), "a hook is left"
 
@@ -147,13 +157,14 @@ def check_changes_something(subject: Subject) -> None:
 
 def check_save_load(subject: Subject) -> None:
     """A saved model loads equal, and a second save writes the same bytes."""
-    model, name = subject.outcome.model, subject.name
+    model, name, processor = subject.outcome.model, subject.name, subject.outcome.processor
     first = save_checkpoint(model, subject.folder / "first")
     loaded = load_model(first, auto_class(name))
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys(), "the loaded model has other tensors"
     assert all(ours[k].dtype == theirs[k].dtype and torch.equal(ours[k], theirs[k]) for k in ours), "tensors differ"
-    assert torch.allclose(logits(model, name), logits(loaded, name), atol=1e-6), "the loaded model answers otherwise"
+    answers = [logits(m, name, processor) for m in (model, loaded)]
+    assert torch.allclose(*answers, atol=1e-6), "the loaded model answers otherwise"
     loaded.save_pretrained(subject.folder / "second")
     for file in ("model.safetensors", "config.json"):
         again = (subject.folder / "second" / file).read_bytes()

@@ -381,14 +381,14 @@ def test_the_stages_after_it_read_the_data_anew_and_so_does_the_teacher(tmp_path
     run = execute.Run(setup, open_folder(tmp_path / "out", loaded, resume=False), Reporter())
     seen: list[Any] = []
     monkeypatch.setattr(execute, "_teacher", lambda run, model: seen.append(copy.deepcopy(model)) or seen[-1])
-    model, records, after = execute._stages(run, setup.model)
+    model, records, after = execute._stages(run, setup.model, keep=True)
     assert records[0].report["vocabulary"] == {"tokens_before": 99, "tokens_after": 10, "corpus_covered": 1.0}
     assert set(after.setup.processor.get_vocab()) == LEFT and set(setup.processor.get_vocab()) > LEFT
     texts = ["a good film", "film a bad a", "fair"]
     before, now = (answers((s.processor, m), texts) for s, m in ((setup, setup.model), (after.setup, seen[0])))
     assert torch.equal(before, now)  # the teacher
     assert max(map(max, after.setup.train["input_ids"])) < 10 < max(map(max, setup.train["input_ids"]))
-    again, _, resumed = execute._stages(run, setup.model)
+    again, _, resumed = execute._stages(run, setup.model, keep=True)
     assert resumed.setup.processor.get_vocab() == after.setup.processor.get_vocab()
     assert torch.allclose(
         answers((after.setup.processor, model), texts), answers((after.setup.processor, again), texts)

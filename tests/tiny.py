@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     BertConfig,
     BertForSequenceClassification,
+    BertTokenizerFast,
     DeiTConfig,
     DeiTForImageClassification,
     Dinov2Config,
@@ -25,8 +26,10 @@ from transformers import (
 )
 
 from hfcompress.core.families import family_named
+from hfcompress.core.method import Corpus
 from hfcompress.run.families_table import smallest
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LABELS, HEADS, LAYERS, UNITS, WIDTH = 3, 4, 3, 64, 32
 _TEXT = {
     "vocab_size": 99,
@@ -71,7 +74,7 @@ def _distilbert() -> nn.Module:
 
 
 def _dinov2(**more: Any) -> nn.Module:
-    config = {k: v for k, v in _IMAGE.items() if k != "intermediate_size"} | {"mlp_ratio": 2, **more}
+    config = {k: v for k, v in _IMAGE.items() if k != "intermediate_size"} | {"mlp_ratio": 2, "image_size": 32, **more}
     return Dinov2ForImageClassification(Dinov2Config(**config))
 
 
@@ -191,7 +194,29 @@ def calibration(name: str) -> list[dict[str, torch.Tensor]]:
     return [{examples.key: examples.inputs[i : i + 4], "labels": examples.labels[i : i + 4]} for i in range(0, 16, 4)]
 
 
+def tokenizer(name: str) -> Any:
+    """Return a tokenizer with one word for each id of the tiny text model, or None for a model that takes images."""
+    if is_image(name):
+        return None
+    config = make(name).config
+    words = [f"w{i}" for i in range(config.vocab_size)]
+    for i, special in zip([j for j in range(6) if j != config.pad_token_id], SPECIAL[1:], strict=False):
+        words[i] = special
+    words[config.pad_token_id] = SPECIAL[0]
+    return BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+
+
+def corpus(name: str) -> Corpus:
+    """Return the ids that the examples consist of, as methods that fit a model's tables to its data read them."""
+    return Corpus() if is_image(name) else Corpus(token_ids=lambda: Examples(name).inputs.tolist())
+
+
 @torch.no_grad()
-def logits(model: nn.Module, name: str) -> torch.Tensor:
-    """Return the model's logits on the standard batch."""
-    return model.eval()(**batch(name)).logits
+def logits(model: nn.Module, name: str, processor: Any = None) -> torch.Tensor:
+    """Return the model's logits on the standard batch, read by `processor` if a method changed the tokenizer."""
+    inputs = batch(name)
+    if processor is not None:
+        ids = inputs["input_ids"]
+        words = tokenizer(name).convert_ids_to_tokens(ids.flatten().tolist())
+        inputs["input_ids"] = torch.tensor(processor.convert_tokens_to_ids(words)).view_as(ids)
+    return model.eval()(**inputs).logits
