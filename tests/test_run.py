@@ -33,6 +33,7 @@ def hfcompress(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
 
 @pytest.fixture
 def command(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")  # wide enough that no table breaks a line the tests look for
     return lambda *args: hfcompress(monkeypatch, capsys, *args)
 
 
