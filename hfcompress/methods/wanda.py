@@ -10,7 +10,7 @@ from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.sparsity import Sparsity
 from ..modules.blockwise import walk_
-from ..modules.masked import choose, refuse_uneven, store_zeros_
+from ..modules.masked import choose_sparse, store_zeros_
 from ..modules.matrix import matrix, set_matrix_
 from ..ops.masks import keep_in_rows, keep_n_of_m
 from ..ops.moments import ColumnNorms
@@ -43,9 +43,7 @@ class Wanda(Method[WandaConfig]):
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers."""
-        self._paths = choose(model, self.config, self.info.name)
-        if self.config.pattern is not None:
-            refuse_uneven(model, self._paths, self.config.pattern[1])
+        self._paths = choose_sparse(model, self.config, self.info.name)
         return self._paths
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:

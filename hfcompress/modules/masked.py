@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core.errors import TargetError
-from ..core.sparsity import Targets
+from ..core.sparsity import Sparsity, Targets
 from ..core.targets import select
 from .chains import LINEAR, block_layers, layers_of
 from .matrix import matrix, stored
@@ -76,6 +76,14 @@ def choose(model: nn.Module, config: Targets, where: str, kinds: tuple[type[nn.M
         if len(sharers(model, path)) > 1:
             raise TargetError(f"{path}: its weight is shared with {sharers(model, path)[1][0]}; add both to `ignore`")
     return [path for path, _ in chosen]
+
+
+def choose_sparse(model: nn.Module, config: Sparsity, where: str) -> list[str]:
+    """Return what `choose` does, and raise TargetError for a layer that the config's n:m pattern does not fit."""
+    paths = choose(model, config, where)
+    if config.pattern is not None:
+        refuse_uneven(model, paths, config.pattern[1])
+    return paths
 
 
 def refuse_uneven(model: nn.Module, paths: Iterable[str], m: int) -> None:
