@@ -24,7 +24,6 @@ AUTO = "AutoModelForSequenceClassification"
 def hfcompress(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
     """Run the command line in this process; returns (exit status, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["hfcompress", *map(str, args)])
-    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     out, err = capsys.readouterr()
@@ -33,7 +32,6 @@ def hfcompress(monkeypatch, capsys, *args: object) -> tuple[int, str, str]:
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "120")  # wide enough that no table breaks a line the tests look for
     return lambda *args: hfcompress(monkeypatch, capsys, *args)
 
 

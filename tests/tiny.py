@@ -74,7 +74,7 @@ def _distilbert() -> nn.Module:
 
 
 def _dinov2(**more: Any) -> nn.Module:
-    config = {k: v for k, v in _IMAGE.items() if k != "intermediate_size"} | {"mlp_ratio": 2, "image_size": 32, **more}
+    config = {k: v for k, v in _IMAGE.items() if k != "intermediate_size"} | {"mlp_ratio": 2, **more}
     return Dinov2ForImageClassification(Dinov2Config(**config))
 
 
@@ -85,7 +85,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: ViTForImageClassification(ViTConfig(**_IMAGE)),
     "deit": lambda: DeiTForImageClassification(DeiTConfig(**_IMAGE)),
     "dinov2": _dinov2,
-    "dinov2-swiglu": lambda: _dinov2(use_swiglu_ffn=True),
+    "dinov2-swiglu": lambda: _dinov2(use_swiglu_ffn=True, image_size=32),
 }
 _NO_DROPOUT = dict.fromkeys(
     [
