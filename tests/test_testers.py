@@ -138,6 +138,27 @@ class _Wasteful(Honest):
             nn.utils.parametrize.remove_parametrizations(model.get_submodule(path), "weight", leave_parametrized=True)
 
 
+class _Unforeseen(Honest):
+    """Packs when it has seen data, and in a plan nothing at all."""
+
+    info = MethodInfo("unforeseen", "u", "t", Category.QUANTIZATION, Phase.QUANT, (), Needs(calibration=True))
+    Config = type("UnforeseenConfig", (StrictModel,), {"__module__": __name__})
+
+    def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
+        self.paths = [path for b in blocks_of(model, ctx.family) for path in (*b.up, b.down, b.query, b.value)]
+        return self.paths
+
+    def observe(self, model: nn.Module, batches: Any) -> None:
+        for path in self.paths:
+            pack_(model, path)
+
+    def on_step(self, model: nn.Module, fraction: float) -> None:
+        """Nothing is left to do."""
+
+    def finalize(self, model: nn.Module) -> None:
+        """Everything is in place."""
+
+
 CASE = MethodCase({}, lambda base, model: {"layers": 3})
 BROKEN = [
     (contract.check_identity_at_zero, _variant("not_identity", on_step=_not_identity), "strength zero"),
@@ -145,6 +166,7 @@ BROKEN = [
     (contract.check_finalize_keeps_output, _variant("fake", finalize=_leaves_wrapper), "wrapper is left"),
     (contract.check_changes_something, _variant("idle", finalize=_does_nothing), "changes nothing"),
     (contract.check_changes_something, _Wasteful, "saves no bytes"),
+    (contract.check_plan, _Unforeseen, "the plan says"),
     (contract.check_save_load, _variant("unsaved", finalize=_is_lost_on_save), "answers otherwise"),
     (contract.check_deterministic, _variant("random", finalize=_is_random), "other bytes"),
     (contract.check_report, _variant("liar", report=lambda self, model: {"layers": 99}), "does not agree"),

@@ -75,6 +75,14 @@ class Lifecycle:
         for method in track([m for m in self.methods if m.needs.calibration], _title):
             method.observe(model, batches())
 
+    def assume(self, model: nn.Module) -> None:
+        """For a plan: let the methods that read calibration data do without it, as far as sizes go."""
+        self._expect(State.PREPARED, "plan")
+        with torch.no_grad():
+            for method in self.methods:
+                if method.needs.calibration:
+                    method.assume(model)
+
     def step(self, model: nn.Module, fraction: float) -> None:
         """Set every method's strength for `fraction` of the stage."""
         self._expect(State.PREPARED, "step")

@@ -131,6 +131,9 @@ class Method(Generic[C]):
         it stands at full strength, and `finalize` only stores what is there more tightly.
         """
 
+    def assume(self, model: nn.Module) -> None:
+        """Stand in for `observe` in a plan, which has no data: bring the model to the size it will have."""
+
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Set the strength for `fraction` of the stage in [0, 1]; no I/O."""
 

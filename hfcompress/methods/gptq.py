@@ -84,7 +84,7 @@ class GPTQ(Method[GPTQConfig]):
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Quantize and pack, embeddings first, then block by block."""
         for path in self._embeddings:
-            pack_(model, path, self.config.grid(self.config.embedding_bits or self.config.bits), clip=self.config.clip)
+            pack_(model, path, self._grid(path), clip=self.config.clip)
 
         def compress(paths: list[str], inputs: Gram) -> None:
             order = inputs.matrix.diagonal().argsort(descending=True, stable=True) if self.config.act_order else None
@@ -94,6 +94,11 @@ class GPTQ(Method[GPTQConfig]):
                 pack_(model, path, quantized=self._quantized(model.get_submodule(path), factor, order))
 
         walk_(model, batches, self._linear, Gram, compress, self.info.title)
+
+    def assume(self, model: nn.Module) -> None:
+        """Pack rounded to nearest: that takes the same bits."""
+        for path in self._linear + self._embeddings:
+            pack_(model, path, self._grid(path))
 
     def finalize(self, model: nn.Module) -> None:
         """Leave out the zeros of layers that were pruned before, where that is smaller still."""
@@ -106,6 +111,10 @@ class GPTQ(Method[GPTQConfig]):
         weights = sum(m.rows * m.columns for m in modules)
         stored = sum(p.nbytes for m in modules for name, p in m.named_parameters() if name != "bias")
         return {"layers": len(modules), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
+
+    def _grid(self, path: str) -> Grid:
+        bits = self.config.bits
+        return self.config.grid((self.config.embedding_bits or bits) if path in self._embeddings else bits)
 
     def _quantized(self, module: nn.Module, factor: Tensor, order: Tensor | None) -> Quantized:
         config = self.config

@@ -108,13 +108,15 @@ class MixedBits(Method[MixedBitsConfig]):
         for path, grid in plans[joint.index(min(joint))].items():
             pack_(model, path, grid, clip=self.config.clip)
 
-    def finalize(self, model: nn.Module) -> None:
-        """Leave out zeros where that is smaller still; unobserved, as in a plan, all layers get the same bits."""
-        open_ = [path for path in self._paths if not _is_packed(model.get_submodule(path))]
-        grid = self._uniform(model) if open_ else None
+    def assume(self, model: nn.Module) -> None:
+        """Give all layers the same bits, the most the budget allows."""
+        grid = self._uniform(model)
         for path in self._paths:
-            if grid is not None:
-                pack_(model, path, grid, clip=self.config.clip)
+            pack_(model, path, grid)
+
+    def finalize(self, model: nn.Module) -> None:
+        """Leave out zeros where that is smaller still."""
+        for path in self._paths:
             pack_sparse_(model, path)
 
     def report(self, model: nn.Module) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -83,6 +84,14 @@ class SmoothQuant(Method[SmoothQuantConfig]):
                 s = factors.get(path, ranges[path].low.new_ones(1))
                 grid = input_grid(ranges[path], s, 8, search=self.config.ranges == "mse")
                 model.get_submodule(path).set_inputs(*grid, 8)  # type: ignore[operator]
+
+    def assume(self, model: nn.Module) -> None:
+        """Pack unsmoothed, with a grid of any step for inputs: that takes the same bits."""
+        self._smoothed = 0
+        for path in self._paths:
+            pack_(model, path)
+            if path in self._linear:
+                model.get_submodule(path).set_inputs(torch.ones(1), 0, 8)  # type: ignore[operator]
 
     def finalize(self, model: nn.Module) -> None:
         """Everything is in place."""

@@ -11,7 +11,7 @@ from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.sparsity import Sparsity
 from ..modules.blockwise import walk_
-from ..modules.masked import choose_sparse, store_zeros_
+from ..modules.masked import choose_sparse, store_zeros_, zero_smallest_
 from ..modules.matrix import matrix, set_matrix_
 from ..ops.moments import Gram
 from ..ops.obs import inverse_factor, prune
@@ -62,6 +62,10 @@ class SparseGPT(Method[SparseGPTConfig]):
                 set_matrix_(module, prune(weight, factor, density=self.config.density, pattern=self.config.pattern))
 
         walk_(model, batches, self._paths, Gram, compress, self.info.title)
+
+    def assume(self, model: nn.Module) -> None:
+        """Set as many weights to zero, the smallest."""
+        zero_smallest_(model, self._paths, self.config)
 
     def finalize(self, model: nn.Module) -> None:
         """Store the nonzero weights alone where that is smaller."""

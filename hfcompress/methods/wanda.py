@@ -10,9 +10,8 @@ from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.sparsity import Sparsity
 from ..modules.blockwise import walk_
-from ..modules.masked import choose_sparse, store_zeros_
+from ..modules.masked import choose_sparse, row_mask, store_zeros_, zero_smallest_
 from ..modules.matrix import matrix, set_matrix_
-from ..ops.masks import keep_in_rows, keep_n_of_m
 from ..ops.moments import ColumnNorms
 
 
@@ -53,9 +52,13 @@ class Wanda(Method[WandaConfig]):
             for path in paths:
                 module = model.get_submodule(path)
                 weight = matrix(module)
-                set_matrix_(module, weight * self._mask(weight.float().abs() * inputs.norms()))
+                set_matrix_(module, weight * row_mask(weight.float().abs() * inputs.norms(), self.config))
 
         walk_(model, batches, self._paths, ColumnNorms, prune, self.info.title)
+
+    def assume(self, model: nn.Module) -> None:
+        """Set as many weights to zero, the smallest."""
+        zero_smallest_(model, self._paths, self.config)
 
     def finalize(self, model: nn.Module) -> None:
         """Store the nonzero weights alone where that is smaller."""
@@ -64,8 +67,3 @@ class Wanda(Method[WandaConfig]):
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return layers, their weights, how many of those are zero, and how many layers take fewer bytes for it."""
         return self._counts
-
-    def _mask(self, scores: Tensor) -> Tensor:
-        if self.config.pattern is not None:
-            return keep_n_of_m(scores, *self.config.pattern)
-        return keep_in_rows(scores, self.config.density)

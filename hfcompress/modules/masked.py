@@ -11,8 +11,9 @@ from torch.nn.utils import parametrize
 from ..core.errors import TargetError
 from ..core.sparsity import Sparsity, Targets
 from ..core.targets import select
+from ..ops.masks import keep_in_rows, keep_n_of_m
 from .chains import LINEAR, block_layers, layers_of
-from .matrix import matrix, stored
+from .matrix import matrix, set_matrix_, stored
 from .parametrizations import bake, find
 from .sparse import pack_sparse_
 from .storage import Packed
@@ -91,6 +92,21 @@ def refuse_uneven(model: nn.Module, paths: Iterable[str], m: int) -> None:
     for path in paths:
         if (columns := matrix(model.get_submodule(path)).shape[1]) % m:
             raise TargetError(f"{path}: its {columns} inputs are no multiple of {m}; add it to `ignore`")
+
+
+def row_mask(scores: Tensor, config: Sparsity) -> Tensor:
+    """Return which of the `scores` (rows, columns) are kept: in every row the highest, as many as the config wants."""
+    if config.pattern is not None:
+        return keep_n_of_m(scores, *config.pattern)
+    return keep_in_rows(scores, config.density)
+
+
+def zero_smallest_(model: nn.Module, paths: Sequence[str], config: Sparsity) -> None:
+    """Set, in every row of the layers `paths`, the smallest weights to zero, as many as the config wants."""
+    for path in paths:
+        module = model.get_submodule(path)
+        weight = matrix(module)
+        set_matrix_(module, weight * row_mask(weight.float().abs(), config))
 
 
 def store_zeros_(model: nn.Module, paths: Sequence[str]) -> dict[str, float]:

@@ -115,6 +115,7 @@ def _walk(
     """Apply a stage at full strength and return what it acts on; None when that takes values and there are none."""
     try:
         targets = lifecycle.prepare(scratch, **surroundings)
+        lifecycle.assume(scratch)
         lifecycle.finalize(scratch)
         attach_structure_(scratch)
     except RuntimeError:  # what torch raises when it is asked for the values of a meta tensor
