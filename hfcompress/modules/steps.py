@@ -55,8 +55,12 @@ class LearnedSteps(nn.Module):
         """Return `weight` (rows, …), on its grid when switched on."""
         if not self.on:
             return weight
-        values = weight.flatten(1)
-        step = spread(self.used(self.step), values.shape[1], self.grid)
+        values, step = weight.flatten(1), self.used(self.step)
+        size = self.grid.group_size
+        if size is not None and values.shape[1] % size == 0:  # whole groups: no copy of a step for each weight
+            values, step = values.unflatten(1, (-1, size)), step.unsqueeze(-1)
+        else:
+            step = spread(step, values.shape[1], self.grid)
         count = weight.numel() // self.step.numel()
         return lsq(values, step, -self.grid.last, self.grid.last, count).view_as(weight)
 

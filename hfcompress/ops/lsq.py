@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -14,11 +16,27 @@ def lsq(values: Tensor, step: Tensor, low: int, high: int, count: int) -> Tensor
     outside; that to `step` is eq. 3, scaled by 1 / sqrt(count * high) with `count` the number of values that share a
     step (section 2.2).
     """
-    step = _scaled_gradient(step, 1.0 / math.sqrt(count * high))
-    codes = (values / step).clamp(low, high)
-    return (codes + (codes.round() - codes).detach()) * step
+    return _LSQ.apply(values, step, low, high, 1.0 / math.sqrt(count * high))
 
 
-def _scaled_gradient(values: Tensor, factor: float) -> Tensor:
-    """Return `values`, whose gradient is `factor` times as large."""
-    return values.detach() + (values - values.detach()) * factor
+class _LSQ(torch.autograd.Function):
+    """Written out: autograd would keep, and pass over, four tensors of the size of `values` where one will do."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, step: Tensor, low: int, high: int, factor: float) -> Tensor:
+        codes = values / step
+        ctx.save_for_backward(codes, step)
+        ctx.limits, ctx.factor = (low, high), factor
+        return codes.clamp(low, high).round_().mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        codes, step = ctx.saved_tensors
+        low, high = ctx.limits
+        inside = (codes >= low) & (codes <= high)
+        to_values = gradients[0] * inside
+        to_step = None
+        if ctx.needs_input_grad[1]:
+            slope = codes.clamp(low, high).round_().addcmul_(codes, inside.to(codes.dtype), value=-1)
+            to_step = slope.mul_(gradients[0]).sum_to_size(step.shape).mul(ctx.factor)
+        return to_values, to_step, None, None, None
