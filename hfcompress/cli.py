@@ -1,4 +1,4 @@
-"""The command line: run, plan, bench, card, push, methods, inspect."""
+"""The command line: run, plan, bench, card, table, push, methods, inspect."""
 
 from __future__ import annotations
 
@@ -126,6 +126,29 @@ def card(folder: Folder) -> None:
     from .run.verify import run_folder
 
     console.print(f"Card   {write_card(run_folder(folder).path)}", soft_wrap=True)
+
+
+@app.command()
+def table(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, or folders that hold several, such as model_cards.", show_default=False),
+    ],
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Markdown file to write to, between `<!-- runs -->` and `<!-- /runs -->`.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Show measured runs side by side: bytes, time, quality and minutes, a table per model and data set."""
+    from .publish.comparison import find_results
+    from .run.table import comparison_tables, write_comparison
+
+    results = find_results(folders)
+    if write is not None:
+        write_comparison(results, folders, write)
+        return
+    for drawn in comparison_tables(results):
+        console.print(drawn)
 
 
 @app.command()

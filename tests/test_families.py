@@ -27,13 +27,14 @@ from hfcompress.core.families import (
     stacks_of,
     unit_count,
 )
+from hfcompress.core.files import between
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.modules.gate import ColumnGate
 from hfcompress.modules.matrix import matrix
 from hfcompress.modules.packed import pack_
 from hfcompress.modules.parametrizations import attach, detach, find, trainable
 from hfcompress.modules.shrink import keep_heads_, keep_units_
-from hfcompress.run.families_table import families_markdown, reason_of, support, with_table
+from hfcompress.run.families_table import families_markdown, reason_of, support
 
 ALL = (*MODELS, *MORE)
 LOCKED = ("mpnet", "t5")  # their heads share one table of position biases
@@ -264,7 +265,7 @@ def reasons():
 
 def test_the_readme_says_which_method_works_on_which_family(reasons):
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert text == with_table(text, families_markdown(reasons)), (
+    assert text == between(text, "families", families_markdown(reasons)), (
         "the table is out of date: python -m hfcompress.run.families_table --write README.md"
     )
 
@@ -276,4 +277,4 @@ def test_the_table_says_why_and_hides_no_fault(reasons, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         reason_of("layers", {}, make("bert"))
     with pytest.raises(ValueError, match="no <!-- families -->"):
-        with_table("text", "table")
+        between("text", "families", "table")

@@ -41,3 +41,13 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` in UTF-8, atomically."""
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def between(text: str, name: str, new: str) -> str:
+    """Return `text` with `new` between its markers ``<!-- name -->`` and ``<!-- /name -->``; ValueError without."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"there is no {begin} … {end} to write to")
+    return f"{head}{begin}\n{new}\n{end}{tail}"

@@ -113,6 +113,9 @@ class StageRecord(StrictModel):
     train: dict[str, Any] | None = Field(None, description="Training arguments as given; None for a one-shot stage.")
     report: dict[str, dict[str, float]] = Field(default_factory=dict, description="Numbers each method reported.")
     seconds: float
+    waiting: float | None = Field(
+        None, description="Of the processor time the stage was ready for, the share that other processes held."
+    )
 
 
 class Source(StrictModel):

@@ -6,7 +6,6 @@ the peak memory of engines that do without.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ if __name__ == "__main__" and "hfcompress" not in sys.modules:
 
 import numpy as np
 
+from hfcompress.core.machine import waited_ns
 from hfcompress.export.runtime import Run, Source, open_engine
 from hfcompress.measure.batches import read_batches
 from hfcompress.ops.reductions import REDUCTIONS
@@ -107,15 +107,6 @@ def peak_bytes() -> int:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-
-def waited_ns() -> int:
-    """Return how long this process's threads were ready but had no processor; 0 where the system does not tell."""
-    waited = 0
-    for task in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that ended meanwhile
-            waited += int(task.read_text(encoding="ascii").split()[1])
-    return waited
 
 
 def _time(run: Run, batch: Batch) -> float:

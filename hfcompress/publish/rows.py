@@ -85,13 +85,17 @@ def metric(result: Result, value: float) -> str:
 
 def points(result: Result, value: float) -> str:
     """Return a difference of the metric with its sign, in points where the metric is a share."""
-    unit = " points" if metric_scale(result) == 100 else ""
-    return _signed(f"{value * metric_scale(result):+.2f}") + unit
+    return signed(result, value) + (" points" if metric_scale(result) == 100 else "")
+
+
+def signed(result: Result, value: float) -> str:
+    """Return a difference of the metric with its sign and no unit."""
+    return _signed(f"{value * metric_scale(result):+.2f}")
 
 
 def interval(result: Result, row: Difference) -> str:
     """Return a paired difference with its interval, such as ``−0.80 points (95% interval −1.95 to +0.34)``."""
-    low, high = (_signed(f"{bound * metric_scale(result):+.2f}") for bound in (row.low, row.high))
+    low, high = (signed(result, bound) for bound in (row.low, row.high))
     return f"{points(result, row.value)} ({row.level:.0%} interval {low} to {high})"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from ..checkpoint import load_model, release_, save_checkpoint
 from ..checkpoint.structure import read_structure
 from ..core.files import write_text
+from ..core.machine import Stopwatch
 from ..core.method import Method, Phase
 from ..measure.result import Result, StageRecord
 from ..modules.tokens import follow_tokenizer_
@@ -130,19 +130,25 @@ def _stage_runner(
     run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module | None, folder: Path
 ) -> Callable[[], nn.Module]:
     def execute() -> nn.Module:
-        started = time.monotonic()
+        watch = Stopwatch()
         processor = copy.deepcopy(run.setup.processor)
         if stage.train is None:
             report, done = _oneshot(run, model, stage, processor), model
         else:
             report, done = _train_stage(run, model, stage, teacher, folder, processor)
         settings = {m.info.name: m.config.model_dump(mode="json") for m in stage.methods}
-        seconds = round(time.monotonic() - started, 1)
-        record = StageRecord(name=stage.title, methods=settings, train=stage.train, report=report, seconds=seconds)
+        record = StageRecord(
+            name=stage.title,
+            methods=settings,
+            train=stage.train,
+            report=report,
+            seconds=round(watch.seconds, 1),
+            waiting=round(watch.waiting, 3),
+        )
         write_text(folder / _RECORD, record.model_dump_json(indent=2) + "\n")
         save_checkpoint(done, folder / "model", processor)
         clean(folder / "trainer")
-        run.folder.log(stage=stage.title, seconds=seconds, report=report)
+        run.folder.log(stage=stage.title, seconds=record.seconds, report=report)
         return done
 
     return execute

@@ -24,11 +24,12 @@ from .. import methods as _builtin  # noqa: F401 - importing it fills the regist
 from ..core import registry
 from ..core.errors import HFCompressError
 from ..core.families import families, family_named
+from ..core.files import between
 from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..export.inputs import example_inputs
 
-BEGIN, END = "<!-- families -->", "<!-- /families -->"
+MARKER = "families"
 
 
 def smallest(model_type: str, auto_class: str | None = None, **config: Any) -> nn.Module:
@@ -120,15 +121,6 @@ def _cells(reasons: Mapping[str, str]) -> str:
     return f"{', '.join(fine) or 'none'} | {why}"
 
 
-def with_table(text: str, table: str) -> str:
-    """Return `text` with what stands between the markers replaced; ValueError when it has no markers."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"there is no {BEGIN} … {END} to write the table to")
-    return f"{head}{begin}\n{table}\n{end}{tail}"
-
-
 def main() -> None:
     """Print the table, or write it into a file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,7 +131,7 @@ def main() -> None:
     if path is None:
         sys.stdout.write(f"{table}\n")
     else:
-        path.write_text(with_table(path.read_text(encoding="utf-8"), table), encoding="utf-8")
+        path.write_text(between(path.read_text(encoding="utf-8"), MARKER, table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,17 @@
-"""The table a run ends with: before, after, ratio."""
+"""Tables for the terminal: what a run ends with, and runs side by side."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
 from rich.table import Table
 
+from ..core.errors import HFCompressError
+from ..core.files import between, write_text
 from ..measure.result import Result
+from ..publish.comparison import compare, comparison_markdown
 from ..publish.rows import table
 
 
@@ -17,3 +24,28 @@ def result_table(result: Result) -> Table:
     for row in table(result):
         drawn.add_row(row.name, row.before, row.after, row.change)
     return drawn
+
+
+def comparison_tables(results: Mapping[str, Result]) -> Iterator[Table]:
+    """Yield a table per model and data set, with a row per run."""
+    for found in compare(results):
+        drawn = Table(title=found.title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+        for column in found.columns:
+            drawn.add_column(column)
+        for row in found.rows:
+            drawn.add_row(*row)
+        yield drawn
+
+
+def write_comparison(results: Mapping[str, Result], folders: list[Path], path: Path) -> None:
+    """Put the tables between the markers of a markdown file; rows link to cards where one folder holds all runs.
+
+    Raises HFCompressError when the file is missing or has no markers.
+    """
+    holder = folders[0] if len(folders) == 1 and not (folders[0] / "result.json").is_file() else None
+    link = None if holder is None else Path(os.path.relpath(holder, path.parent)).as_posix()
+    try:
+        text = between(path.read_text(encoding="utf-8"), "runs", comparison_markdown(results, link))
+    except (OSError, ValueError) as error:
+        raise HFCompressError(f"cannot write the table to {path}: {error}") from error
+    write_text(path, text)

@@ -1,0 +1,114 @@
+"""Runs side by side: one row each of what it made smaller, faster and worse, from their results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import MeasureError
+from ..measure.result import LatencyRow, Result, Speedup, read_result
+from . import rows
+
+BUSY = 0.1  # of the processor time a stage was ready for; from here on its minutes are an upper bound
+
+Key = tuple[str, str, str]  # what runs have to share for their numbers to be comparable: model, data, metric
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of one model on one data set, as a table: `title`, the names of columns, and a row of cells per run."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def find_results(folders: list[Path]) -> dict[str, Result]:
+    """Return results by name, from run folders or from folders that hold several; MeasureError where there is none."""
+    found: dict[str, Result] = {}
+    for folder in folders:
+        places = (
+            [folder] if (folder / "result.json").is_file() else sorted(p.parent for p in folder.glob("*/result.json"))
+        )
+        if not places:
+            raise MeasureError(f"no result in {folder}: name run folders, or a folder that holds some")
+        found |= {place.resolve().name: read_result(place) for place in places}
+    return found
+
+
+def compare(results: Mapping[str, Result]) -> list[Comparison]:
+    """Return a table per model, data set and metric; smallest file first."""
+    groups: dict[Key, dict[str, Result]] = {}
+    for name, result in results.items():
+        key = (result.base_model.id, f"{result.dataset.id}, {result.dataset.split}", result.headline().metric)
+        groups.setdefault(key, {})[name] = result
+    return [_comparison(key, group) for key, group in groups.items()]
+
+
+def comparison_markdown(results: Mapping[str, Result], link: str | None = None) -> str:
+    """Return the tables as markdown; `link` is the folder, as seen from the text, that holds a card per run."""
+    parts = []
+    for table in compare(results):
+        head = [
+            f"**{table.title}**",
+            "",
+            f"| {' | '.join(table.columns)} |",
+            "| --- | --- |" + " ---: |" * (len(table.columns) - 2),
+        ]
+        lines = [[f"[{row[0]}]({link}/{row[0]}/README.md)" if link else row[0], *row[1:]] for row in table.rows]
+        parts.append("\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines)]))
+    return "\n\n".join(parts)
+
+
+def _comparison(key: Key, group: Mapping[str, Result]) -> Comparison:
+    results = sorted(group.items(), key=lambda item: item[1].compressed.size_bytes)
+    first = results[0][1]
+    shapes = list({rows.shape_name(s): s for _, r in results for s in r.best_speedups()}.values())
+    controls = any(result.control for result in group.values())
+    title = f"{key[0]} on {key[1]}: {rows.si(first.baseline.size_bytes, 'B')}, {_baseline(first)}"
+    columns = ["run", "methods", "weight files", first.headline().metric]
+    columns += ["control"] * controls + [rows.shape_name(shape) for shape in shapes] + ["minutes"]
+    return Comparison(title, columns, [_row(name, result, shapes, controls) for name, result in results])
+
+
+def _row(name: str, result: Result, shapes: list[Speedup], controls: bool) -> list[str]:
+    methods = dict.fromkeys(f"`{m}`" for stage in result.stages for m in stage.methods)
+    size = f"{rows.si(result.compressed.size_bytes, 'B')}, {rows.ratio(result.size_ratio)}"
+    control = [rows.metric(result, result.control.value) if result.control else rows.NONE] * controls
+    times = [_time(result, shape) for shape in shapes]
+    return [name, ", ".join(methods), size, _quality(result), *control, *times, _minutes(result)]
+
+
+def _baseline(result: Result) -> str:
+    before = result.baseline.quality_in(result.headline().engine)
+    return f"{result.headline().metric} {rows.metric(result, before.value)}" if before else result.headline().metric
+
+
+def _quality(result: Result) -> str:
+    head = result.headline()
+    after = result.compressed.quality_in(head.engine)
+    value = rows.metric(result, after.value) if after else rows.NONE
+    low, high = (rows.signed(result, bound) for bound in (head.low, head.high))
+    return f"{value}, {rows.signed(result, head.value)} ({low} to {high})"
+
+
+def _time(result: Result, shape: Speedup) -> str:
+    """Return the time in the best engine, and how many times faster: than PyTorch as found, and than that engine."""
+    best = next((s for s in result.best_speedups() if rows.shape_name(s) == rows.shape_name(shape)), None)
+    after = rows.find_latency(result.compressed, best.engine, best) if best else None
+    if best is None or after is None:
+        return rows.NONE
+    same = _same_engine(result, after)
+    return f"{rows.milliseconds(after.p50_ms)}, {rows.ratio(best.ratio)}" + (f" / {rows.ratio(same)}" if same else "")
+
+
+def _same_engine(result: Result, after: LatencyRow) -> float | None:
+    before = rows.find_latency(result.baseline, after.engine, after)
+    return before.p50_ms / after.p50_ms if before else None
+
+
+def _minutes(result: Result) -> str:
+    minutes = sum(stage.seconds for stage in result.stages) / 60
+    busy = any((stage.waiting or 0.0) > BUSY for stage in result.stages)
+    return f"{'≤ ' if busy else ''}{minutes:.1f}"

@@ -1,0 +1,68 @@
+"""Runs side by side: what may be compared stands together, every cell comes from its result, cards are found."""
+
+from __future__ import annotations
+
+import pytest
+from test_card import make_result, write_run
+from typer.testing import CliRunner
+
+from hfcompress.cli import app
+from hfcompress.core.errors import MeasureError
+from hfcompress.core.machine import Stopwatch
+from hfcompress.measure.result import StageRecord
+from hfcompress.publish.comparison import compare, comparison_markdown, find_results
+
+
+def smaller(result, size):
+    return result.model_copy(update={"compressed": result.compressed.model_copy(update={"size_bytes": size})})
+
+
+def test_a_table_per_model_and_data_with_the_smallest_first():
+    text, image = make_result(), make_result(image=True)
+    other = image.model_copy(update={"base_model": image.base_model.model_copy(update={"id": "org/vit"})})
+    tables = compare({"large": text, "small": smaller(text, 1_000_000), "vit": other})
+    assert [[row[0] for row in table.rows] for table in tables] == [["small", "large"], ["vit"]]
+    assert tables[0].title == "org/base-model on stanfordnlp/sst2, validation: 90.9 MB, accuracy 87.84"
+
+
+def test_a_row_says_bytes_quality_times_and_minutes():
+    (table,) = compare({"run": make_result()})
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["methods"] == "`movement`, `distill`, `quantize_weights`"
+    assert row["weight files"] == "11.2 MB, 8.12x"
+    assert row["accuracy"] == "87.04, −0.80 (−1.95 to +0.34)" and row["control"] == "88.07"
+    # 145.2 ms in PyTorch; 88.6 ms and 20.1 ms in ONNX Runtime int8, before and after
+    assert row["8 × 128 tokens"] == "20.1 ms, 7.21x / 4.40x"
+    assert row["1 × 32 tokens"] == "0.85 ms, 7.21x / 4.40x" and row["minutes"] == "13.6"
+
+
+def test_minutes_of_a_busy_machine_are_an_upper_bound():
+    for waiting, shown in ((0.02, "1.0"), (0.4, "≤ 1.0"), (None, "1.0")):
+        stage = StageRecord(name="s", methods={}, seconds=60, waiting=waiting)
+        (table,) = compare({"run": make_result(stages=[stage])})
+        assert table.rows[0][-1] == shown
+    watch = Stopwatch()
+    assert sum(range(10**6)) and 0 <= watch.waiting <= 1 and watch.seconds > 0
+
+
+def test_the_table_is_written_between_markers_and_links_to_cards(tmp_path):
+    write_run(tmp_path / "cards" / "one", make_result())
+    page = tmp_path / "README.md"
+    page.write_text("head\n<!-- runs -->\nold\n<!-- /runs -->\ntail\n", encoding="utf-8")
+    done = CliRunner().invoke(app, ["table", str(tmp_path / "cards"), "--write", str(page)])
+    assert done.exit_code == 0, done.output
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("head\n<!-- runs -->\n**org/base-model") and text.endswith("\n<!-- /runs -->\ntail\n")
+    assert "[one](cards/one/README.md)" in text and "old" not in text
+    assert comparison_markdown(find_results([tmp_path / "cards"]), "cards") in text
+
+
+def test_folders_without_a_result_and_pages_without_markers_are_told(tmp_path):
+    with pytest.raises(MeasureError, match="no result in"):
+        find_results([tmp_path])
+    write_run(tmp_path / "run", make_result())
+    page = tmp_path / "page.md"
+    page.write_text("text", encoding="utf-8")
+    done = CliRunner().invoke(app, ["table", str(tmp_path / "run"), "--write", str(page)])
+    assert done.exit_code != 0 and "no <!-- runs -->" in str(done.exception)
+    assert page.read_text(encoding="utf-8") == "text"
