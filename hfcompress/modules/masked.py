@@ -116,7 +116,7 @@ def store_zeros_(model: nn.Module, paths: Sequence[str]) -> dict[str, float]:
         bake(model, path, MaskedWeight)  # it is gone where a structural method of the stage made the layer anew
         module = model.get_submodule(path)
         counts["weights"] += stored(module).numel()
-        counts["zeros"] += int((stored(module) == 0).sum())
+        counts["zeros"] += stored(module).numel() - int(stored(module).count_nonzero())
         if not parametrize.is_parametrized(module):  # else a later method of the stage stores the layer its own way
             counts["stored_sparse"] += pack_sparse_(model, path)
     return dict(counts)

@@ -49,7 +49,7 @@ def _sparse(module: nn.Module) -> Packed | None:
     if weight.is_meta or form_of(module) is None or (grid is not None and not grid.has_zero):
         return None
     mask = _nonzero(module)
-    count = int(mask.sum())
+    count = int(mask.count_nonzero())  # a sum of booleans would first make int64 of them all
     if count == 0:  # a tensor in a file has at least one element
         mask.view(-1)[0], count = True, 1
         if grid is not None and stored_width(grid, sparse=True) == 1:
