@@ -10,7 +10,10 @@ import pytest
 
 import hfcompress
 import hfcompress.methods
+from hfcompress.core.files import between
 from hfcompress.core.registry import list_methods
+from hfcompress.publish.comparison import comparison_markdown, find_results
+from hfcompress.recipe.load import load_recipe
 
 PACKAGE = Path(hfcompress.__file__).parent
 ROOT = PACKAGE.parent
@@ -117,3 +120,16 @@ def test_readme_lists_every_method():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, method in list_methods().items():
         assert f"| `{name}` | {method.info.category} | {method.info.summary} |" in readme, name
+
+
+def test_every_method_is_in_a_recipe():
+    recipes = [load_recipe(path).recipe for path in sorted((ROOT / "recipes").glob("*.yaml"))]
+    used = {name for recipe in recipes for stage in recipe.stages for name in stage.methods}
+    assert not set(list_methods()) - used, "these have no recipe that shows them at work"
+
+
+def test_the_measured_table_is_that_of_the_published_results():
+    cards = ROOT / "model_cards"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = comparison_markdown(find_results([cards]), "model_cards")
+    assert text == between(text, "runs", table), "out of date: hfcompress table model_cards --write README.md"
