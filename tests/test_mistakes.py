@@ -15,6 +15,7 @@ from test_run import command  # noqa: F401 - a fixture
 from tiny import make
 
 from hfcompress.checkpoint import save_checkpoint
+from hfcompress.measure.result import read_result
 
 MISTAKES = [
     (
@@ -121,6 +122,19 @@ def test_resuming_another_recipe(command, tmp_path):  # noqa: F811
     said = fails(command, "run", recipe, "--output", out, "--resume")
     assert "another recipe" in said
     assert (out / "model" / "README.md").exists()
+
+
+def test_resuming_to_measure_more_keeps_the_stages(command, tmp_path):  # noqa: F811
+    recipe, out = text_project(tmp_path), tmp_path / "out"
+    assert command("run", recipe, "--output", out, "--set", "stages.0.train.max_steps=1")[0] == 0
+    weights = out / "stages" / "0" / "model" / "model.safetensors"
+    made = weights.stat().st_mtime_ns
+    more = ["--set", "evaluate.control=true", "--set", 'require.size_ratio=">=1"']
+    done = command("run", recipe, "--output", out, "--resume", "--set", "stages.0.train.max_steps=1", *more)
+    assert done[0] == 0, done
+    assert weights.stat().st_mtime_ns == made
+    result = read_result(out)
+    assert result.control is not None and [line.name for line in result.requirements] == ["size_ratio"]
 
 
 def test_a_full_disk(tmp_path):

@@ -23,6 +23,8 @@ from .yaml12 import parse_yaml
 # Keys of `data` that exclude each other: setting the first on the command line drops what the file says of the others.
 _ALTERNATIVES = {"path": ("dataset", "config", "revision"), "dataset": ("path", "config", "revision")}
 
+_AFTERWARDS = {"title", "benchmark", "require", "publish"}  # keys that come into play when all stages are done
+
 
 @dataclass(frozen=True)
 class LoadedRecipe:
@@ -32,6 +34,11 @@ class LoadedRecipe:
     text: str  # as given, comments included
     overrides: tuple[str, ...]
     hash: str  # SHA-256 of the resolved recipe
+
+    @property
+    def stages_hash(self) -> str:
+        """SHA-256 of what decides what the stages do: a run may be resumed to measure more, or against other bounds."""
+        return _digest({key: value for key, value in _without_control(self.recipe).items() if key not in _AFTERWARDS})
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -56,7 +63,17 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_hash(recipe: Recipe) -> str:
     """Return the SHA-256 of the resolved recipe as canonical JSON."""
-    canonical = json.dumps(resolved(recipe), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _digest(resolved(recipe))
+
+
+def _without_control(recipe: Recipe) -> dict[str, Any]:
+    values = resolved(recipe)
+    del values["evaluate"]["control"]
+    return values
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

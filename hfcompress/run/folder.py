@@ -80,10 +80,10 @@ def open_folder(path: str | Path, loaded: LoadedRecipe, *, resume: bool) -> RunF
     """
     folder = RunFolder(Path(path))
     previous = _previous_hash(folder)
-    if resume and previous is not None and previous != loaded.hash:
+    if resume and previous is not None and previous != loaded.stages_hash:
         raise RecipeError(
-            f"{path} holds a run of another recipe (or other --set values); resume with the same ones, or choose "
-            "another --output"
+            f"{path} holds a run of another recipe (or other --set values); resume with the same ones (benchmark, "
+            "require, publish and evaluate.control may differ), or choose another --output"
         )
     try:
         if not resume and previous is not None:
@@ -95,14 +95,14 @@ def open_folder(path: str | Path, loaded: LoadedRecipe, *, resume: bool) -> RunF
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HFCompressError(f"cannot use {path} as the output folder: {error.strerror}") from error
-    write_text(folder.path / _MARK, json.dumps({"recipe_hash": loaded.hash}) + "\n")
+    write_text(folder.path / _MARK, json.dumps({"stages_hash": loaded.stages_hash}) + "\n")
     write_text(folder.path / "recipe.yaml", loaded.text)
     return folder
 
 
 def _previous_hash(folder: RunFolder) -> str | None:
     try:
-        return str(json.loads((folder.path / _MARK).read_text(encoding="utf-8"))["recipe_hash"])
+        return str(json.loads((folder.path / _MARK).read_text(encoding="utf-8"))["stages_hash"])
     except (OSError, ValueError, KeyError):
         return None
 
