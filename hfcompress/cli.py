@@ -95,7 +95,17 @@ def bench(
     shape: Annotated[
         list[str] | None, typer.Option(help="Workload as BATCHxLENGTH (or BATCHxPIXELS); repeatable.", metavar="BxL")
     ] = None,
-    engine: Annotated[list[str] | None, typer.Option(help="Engine to time in; repeatable; by default all.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Engine to time in; repeatable; by default all that are installed.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe whose training split gives activations the grids that a checkpoint lacks, for "
+            "onnxruntime-static-int8 and openvino-int8.",
+            metavar="RECIPE",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per engine; by default all cores.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
     training: Annotated[
@@ -116,7 +126,8 @@ def bench(
         return
     if not models:
         raise typer.BadParameter("name at least one model, or --training RECIPE")
-    console.print(benching.bench_table(models, shape or [], engine or [], threads, rounds, reporter))
+    examples = _load(calibration, set_) if calibration is not None else None
+    console.print(benching.bench_table(models, shape or [], engine or [], threads, rounds, reporter, examples))
 
 
 @app.command()

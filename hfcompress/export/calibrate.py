@@ -26,9 +26,14 @@ Batch = Mapping[str, np.ndarray]
 
 
 def open_layers(traced: Traced) -> list[str]:
-    """Return the layers whose inputs have no grid and whose products could be ones of integers."""
+    """Return the layers that a calibration has to give grids: none where the checkpoint has grids of its own.
+
+    They are those whose products can be ones of integers: a row of the weight has one scale.
+    """
     stands = _stands(traced)
-    return [path for path, layer in traced.layers.items() if path in stands and layer.inputs is None and _fits(layer)]
+    if any(layer.inputs is not None for layer in traced.layers.values()):
+        return []
+    return [path for path, layer in traced.layers.items() if path in stands and _fits(layer)]
 
 
 def calibrated(traced: Traced, batches: Iterable[Batch]) -> Traced:

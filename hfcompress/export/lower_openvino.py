@@ -29,9 +29,10 @@ class NamedWeights:
 
     @property
     def open(self) -> set[str]:
-        """The weights whose products a calibration has to give grids."""
-        found = {name for name, has_grid in self.products if not has_grid} if self.int8 else set()
-        return {name for name in found - self.tables if static(self.weights[name])}
+        """The weights whose products a calibration has to give grids: none where the checkpoint has some."""
+        if not self.int8 or any(has_grid for _, has_grid in self.products):
+            return set()
+        return {name for name, _ in self.products if name not in self.tables and static(self.weights[name])}
 
     @property
     def note(self) -> str:

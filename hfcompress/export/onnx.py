@@ -82,8 +82,9 @@ def _calibration(traced: Traced, engines: Sequence[str], batches: Iterable[Batch
     found = list(batches or ())
     if not found:
         raise ExportError(
-            f"{', '.join(wanting)} rounds activations on fixed grids, which {len(layers)} layers of this checkpoint lack, "
-            f"such as {layers[0]}: give examples to calibrate on (hfcompress bench: --calibration RECIPE)"
+            f"{', '.join(wanting)} rounds activations on fixed grids, which this checkpoint does not have "
+            f"({len(layers)} layers, such as {layers[0]}): give training examples to find them on. A run does; "
+            "hfcompress bench takes --calibration RECIPE and reads the training split of that recipe's data."
         )
     return found
 
@@ -134,9 +135,7 @@ def compare(plain: nn.Module, spec: InputSpec, run: Run, image_size: int | tuple
             wanted = plain(*inputs.values()).numpy()
         got = run({name: tensor.numpy() for name, tensor in inputs.items()})
         if got.shape != wanted.shape or not np.isfinite(got).all():
-            raise ExportError(
-                f"the export gives logits {got.shape}, some not finite; the model gives {wanted.shape}"
-            )
+            raise ExportError(f"the export gives logits {got.shape}, some not finite; the model gives {wanted.shape}")
         worst = max(worst, float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-6)))
     return worst
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import HFCompressError
-from .bits import fold
 from .calibrate import Batch
 from .lower_openvino import NamedWeights, lower_named, stored_bits
 from .runtime import RT_INFO, given
@@ -146,10 +145,10 @@ def _codes(codes: Array, shape: list[int], weight: Coded) -> Any:
 
     if stored_bits(weight) == 8:
         return ov.opset13.constant(np.ascontiguousarray(codes.reshape(shape)))
-    kind, shift = (ov.Type.i4, 0) if weight.zero is None else (ov.Type.u4, 8)
-    nibbles = (codes.astype(np.int16) + shift).astype(np.uint8) & 15
-    packed = ov.Tensor(fold(nibbles.reshape(1, -1), 4).ravel(), ov.Shape(shape), kind)
-    return ov.opset13.constant(packed)  # a copy: `ov.op.Constant` would keep what is freed here
+    if weight.zero is None:
+        return ov.opset13.constant(np.ascontiguousarray(codes.reshape(shape)), dtype=ov.Type.i4)
+    shifted = (codes.astype(np.int16) + 8).astype(np.uint8)
+    return ov.opset13.constant(shifted.reshape(shape), dtype=ov.Type.u4)
 
 
 def _scale(scale: Array) -> Any:

@@ -83,17 +83,24 @@ def open_onnx(file: Path, threads: int) -> Run:
         import onnxruntime
     except ImportError as error:
         raise ExportError('onnxruntime is not installed; run: pip install "hfcompress[onnx]"') from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), session_options(threads), providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
 
     def run(inputs: Mapping[str, Array]) -> Array:
         return session.run(["logits"], {name: given(name, inputs) for name in names})[0]
 
     return run
+
+
+def session_options(threads: int) -> Any:
+    """Return how ONNX Runtime is to open a file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
 
 
 def given(name: str, inputs: Mapping[str, Array]) -> Array:

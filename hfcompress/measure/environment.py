@@ -10,7 +10,7 @@ from typing import Any
 from ..core.machine import cpu_info
 from ..export.cpu import cpu_flags
 
-PACKAGES = ("hfcompress", "torch", "transformers", "onnxruntime", "onnx", "numpy")
+PACKAGES = ("hfcompress", "torch", "transformers", "onnxruntime", "onnx", "openvino", "nncf", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
 
 
