@@ -131,6 +131,38 @@ def bench(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder, run folder or Hub id.", show_default=False)],
+    format_: Annotated[
+        list[str],
+        typer.Option(
+            "--format",
+            help="An engine's name, such as openvino-int8, for the file it reads; or gptq, for a checkpoint that "
+            "transformers with gptqmodel and serving engines read. Engines are repeatable.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; engines: by default the model's.")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe whose training split gives activations the grids that are missing.", metavar="RECIPE"
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint for an engine, or in another checkpoint format."""
+    examples = _load(calibration, None) if calibration is not None else None
+    _quiet_libraries()
+    from .run.exporting import export_checkpoint
+
+    written, messages = export_checkpoint(model, format_, output, examples)
+    for message in messages:
+        console.print(f"[yellow]![/] {_escape(message)}", soft_wrap=True)
+    for path in written:
+        console.print(f"Wrote  {path}", soft_wrap=True)
+
+
+@app.command()
 def card(folder: Folder) -> None:
     """Write a run's model card anew from its result.json."""
     from .publish.card import write_card

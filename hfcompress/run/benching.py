@@ -8,29 +8,27 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import nn
-from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..core.errors import LifecycleError, MeasureError, RecipeError
-from ..export.runtime import ENGINES, Source, engine, require_engine
+from ..export.runtime import ENGINES, Source, require_engine
 from ..measure.bench import Bench, Settings, bench, stale_engines
 from ..measure.workloads import Shape
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
-from ..train.data import load_data
 from ..train.stages import StageMethods, stage_methods
-from ..train.tasks import get_task
 from ..train.teacher import Teacher
 from ..train.trainer import HFCompressTrainer
+from .calibrating import calibrated
 from .inspect import auto_class_of, checkpoint_of
-from .measuring import base_name, write_calibration
+from .measuring import base_name
 from .reporter import Reporter
 from .setup import Setup, open_recipe
 from .training import training_arguments
@@ -64,7 +62,7 @@ def bench_table(
         sources = {}
         for index, model in enumerate(models):
             place = Path(scratch) / str(index)
-            sources[model] = _calibrated(_source(model, place, engines), engines, calibration, place)
+            sources[model] = calibrated(_source(model, place, engines), engines, calibration, place)
         measured = bench(sources, settings, names={m: base_name(m) for m in models}, on_progress=progress)
     return _bench_rows(measured)
 
@@ -96,18 +94,6 @@ def _source(model: str, scratch: Path, engines: Sequence[str]) -> Source:
     folder = Path(model)
     fresh = folder.is_dir() and not stale_engines(folder, engines, folder)
     return Source(model) if fresh else Source(model, str(scratch))
-
-
-def _calibrated(source: Source, engines: Sequence[str], recipe: LoadedRecipe | None, scratch: Path) -> Source:
-    """Return the source with training examples of the recipe, as its own processor reads them, if an engine asks."""
-    if recipe is None or source.exports is None or not any(engine(name).calibrated for name in engines):
-        return source
-    given, path = recipe.recipe, scratch / "calibration.safetensors"
-    task = get_task(given.task)
-    processor = task.load_processor(source.checkpoint, AutoConfig.from_pretrained(source.checkpoint), given.data)
-    train = task.encode(load_data(given.data, task, given.seed).train, processor, given.data)
-    write_calibration(path, train, task.collator(processor), given)
-    return replace(source, calibration=str(path))
 
 
 def _bench_rows(measured: Bench) -> Table:

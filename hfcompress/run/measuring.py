@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..export.runtime import Source, engine
@@ -16,9 +15,8 @@ from ..measure.batches import write_batches
 from ..measure.bench import Bench, Settings, bench
 from ..measure.quality import EvaluationSet, predict, quality
 from ..measure.result import Quality
-from ..recipe.schema import Benchmark, Recipe
-from ..train.data import calibration_batches
-from ..train.tasks.base import Collator, metric_key
+from ..train.tasks.base import metric_key
+from .calibrating import write_calibration
 from .folder import RunFolder
 from .reporter import Reporter
 from .setup import Setup
@@ -80,13 +78,6 @@ def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
         answers=setup.task.answers,
         counted=setup.task.counted,
     )
-
-
-def write_calibration(path: Path, train: Dataset, collator: Collator, recipe: Recipe) -> None:
-    """Store training examples, one to a batch so that none is padded."""
-    count = (recipe.benchmark or Benchmark()).calibration
-    batches = calibration_batches(train, collator, count, 1, recipe.seed)
-    write_batches(path, ({k: v.numpy() for k, v in batch.items()} for batch in batches))
 
 
 def bench_settings(setup: Setup) -> Settings:
