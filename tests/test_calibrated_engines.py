@@ -17,9 +17,13 @@ from hfcompress import SmoothQuantConfig, compress
 from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.errors import ExportError
 from hfcompress.export import runtime
+from hfcompress.export.calibrate import calibrated, open_layers
 from hfcompress.export.inputs import example_inputs
+from hfcompress.export.kernels import kernels
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.runtime import ENGINES, require_engine
+from hfcompress.export.trace import trace
+from hfcompress.export.weights import layer_of
 from hfcompress.measure.bench import Settings, bench
 from hfcompress.measure.result import read_result
 from hfcompress.measure.workloads import Shape
@@ -60,23 +64,46 @@ def exported(model, folder, engine, **more):
     return file, ENGINES[engine].run(file, 1), ENGINES[engine].note(file)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit"])
-def test_static_int8_gets_its_grids_from_examples(name, tmp_path):
-    model = packed(name, Grid(8))
-    file, run, note = exported(model, tmp_path, STATIC, calibration=examples(model))
-    assert file == tmp_path / "onnx" / "model_static_quantized.onnx"
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A BERT in 8 bits, and its files for every engine that is installed, from one tracing."""
+    model, folder = packed("bert", Grid(8)), tmp_path_factory.mktemp("bert")
+    installed = [e for e in (STATIC, "openvino", "openvino-int8") if not missing(e)]
+    return model, export_onnx(model, folder, engines=installed, calibration=examples(model))
+
+
+def missing(engine: str) -> bool:
+    try:
+        require_engine(engine)
+    except ExportError:
+        return True
+    return False
+
+
+def test_static_int8_gets_its_grids_from_examples(bert):
+    model, files = bert
+    file = files[STATIC]
+    assert file.parts[-2:] == ("onnx", "model_static_quantized.onnx")
     kinds = {node.op_type for node in onnx.load(file).graph.node}
     assert "QuantizeLinear" in kinds and not {"DynamicQuantizeLinear", "MatMulInteger"} & kinds
-    assert re.search(r"activations int8, static \(\d+\)$", note)
-    assert 0 < error(model, run) < 0.15
+    assert re.search(r"activations int8, static \(\d+\)$", ENGINES[STATIC].note(file))
+    assert 0 < error(model, ENGINES[STATIC].run(file, 1)) < 0.15
 
 
-def test_a_grid_from_examples_is_used_and_follows_them(tmp_path):
-    model = make("bert")
-    good = exported(model, tmp_path / "a", STATIC, calibration=examples(model))[1]
-    narrow = [{**e, "input_ids": np.full_like(e["input_ids"], 7)} for e in examples(model, 3)]
-    bad = exported(model, tmp_path / "b", STATIC, calibration=narrow)[1]
-    assert error(model, good) < error(model, bad)
+def test_a_grid_follows_the_examples():
+    model = make("vit")
+    traced = trace(model, None, 20)
+    assert open_layers(traced)
+    few, all_ = (calibrated(traced, found).layers for found in (examples(model, 1), examples(model)))
+    path = open_layers(traced)[0]
+    assert all_[path].inputs.bits == 8 and all_[path].inputs.step != few[path].inputs.step
+    assert not open_layers(calibrated(traced, examples(model, 1)))
+    seen = []
+    plain = traced.plain.get_submodule(f"model.{path}")
+    plain.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    traced.plain(*map(torch.from_numpy, examples(model)[0].values()))
+    low, high = all_[path].inputs.span
+    assert low - 1e-3 <= seen[0].quantile(0.02) and seen[0].quantile(0.98) <= high + 1e-3
 
 
 def test_weights_with_several_scales_a_row_stay_dynamic(tmp_path):
@@ -161,35 +188,51 @@ def file_bytes(xml: Path) -> int:
     return xml.with_suffix(".bin").stat().st_size
 
 
-GRIDS = [None, Grid(8), Grid(4), Grid(4, False, 16), Grid(2), Grid("ternary"), Grid(8, False)]
+GRIDS = [Grid(8), Grid(8, False), Grid(4), Grid(4, False, 16), Grid(4, True, 24), Grid(2), Grid("ternary"), Grid(1)]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_openvino_computes_the_model_and_stores_its_bits(openvino, grid, tmp_path):
-    model = packed("bert", grid)
-    file, run, note = exported(model, tmp_path, "openvino")
-    assert file == tmp_path / "openvino" / "openvino_model.xml" and note.endswith("computed in float32")
-    assert {f.name for f in file.parent.iterdir()} == {"openvino_model.xml", "openvino_model.bin"}
-    assert str(tmp_path) not in file.read_text() and "/tmp" not in file.read_text()
-    assert error(model, run) < 1e-5
-    wide = file_bytes(exported(make("bert"), tmp_path / "plain", "openvino")[0])
-    if grid is not None:
-        assert file_bytes(file) < (0.45 if grid.bits == 8 else 0.35) * wide
+def test_a_weight_in_few_bits_is_what_the_layer_computes_with(openvino, grid, tmp_path):
+    from hfcompress.export.openvino import constant
+
+    layer = torch.nn.Linear(64, 48)
+    model = torch.nn.Sequential(layer)
+    pack_(model, "0", grid)
+    weight = layer_of("0", "0", model[0]).weight
+    x = openvino.opset13.parameter([-1, 64], np.float32)
+    graph = openvino.Model([openvino.opset13.matmul(x, constant(weight), False, True)], [x])
+    openvino.save_model(graph, tmp_path / "m.xml", compress_to_fp16=False)
+    run = openvino.Core().compile_model(tmp_path / "m.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    wanted = model[0].dequantized().numpy()
+    np.testing.assert_allclose(run([np.eye(64, dtype=np.float32)])[0].T, wanted, rtol=1e-5, atol=1e-6)
+    bits = 8 if grid.bits == 8 else 4
+    scales = wanted.size // (grid.group_size or 64) * (2.5 + 4 * (64 % (grid.group_size or 64) > 0))
+    assert file_bytes(tmp_path / "m.xml") <= 72 / 64 * wanted.size * bits / 8 + scales + 256
 
 
-@pytest.mark.parametrize("name", ["vit", "llama", "gpt2"])
-def test_openvino_for_images_and_tied_language_models(openvino, name, tmp_path):
-    model = packed(name, None)
+def test_openvino_computes_the_model(openvino, bert):
+    model, files = bert
+    file = files["openvino"]
+    assert file.parts[-2:] == ("openvino", "openvino_model.xml")
+    assert ENGINES["openvino"].note(file) == "weights 8-bit (20), float32 (1); tables 8-bit; computed in float32"
+    pairs = {f"{n}.{s}" for n in ("openvino_model", "openvino_model_qint8_quantized") for s in ("xml", "bin")}
+    assert {f.name for f in file.parent.iterdir()} == pairs
+    assert "/tmp" not in file.read_text() and str(file.parent) not in file.read_text()
+    assert error(model, ENGINES["openvino"].run(file, 1)) < 1e-5
+
+
+def test_openvino_int8_from_examples(openvino, bert):
+    model, files = bert
+    file = files["openvino-int8"]
+    assert "FakeQuantize" in file.read_text() and "static (" in ENGINES["openvino-int8"].note(file)
+    assert 0 < error(model, ENGINES["openvino-int8"].run(file, 1)) < 0.3
+    assert "FullyConnected i8" in kernels(file)
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_openvino_for_images_and_language_models(openvino, name, tmp_path):
+    model = packed(name, Grid(4, False, 16) if name == "llama" else None)
     assert error(model, exported(model, tmp_path, "openvino")[1]) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["bert", "vit"])
-def test_openvino_int8_from_examples(openvino, name, tmp_path):
-    model = packed(name, Grid(8))
-    file, run, note = exported(model, tmp_path, "openvino-int8", calibration=examples(model))
-    assert file.name == "openvino_model_qint8_quantized.xml" and "static (" in note
-    assert "FakeQuantize" in file.read_text()
-    assert 0 < error(model, run) < 0.3
 
 
 def test_openvino_int8_takes_the_grids_of_the_checkpoint(openvino, tmp_path):
@@ -198,20 +241,26 @@ def test_openvino_int8_takes_the_grids_of_the_checkpoint(openvino, tmp_path):
     model = compress(model, SmoothQuantConfig(), calibration=batches)
     file, run, _ = exported(model, tmp_path, "openvino-int8")  # no examples given
     assert error(model, run) < 0.02
-    from hfcompress.export.kernels import kernels
-
     assert "FullyConnected i8" in kernels(file)
 
 
 def test_a_failing_openvino_export_leaves_the_old_pair(openvino, tmp_path, monkeypatch):
-    model = make("bert")
-    file, _, _ = exported(model, tmp_path, "openvino")
-    before = [f.read_bytes() for f in (file, file.with_suffix(".bin"))]
+    from hfcompress.export.openvino import writing_pair
+
+    file = tmp_path / "openvino" / "m.xml"
+    for text in ("old", "new"):
+        with writing_pair(file) as xml:
+            xml.write_text(text)
+            xml.with_suffix(".bin").write_text(f"{text} weights")
+    with pytest.raises(ValueError), writing_pair(file) as xml:
+        xml.write_text("broken")
+        raise ValueError
+    assert (file.read_text(), file.with_suffix(".bin").read_text()) == ("new", "new weights")
+    assert len(list(file.parent.iterdir())) == 2
     monkeypatch.setattr("hfcompress.export.onnx.TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="the openvino export disagrees"):
-        exported(make("bert"), tmp_path, "openvino")
-    assert [f.read_bytes() for f in (file, file.with_suffix(".bin"))] == before
-    assert len(list(file.parent.iterdir())) == 2
+        exported(make("vit"), tmp_path / "other", "openvino")
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_bench_runs_openvino_in_a_worker(openvino, tmp_path):

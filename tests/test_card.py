@@ -378,8 +378,8 @@ def test_optimums_classes_are_shown_where_they_could_be_imported() -> None:
     known = result.model_copy(update={"environment": {**result.environment, OPTIMUM: "0.2.0"}})
     code = onnx_snippet(known, "x", hub=True)
     compile(code, "snippet", "exec")
-    call = 'ORTModelForSequenceClassification.from_pretrained(location, subfolder="onnx", file_name="model_quantized.onnx")'
-    assert call in code
+    call = 'ORTModelForSequenceClassification.from_pretrained(location, subfolder="onnx", file_name='
+    assert f'{call}"model_quantized.onnx")' in code
 
 
 def test_no_export_no_onnx_code() -> None:
