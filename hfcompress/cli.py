@@ -95,7 +95,17 @@ def bench(
     shape: Annotated[
         list[str] | None, typer.Option(help="Workload as BATCHxLENGTH (or BATCHxPIXELS); repeatable.", metavar="BxL")
     ] = None,
-    engine: Annotated[list[str] | None, typer.Option(help="Engine to time in; repeatable; by default all.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Engine to time in; repeatable; by default all that are installed.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe whose training split gives activations the grids that a checkpoint lacks, for "
+            "onnxruntime-static-int8 and openvino-int8.",
+            metavar="RECIPE",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per engine; by default all cores.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
     training: Annotated[
@@ -116,7 +126,40 @@ def bench(
         return
     if not models:
         raise typer.BadParameter("name at least one model, or --training RECIPE")
-    console.print(benching.bench_table(models, shape or [], engine or [], threads, rounds, reporter))
+    examples = _load(calibration, set_) if calibration is not None else None
+    console.print(benching.bench_table(models, shape or [], engine or [], threads, rounds, reporter, examples))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder, run folder or Hub id.", show_default=False)],
+    format_: Annotated[
+        list[str],
+        typer.Option(
+            "--format",
+            help="An engine's name, such as openvino-int8, for the file it reads; or gptq, for a checkpoint that "
+            "transformers with gptqmodel and serving engines read. Engines are repeatable.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; engines: by default the model's.")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe whose training split gives activations the grids that are missing.", metavar="RECIPE"
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint for an engine, or in another checkpoint format."""
+    examples = _load(calibration, None) if calibration is not None else None
+    _quiet_libraries()
+    from .run.exporting import export_checkpoint
+
+    written, messages = export_checkpoint(model, format_, output, examples)
+    for message in messages:
+        console.print(f"[yellow]![/] {_escape(message)}", soft_wrap=True)
+    for path in written:
+        console.print(f"Wrote  {path}", soft_wrap=True)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hfcompress.core.errors import HFCompressError, MeasureError, PublishError
+from hfcompress.measure.environment import OPTIMUM
 from hfcompress.measure.result import (
     Difference,
     LatencyRow,
@@ -35,7 +36,7 @@ from hfcompress.measure.result import (
 from hfcompress.publish import rows
 from hfcompress.publish.card import metadata, render_card, write_card
 from hfcompress.publish.figures import FIGURE, draw, write_figure
-from hfcompress.publish.snippet import loading_snippet, onnx_snippet
+from hfcompress.publish.snippet import fastest_onnx, loading_snippet, onnx_snippet
 from hfcompress.publish.verify import run_snippet
 
 MINUS = "−"
@@ -357,6 +358,28 @@ def test_the_code_in_the_card_is_the_snippet(image: bool, loads_with: str) -> No
     compile(onnx, "snippet", "exec")
     assert 'hf_hub_download(location, "onnx/model_quantized.onnx")' in onnx
     assert onnx.rstrip() in published
+
+
+def test_the_onnx_code_runs_the_fastest_engine_timed_everywhere() -> None:
+    result = make_result()
+    small, large = "onnx/model_quantized.onnx", "onnx/model.onnx"
+    assert fastest_onnx(result.compressed) == small  # the other one was timed at one shape only
+    slow = [latency("onnxruntime-int8", 1, 32, 3.0), latency("onnxruntime-int8", 8, 128, 30.0)]
+    fast = [latency("onnxruntime", 1, 32, 4.0), latency("onnxruntime", 8, 128, 20.0)]
+    timed = result.compressed.model_copy(update={"latency": slow + fast})
+    assert fastest_onnx(timed) == large
+    assert fastest_onnx(timed.model_copy(update={"latency": []})) == small
+    assert f'"{large}"' in onnx_snippet(result.model_copy(update={"compressed": timed}), "x", hub=True)
+
+
+def test_optimums_classes_are_shown_where_they_could_be_imported() -> None:
+    result = make_result()
+    assert "optimum" not in onnx_snippet(result, "x", hub=True)
+    known = result.model_copy(update={"environment": {**result.environment, OPTIMUM: "0.2.0"}})
+    code = onnx_snippet(known, "x", hub=True)
+    compile(code, "snippet", "exec")
+    call = 'ORTModelForSequenceClassification.from_pretrained(location, subfolder="onnx", file_name='
+    assert f'{call}"model_quantized.onnx")' in code
 
 
 def test_no_export_no_onnx_code() -> None:

@@ -79,8 +79,11 @@ def test_an_arrow_that_runs_back_is_found(tmp_path, monkeypatch):
     assert violations(bad) == ["train"]
 
 
-# a method that is named after the library it uses: the files that speak to that library
-LIBRARIES = {"bitsandbytes": ("modules/bnb.py", "checkpoint/inner.py", "cli.py")}
+# a method that is named as a library or a format is: the files that speak to it
+LIBRARIES = {
+    "bitsandbytes": ("modules/bnb.py", "checkpoint/inner.py", "cli.py"),
+    "gptq": ("export/gptq.py", "run/exporting.py"),  # the checkpoint format of that name
+}
 
 
 @pytest.mark.parametrize("name", list_methods())

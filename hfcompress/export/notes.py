@@ -9,16 +9,20 @@ from torch import nn
 from ..modules.packed import PackedEmbedding, form_of
 from ..modules.storage import Packed
 from ..ops.quantization import stored_width
+from .kernels import kernels
 from .runtime import Source, engine
 
 
 def runs_in(name: str, source: Source, model: nn.Module) -> str:
     """Return what the engine called `name` runs the checkpoint of `source`, loaded as `model`, in.
 
-    Of an exported file this is what its metadata say: empty when another tool wrote it.
+    Of an exported file this is what its metadata say, nothing when another tool wrote it, and the engine's kernels.
     """
     chosen = engine(name)
-    return model_note(model) if chosen.file is None else chosen.note(source.export(chosen.file))
+    if chosen.file is None:
+        return model_note(model)
+    file = source.export(chosen.file)
+    return "; ".join(part for part in (chosen.note(file), kernels(file)) if part)
 
 
 def model_note(model: nn.Module) -> str:

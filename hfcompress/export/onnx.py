@@ -1,11 +1,11 @@
-"""Export to ONNX: laid out as the Hub's tools expect, weights as packed as the model's, checked against the model."""
+"""Export to the engines' files: laid out as the Hub's tools expect, weights packed, checked against the model."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,72 +17,117 @@ from ..core.errors import ExportError
 from ..core.files import writing
 from .cpu import needs_reduced_range
 from .inputs import InputSpec, example_inputs
+from .runtime import Run, engine, require_engine
 
 if TYPE_CHECKING:
-    from .graph import Lowering
+    from .calibrate import Batch
     from .trace import Traced
 
 logger = logging.getLogger(__name__)
 
-FILES = {"onnxruntime": "onnx/model.onnx", "onnxruntime-int8": "onnx/model_quantized.onnx"}
 TOLERANCE = 1e-3  # of the largest logit
 OPSET = 20  # the first with Gelu as one operator
+EXACT = ("onnxruntime", "openvino")  # computed in float32, as the model is
+DEFAULT = ("onnxruntime", "onnxruntime-int8")
 
 
 def export_onnx(
     model: nn.Module,
     folder: str | Path,
     *,
-    engines: Sequence[str] = tuple(FILES),
+    engines: Sequence[str] = DEFAULT,
     image_size: int | tuple[int, int] | None = None,
     opset: int = OPSET,
     reduce_range: bool | None = None,
+    calibration: Iterable[Batch] | None = None,
 ) -> dict[str, Path]:
-    """Write the files of `engines` (`onnx/model.onnx`, `onnx/model_quantized.onnx`) and return their paths by engine.
+    """Write the files that `engines` read (`onnx/model.onnx`, …) and return their paths by engine.
 
     Batch and sequence are dynamic, an image's side is fixed (default: the config's). `reduce_range` keeps int8 weights
-    to 7 bits, which CPUs without VNNI need (default: as this CPU needs it). Raises ExportError when a package is
-    missing, the exporter fails, or the logits disagree with the model's; then nothing is written.
+    to 7 bits, which CPUs without VNNI need (default: as this CPU needs it). `calibration`: batches of arrays, single
+    examples without padding are best, on which engines with fixed activation grids get those the checkpoint lacks.
+    Raises ExportError when a package or the calibration is missing, the exporter fails, or the logits disagree with the
+    model's; then nothing is written.
     """
     require_onnx()
-    from .graph import lower
-    from .lower_float import FloatProducts
-    from .lower_int8 import Int8Products
+    for name in engines:
+        require_engine(name)
     from .trace import trace
 
-    reduced = needs_reduced_range() if reduce_range is None else reduce_range
-    ways: dict[str, Lowering] = {"onnxruntime": FloatProducts(), "onnxruntime-int8": Int8Products(reduced)}
     traced = trace(model, image_size, opset)
-    targets = {name: Path(folder) / FILES[name] for name in engines}
+    reduced = needs_reduced_range() if reduce_range is None else reduce_range
+    targets = {name: Path(folder) / str(engine(name).file) for name in engines}
+    batches = _calibration(traced, engines, calibration)
     try:
         with contextlib.ExitStack() as stack:
             for name, target in targets.items():
-                file = stack.enter_context(writing(target))
-                file.write_bytes(lower(traced, ways[name]).SerializeToString())
-                _check(traced, name, file)
+                written = stack.enter_context(_writing(target))
+                _write(traced, name, written, reduced, batches)
+                _check(traced, name, written)
     except BaseException:
-        with contextlib.suppress(OSError):
-            (Path(folder) / "onnx").rmdir()  # only if nothing was there before
+        for target in targets.values():
+            with contextlib.suppress(OSError):
+                target.parent.rmdir()  # only if nothing was there before
         raise
     return targets
 
 
+def _calibration(traced: Traced, engines: Sequence[str], batches: Iterable[Batch] | None) -> list[Batch]:
+    """Return the examples, or none when no engine has use for them; ExportError when they are missing."""
+    from .calibrate import open_layers
+
+    wanting = [name for name in engines if engine(name).calibrated]
+    if not wanting or not (layers := open_layers(traced)):
+        return []
+    found = list(batches or ())
+    if not found:
+        raise ExportError(
+            f"{', '.join(wanting)} rounds activations on fixed grids, which this checkpoint does not have "
+            f"({len(layers)} layers, such as {layers[0]}): give training examples to find them on. A run does; "
+            "hfcompress bench takes --calibration RECIPE and reads the training split of that recipe's data."
+        )
+    return found
+
+
+def _writing(target: Path) -> contextlib.AbstractContextManager[Path]:
+    if target.suffix != ".xml":
+        return writing(target)
+    from .openvino import writing_pair
+
+    return writing_pair(target)
+
+
+def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: list[Batch]) -> None:
+    if file.suffix == ".xml":
+        from .openvino import write_openvino
+
+        write_openvino(traced, file, int8=engine(name).calibrated, batches=batches)
+        return
+    from .calibrate import calibrated
+    from .graph import lower
+    from .lower_float import FloatProducts
+    from .lower_int8 import Int8Products
+
+    if engine(name).calibrated:
+        traced = calibrated(traced, batches)
+    how = FloatProducts() if name == "onnxruntime" else Int8Products(reduce_range)
+    file.write_bytes(lower(traced, how).SerializeToString())
+
+
 def _check(traced: Traced, name: str, file: Path) -> None:
     """Compare a written file with the model: computed in float32 it must agree, in int8 its error is logged."""
-    error = compare(traced.plain, traced.spec, file, traced.image_size)
-    if name == "onnxruntime" and not error <= TOLERANCE:
-        raise ExportError(f"the ONNX export disagrees with the model: largest error {error:.2e} of {TOLERANCE:.0e}")
+    run = engine(name).run(file, torch.get_num_threads())  # type: ignore[misc]
+    error = compare(traced.plain, traced.spec, run, traced.image_size)
+    if name in EXACT and not error <= TOLERANCE:
+        raise ExportError(f"the {name} export disagrees with the model: largest error {error:.2e} of {TOLERANCE:.0e}")
     logger.info("%s: largest error %.1f%% of the largest logit", name, 100 * error)
 
 
-def compare(plain: nn.Module, spec: InputSpec, file: Path, image_size: int | tuple[int, int] | None) -> float:
-    """Return the largest error of an exported file's logits relative to the model's largest, over untraced shapes.
+def compare(plain: nn.Module, spec: InputSpec, run: Run, image_size: int | tuple[int, int] | None) -> float:
+    """Return the largest error of an export's logits relative to the model's largest, over untraced shapes.
 
     Raises ExportError when a logit is not finite.
     """
-    from .runtime import open_onnx
-
-    run = open_onnx(file, threads=torch.get_num_threads())
     worst = 0.0
     for batch, length, seed in ((3, 11, 1), (1, 7, 2)):
         inputs = example_inputs(spec, batch, length if not spec.is_image else None, image_size, seed, mask_zeros=True)
@@ -90,9 +135,7 @@ def compare(plain: nn.Module, spec: InputSpec, file: Path, image_size: int | tup
             wanted = plain(*inputs.values()).numpy()
         got = run({name: tensor.numpy() for name, tensor in inputs.items()})
         if got.shape != wanted.shape or not np.isfinite(got).all():
-            raise ExportError(
-                f"the ONNX export gives logits {got.shape}, some not finite; the model gives {wanted.shape}"
-            )
+            raise ExportError(f"the export gives logits {got.shape}, some not finite; the model gives {wanted.shape}")
         worst = max(worst, float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-6)))
     return worst
 

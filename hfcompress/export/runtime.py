@@ -10,12 +10,15 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..core.errors import ExportError, MeasureError, nearest
 
 NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
+RT_INFO = NOTE.split(".")  # the same in an OpenVINO file
+DYNAMIC_GROUP = 32  # columns of an input that OpenVINO rounds together where weights are compressed
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], Array]
 
@@ -28,6 +31,7 @@ class Source:
     exports: str | None = None  # None: inside the checkpoint's folder
     revision: str | None = None
     dtype: str = "float32"  # of the weights in PyTorch; "auto": as stored
+    calibration: str | None = None  # file of batches on which an export's activations get their grids
 
     def export(self, file: str) -> Path:
         """Return the path of an exported file; ExportError when it is not there."""
@@ -47,7 +51,10 @@ class Engine:
 
     open: Callable[[Source, int, str], Run]
     file: str | None = None
+    run: Callable[[Path, int], Run] | None = None  # opens that file on so many threads
     packages: tuple[str, ...] = ()  # to export for it and to run it
+    extra: str = "onnx"  # of this package, which brings them
+    calibrated: bool = False  # whether it needs examples where the checkpoint has no grids for activations
     note: Callable[[Path], str] = lambda file: ""  # what a file says it runs in
 
 
@@ -67,7 +74,7 @@ def require_engine(name: str) -> None:
     """Raise ExportError, before any work is done, when the packages of an engine are not installed."""
     missing = [p for p in engine(name).packages if importlib.util.find_spec(p) is None]
     if missing:
-        raise ExportError(f'{name} needs {", ".join(missing)}; run: pip install "hfcompress[onnx]"')
+        raise ExportError(f'{name} needs {", ".join(missing)}; run: pip install "hfcompress[{engine(name).extra}]"')
 
 
 def open_onnx(file: Path, threads: int) -> Run:
@@ -76,20 +83,27 @@ def open_onnx(file: Path, threads: int) -> Run:
         import onnxruntime
     except ImportError as error:
         raise ExportError('onnxruntime is not installed; run: pip install "hfcompress[onnx]"') from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), session_options(threads), providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
 
     def run(inputs: Mapping[str, Array]) -> Array:
-        return session.run(["logits"], {name: _given(name, inputs) for name in names})[0]
+        return session.run(["logits"], {name: given(name, inputs) for name in names})[0]
 
     return run
 
 
-def _given(name: str, inputs: Mapping[str, Array]) -> Array:
+def session_options(threads: int) -> Any:
+    """Return how ONNX Runtime is to open a file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def given(name: str, inputs: Mapping[str, Array]) -> Array:
     """Return the input called `name`, or what a tokenizer that leaves it out means: all seen, all of the first type."""
     if name in inputs:
         return inputs[name]
@@ -122,6 +136,46 @@ def _open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
     return run
 
 
+def open_openvino(file: Path, threads: int) -> Run:
+    """Return a function that runs an OpenVINO file on `threads` threads of the CPU."""
+    request = compile_openvino(file, threads).create_infer_request()
+    names = [port.get_any_name() for port in request.model_inputs]
+
+    def run(inputs: Mapping[str, Array]) -> Array:
+        request.infer({name: given(name, inputs) for name in names}, share_inputs=True)
+        return request.get_output_tensor(0).data.copy()
+
+    return run
+
+
+def compile_openvino(file: Path, threads: int) -> Any:
+    """Return the compiled model of an OpenVINO file: what is not int8 in the file is computed in float32.
+
+    Left alone, OpenVINO computes in bfloat16 where the CPU can, and rounds what meets compressed weights to int8.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ExportError('openvino is not installed; run: pip install "hfcompress[openvino]"') from error
+    core = openvino.Core()
+    model = core.read_model(str(file))
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": DYNAMIC_GROUP if "int8" in _openvino_note(file) else 0,
+    }
+    return core.compile_model(model, "CPU", settings)
+
+
+def _openvino_note(file: Path) -> str:
+    import openvino
+
+    model = openvino.Core().read_model(str(file))
+    return str(model.get_rt_info(RT_INFO).value) if model.has_rt_info(RT_INFO) else ""
+
+
 def _onnx_note(file: Path) -> str:
     import onnx
 
@@ -129,16 +183,31 @@ def _onnx_note(file: Path) -> str:
     return next((p.value for p in proto.metadata_props if p.key == NOTE), "")
 
 
-def _open_onnxruntime(file: str) -> Callable[[Source, int, str], Run]:
-    return lambda source, threads, auto_class: open_onnx(source.export(file), threads)
+def _reading(file: str, run: Callable[[Path, int], Run], **more: Any) -> Engine:
+    """Return an engine that reads an exported file."""
+
+    def opened(source: Source, threads: int, auto_class: str) -> Run:
+        return run(source.export(file), threads)
+
+    return Engine(opened, file, run, **more)
 
 
-def _onnx(file: str) -> Engine:
-    return Engine(_open_onnxruntime(file), file, ("onnx", "onnxruntime", "onnxscript"), _onnx_note)
+def _onnx(file: str, calibrated: bool = False) -> Engine:
+    packages = ("onnx", "onnxruntime", "onnxscript")
+    return _reading(file, open_onnx, packages=packages, note=_onnx_note, calibrated=calibrated)
+
+
+def _openvino(file: str, calibrated: bool = False) -> Engine:
+    packages = ("onnx", "onnxscript", "openvino", *(("nncf",) if calibrated else ()))
+    known: dict[str, Any] = {"packages": packages, "note": _openvino_note, "extra": "openvino"}
+    return _reading(file, open_openvino, calibrated=calibrated, **known)
 
 
 ENGINES: dict[str, Engine] = {
     "pytorch": Engine(_open_pytorch),
     "onnxruntime": _onnx("onnx/model.onnx"),
     "onnxruntime-int8": _onnx("onnx/model_quantized.onnx"),
+    "onnxruntime-static-int8": _onnx("onnx/model_static_quantized.onnx", calibrated=True),
+    "openvino": _openvino("openvino/openvino_model.xml"),
+    "openvino-int8": _openvino("openvino/openvino_model_qint8_quantized.xml", calibrated=True),
 }

@@ -69,6 +69,14 @@ class Coded:
         """The lowest code."""
         return -1 if self.step == 2 or self.bits == TERNARY else -(2 ** (self.bits - 1))
 
+    def widened(self) -> Array:
+        """Return W, float32 (rows, columns)."""
+        size = self.group_size if self.groups > 1 and self.group_size else self.shape[1]
+        columns = np.arange(self.shape[1]) // size
+        codes = self.codes.astype(np.float32)
+        codes = codes if self.zero is None else codes - self.zero[:, columns]
+        return codes * self.scale[:, columns]
+
     def stored(self) -> Array:
         """Return u of the codes that are stored as uint8: (rows, columns), or (1, count) under a mask."""
         codes = self.codes if self.mask is None else self.codes[self.mask][None]

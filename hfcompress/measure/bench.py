@@ -12,6 +12,7 @@ from ..core.errors import MeasureError
 from ..export.inputs import example_inputs
 from ..export.notes import runs_in
 from ..export.runtime import Source, engine
+from .batches import read_batches
 from .flops import count_flops
 from .latency import ROUNDS, SECONDS, Latency, measure_latency, measure_memory, speedups
 from .process import Progress, quietly
@@ -96,9 +97,9 @@ def describe(source: Source, settings: Settings, name: str | None = None) -> Mod
     model = load_model(source.checkpoint, settings.auto_class, revision=source.revision, dtype=source.dtype)
     folder = local_folder(source.checkpoint)
     exports = Path(source.exports or source.checkpoint)
-    wanted = [file for name in settings.engines if (file := engine(name).file)]
-    if wanted and _stale(exports, wanted, folder):
-        _export(model, source, settings)
+    stale = stale_engines(exports, settings.engines, folder)
+    if stale:
+        _export(model, source, settings, stale)
     parameters, nonzeros = count_parameters(model)
     files = weight_files(folder)
     return ModelResult(
@@ -115,7 +116,7 @@ def describe(source: Source, settings: Settings, name: str | None = None) -> Mod
     )
 
 
-def _export(model: Any, source: Source, settings: Settings) -> None:
+def _export(model: Any, source: Source, settings: Settings, engines: Sequence[str]) -> None:
     from ..export.onnx import export_onnx
 
     if source.exports is None and not Path(source.checkpoint).is_dir():
@@ -127,13 +128,17 @@ def _export(model: Any, source: Source, settings: Settings) -> None:
         raise MeasureError(
             f"an export has one image size; the shapes have {', '.join(map(str, sorted(filter(None, sizes))))}"
         )
-    export_onnx(model, source.exports or source.checkpoint, image_size=sizes.pop())
+    batches = read_batches(source.calibration) if source.calibration else None
+    export_onnx(
+        model, source.exports or source.checkpoint, engines=engines, image_size=sizes.pop(), calibration=batches
+    )
 
 
-def _stale(exports: Path, wanted: Sequence[str], folder: Path) -> bool:
-    """Say whether an exported file is missing or older than the weights it was made from."""
+def stale_engines(exports: Path, engines: Sequence[str], folder: Path) -> list[str]:
+    """Return the engines whose exported file is missing or older than the weights it was made from."""
     newest = max((folder / name).stat().st_mtime_ns for name in weight_files(folder))
-    return any(not (exports / f).is_file() or (exports / f).stat().st_mtime_ns < newest for f in wanted)
+    files = {name: exports / file for name in engines if (file := engine(name).file)}
+    return [name for name, file in files.items() if not file.is_file() or file.stat().st_mtime_ns < newest]
 
 
 def _one_each(settings: Settings) -> list[Shape]:

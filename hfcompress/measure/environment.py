@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 from importlib import metadata
@@ -10,7 +11,8 @@ from typing import Any
 from ..core.machine import cpu_info
 from ..export.cpu import cpu_flags
 
-PACKAGES = ("hfcompress", "torch", "transformers", "onnxruntime", "onnx", "numpy")
+PACKAGES = ("hfcompress", "torch", "transformers", "onnxruntime", "onnx", "openvino", "nncf", "numpy")
+OPTIMUM = "optimum.onnxruntime"  # its classes load the exports; a release may be installed and not fit transformers
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
 
 
@@ -20,12 +22,22 @@ def environment(threads: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
+        **_optimum(),
         "os": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_info("model name") or platform.processor() or "unknown",
         "cores": os.cpu_count(),
         "cpu_flags": [flag for flag in FLAGS if flag in flags],
         "threads": threads,
     }
+
+
+def _optimum() -> dict[str, str]:
+    """Return the version of optimum's ONNX Runtime classes where they can be imported."""
+    try:
+        importlib.import_module(OPTIMUM)
+    except (ImportError, RuntimeError):  # transformers' lazy modules turn one into the other
+        return {}
+    return {OPTIMUM: _version("optimum-onnx") or "unknown"}
 
 
 def _version(package: str) -> str | None:

@@ -12,6 +12,7 @@ _ENGINES = {
     "pytorch": "PyTorch",
     "onnxruntime": "ONNX Runtime",
     "onnxruntime-int8": "ONNX Runtime int8",
+    "onnxruntime-static-int8": "ONNX Runtime static int8",
     "openvino": "OpenVINO",
     "openvino-int8": "OpenVINO int8",
 }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ..measure.result import Result
+import math
+
+from ..export.runtime import ENGINES
+from ..measure.environment import OPTIMUM
+from ..measure.result import ModelResult, Result
 from ..train.tasks import tasks
 from .template import render
 
@@ -26,22 +30,40 @@ def loading_snippet(result: Result, location: str) -> str:
 
 
 def onnx_snippet(result: Result, location: str, *, hub: bool) -> str | None:
-    """Return a program that runs the smallest ONNX file of the compressed model, or None when there is none.
+    """Return a program that runs the fastest ONNX file of the compressed model, or None when there is none.
 
-    `hub` says whether `location` is a Hub id. The program leaves `logits`, a numpy array, in its namespace.
+    `hub` says whether `location` is a Hub id. The program leaves `logits`, a numpy array, in its namespace. Where
+    optimum's ONNX Runtime classes could be imported when the run was made, a comment shows their call too.
     """
-    sizes = {name: size for name, size in result.compressed.exports.items() if name.endswith(".onnx")}
-    if not sizes:
+    file = fastest_onnx(result.compressed)
+    if file is None:
         return None
     image = takes_images(result)
     return render(
         "load_onnx.py.jinja",
-        file=min(sizes, key=lambda name: (sizes[name], name)),
+        file=file,
+        ort_class=result.auto_class.replace("Auto", "ORT", 1) if result.environment.get(OPTIMUM) else None,
         location=location,
         hub=hub,
         image=image,
         processor="AutoImageProcessor" if image else "AutoTokenizer",
     )
+
+
+def fastest_onnx(model: ModelResult) -> str | None:
+    """Return the ONNX file of the engine with the least geometric mean of its median times.
+
+    Only engines timed at as many shapes as any are compared; where nothing was timed it is the smallest file.
+    """
+    sizes = {name: size for name, size in model.exports.items() if name.endswith(".onnx")}
+    times: dict[str, list[float]] = {}
+    for row in model.latency:
+        file = ENGINES[row.engine].file if row.engine in ENGINES else None
+        if file in sizes:
+            times.setdefault(str(file), []).append(math.log(row.p50_ms))
+    most = max(map(len, times.values()), default=0)
+    means = {file: sum(logs) / most for file, logs in times.items() if len(logs) == most}
+    return min(means or sizes, key=lambda name: (means.get(name, 0), sizes[name], name), default=None)
 
 
 def takes_images(result: Result) -> bool:

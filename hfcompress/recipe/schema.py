@@ -15,7 +15,7 @@ from ..core.errors import RecipeError, nearest
 from ..core.registry import create
 from .training import check_train
 
-Engine = Literal["pytorch", "onnxruntime", "onnxruntime-int8"]
+Engine = Literal["pytorch", "onnxruntime", "onnxruntime-int8", "onnxruntime-static-int8", "openvino", "openvino-int8"]
 ENGINES: tuple[Engine, ...] = ("pytorch", "onnxruntime", "onnxruntime-int8")
 
 _REQUIREMENT = re.compile(r"(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -173,6 +173,12 @@ class Benchmark(StrictModel):
     )
     shapes: list[Shape] | None = Field(
         None, min_length=1, description="Workloads; by default 1x32 and 8x128 tokens, or 1 and 16 images."
+    )
+    calibration: int = Field(
+        300,
+        ge=1,
+        description="Examples of the training split that give activations a grid where the checkpoint has none, in "
+        "onnxruntime-static-int8 and openvino-int8.",
     )
     threads: int | None = Field(None, ge=1, description="Threads per engine; by default all cores.")
     rounds: int = Field(7, ge=1, description="Interleaved rounds per shape; each gives one median.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..core.errors import LifecycleError, MeasureError, RecipeError
-from ..export.runtime import Source, engine
-from ..measure.bench import ENGINES, Bench, Settings, bench
-from ..measure.size import export_files
+from ..export.runtime import ENGINES, Source, require_engine
+from ..measure.bench import Bench, Settings, bench, stale_engines
 from ..measure.workloads import Shape
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
 from ..train.stages import StageMethods, stage_methods
 from ..train.teacher import Teacher
 from ..train.trainer import HFCompressTrainer
+from .calibrating import calibrated
 from .inspect import auto_class_of, checkpoint_of
 from .measuring import base_name
 from .reporter import Reporter
@@ -36,19 +37,32 @@ STEPS, WARM_UP = 12, 3
 
 
 def bench_table(
-    models: list[str], shapes: list[str], engines: list[str], threads: int | None, rounds: int, reporter: Reporter
+    models: list[str],
+    shapes: list[str],
+    engines: list[str],
+    threads: int | None,
+    rounds: int,
+    reporter: Reporter,
+    calibration: LoadedRecipe | None = None,
 ) -> Table:
-    """Measure checkpoints against the first of them and return a row per model, engine and shape."""
+    """Measure checkpoints against the first of them and return a row per model, engine and shape.
+
+    `calibration`: the recipe from whose training split exports get the activation grids a checkpoint lacks.
+    """
     models = [checkpoint_of(m) for m in models]
     auto_class = auto_class_of(models[0])
+    engines = engines or default_engines(calibrated=calibration is not None)
     for name in engines:
-        engine(name)
+        require_engine(name)
     wanted = [parse_shape(text, auto_class) for text in shapes] or _default_shapes(auto_class)
     settings = Settings(
-        auto_class, wanted, engines=tuple(engines or ENGINES), threads=threads or torch.get_num_threads(), rounds=rounds
+        auto_class, wanted, engines=tuple(engines), threads=threads or torch.get_num_threads(), rounds=rounds
     )
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as exports, reporter.bar("measuring") as progress:
-        sources = {source: _source(source, Path(exports) / str(i)) for i, source in enumerate(models)}
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch, reporter.bar("measuring") as progress:
+        sources = {}
+        for index, model in enumerate(models):
+            place = Path(scratch) / str(index)
+            sources[model] = calibrated(_source(model, place, engines), engines, calibration, place)
         measured = bench(sources, settings, names={m: base_name(m) for m in models}, on_progress=progress)
     return _bench_rows(measured)
 
@@ -66,9 +80,20 @@ def _default_shapes(auto_class: str) -> list[Shape]:
     return [Shape(1), Shape(16)] if "Image" in auto_class else [Shape(1, 32), Shape(8, 128)]
 
 
-def _source(model: str, scratch: Path) -> Source:
+def default_engines(*, calibrated: bool) -> list[str]:
+    """Return the engines that are installed; with `calibrated` also those that need examples."""
+    return [
+        name
+        for name, one in ENGINES.items()
+        if (calibrated or not one.calibrated) and all(importlib.util.find_spec(p) for p in one.packages)
+    ]
+
+
+def _source(model: str, scratch: Path, engines: Sequence[str]) -> Source:
     """Use the exports that lie in the model's folder; otherwise make them in a scratch folder."""
-    return Source(model) if Path(model).is_dir() and export_files(model) else Source(model, str(scratch))
+    folder = Path(model)
+    fresh = folder.is_dir() and not stale_engines(folder, engines, folder)
+    return Source(model) if fresh else Source(model, str(scratch))
 
 
 def _bench_rows(measured: Bench) -> Table:

@@ -54,6 +54,16 @@ class RunFolder:
         return self.path / "evaluation-baseline.safetensors"
 
     @property
+    def calibration(self) -> Path:
+        """Training examples, as the compressed model reads them, on which exports are calibrated."""
+        return self.path / "calibration.safetensors"
+
+    @property
+    def baseline_calibration(self) -> Path:
+        """The same as the baseline reads them."""
+        return self.path / "calibration-baseline.safetensors"
+
+    @property
     def labels(self) -> Path:
         """The labels of the evaluation split."""
         return self.path / "labels.safetensors"

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from ..export.runtime import Source
+from ..export.runtime import Source, engine
 from ..measure.batches import write_batches
 from ..measure.bench import Bench, Settings, bench
 from ..measure.quality import EvaluationSet, predict, quality
 from ..measure.result import Quality
 from ..train.tasks.base import metric_key
+from .calibrating import write_calibration
 from .folder import RunFolder
 from .reporter import Reporter
 from .setup import Setup
@@ -36,8 +37,16 @@ def measure(
         data = replace(data, own={BASELINE: write_evaluation(setup, folder.baseline_batches).batches})
     write_labels(folder, data.labels)
     settings = bench_settings(setup)
+    models = sources(setup, folder)
+    if any(engine(name).calibrated for name in settings.engines):
+        for label, reads, path in (
+            (BASELINE, setup, folder.baseline_calibration),
+            (COMPRESSED, compressed, folder.calibration),
+        ):
+            write_calibration(path, reads.train, reads.collator, setup.recipe)
+            models[label] = replace(models[label], calibration=str(path))
     with reporter.bar("measuring") as progress:
-        measured = bench(sources(setup, folder), settings, data, names=_names(setup, folder), on_progress=progress)
+        measured = bench(models, settings, data, names=_names(setup, folder), on_progress=progress)
     if control is None:
         return measured, None
     with reporter.bar("evaluating the control") as progress:

@@ -1,0 +1,63 @@
+"""`hfcompress export`: a checkpoint in another format, or an engine's file beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import load_model
+from ..core.errors import ExportError, RecipeError, nearest
+from ..export.gptq import FORMAT, export_gptq
+from ..export.onnx import export_onnx
+from ..export.runtime import ENGINES, Source, require_engine
+from ..measure.batches import read_batches
+from ..recipe.load import LoadedRecipe
+from ..train.tasks import tasks
+from .calibrating import calibrated
+from .inspect import auto_class_of, checkpoint_of
+
+
+def export_checkpoint(
+    source: str, formats: list[str], output: Path | None, calibration: LoadedRecipe | None = None
+) -> tuple[list[Path], list[str]]:
+    """Write each of `formats` (an engine's name, or a checkpoint format); return what was written and what to know.
+
+    Engines' files go into `output`, by default into the model's folder; a checkpoint format needs a folder of its own.
+    """
+    known = [FORMAT, *(name for name, engine in ENGINES.items() if engine.file)]
+    for name in formats:
+        if name not in known:
+            raise RecipeError(f"--format {name}: there is no such format.{nearest(name, known)}")
+    checkpoint = checkpoint_of(source)
+    if FORMAT in formats and (output is None or len(formats) > 1 or output.resolve() == Path(checkpoint).resolve()):
+        raise RecipeError(f"--format {FORMAT} makes a checkpoint: ask for it alone, with --output a folder of its own")
+    auto_class = auto_class_of(checkpoint)
+    if FORMAT in formats and output is not None:
+        model = load_model(checkpoint, auto_class)
+        return [output], export_gptq(model, output, _processor(checkpoint, auto_class))
+    for name in formats:
+        require_engine(name)
+    if output is None and not Path(checkpoint).is_dir():
+        raise ExportError(f"{checkpoint} is not a local folder: say where its exports shall go with --output")
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
+        found = calibrated(Source(checkpoint), formats, calibration, Path(scratch))
+        batches = read_batches(found.calibration) if found.calibration else None
+        model = load_model(checkpoint, auto_class)
+        made = export_onnx(model, output or checkpoint, engines=formats, calibration=batches)
+        return list(made.values()), []
+
+
+def _processor(checkpoint: str, auto_class: str) -> Any:
+    """Return the checkpoint's tokenizer or image processor, or None when it has none."""
+    from transformers import AutoConfig
+
+    from ..recipe.schema import Data
+
+    task = next((t for t in tasks().values() if t.auto_class == auto_class), None)
+    if task is None:
+        return None
+    try:
+        return task.load_processor(checkpoint, AutoConfig.from_pretrained(checkpoint), Data(path=checkpoint))
+    except RecipeError:
+        return None
