@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -197,8 +198,19 @@ def count_mixed(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_clustered(base: nn.Module, model: nn.Module) -> Report:
+    """Count codes of 3 bits and 8 words of 16 bits per layer from the shapes of the base model."""
+    state = model.state_dict()
+    layers = [m for m in base.modules() if isinstance(m, nn.Linear | nn.Embedding | nn.Conv2d)]
+    sizes = [m.weight.numel() for m in layers if getattr(m, "out_features", 0) != base.config.num_labels]
+    assert sum(name.endswith(".weight_words") for name in state) == len(sizes)
+    stored = sum(math.ceil(size * 3 / 8) + 8 * 2 for size in sizes)
+    return {"layers": len(sizes), "weights": sum(sizes), "bits_per_weight": round(8 * stored / sum(sizes), 4)}
+
+
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
+    "cluster_weights": MethodCase({"clusters": 8, "rows": None}, count_clustered),
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase(

@@ -2,6 +2,7 @@
 
 from . import (
     bitsandbytes,
+    cluster_weights,
     distill,
     ffn,
     gptq,
@@ -23,6 +24,7 @@ from . import (
 
 __all__ = [
     "bitsandbytes",
+    "cluster_weights",
     "distill",
     "ffn",
     "gptq",
