@@ -211,6 +211,7 @@ def count_clustered(base: nn.Module, model: nn.Module) -> Report:
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "cluster_weights": MethodCase({"clusters": 8, "rows": None}, count_clustered),
+    "entropy_coding": MethodCase({}, same_answers=True),
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase(

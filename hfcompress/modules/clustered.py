@@ -46,7 +46,9 @@ class ClusteredWeight(nn.Module):
         """Switch on, with codewords fitted to `weight`, laid out as the wrapper sees it."""
         matrix, where = self._matrix(weight)
         kept = where if importance is None else where * importance
-        found = cluster(matrix, self.book, None if bool(where.all()) and importance is None else kept, init=init, seed=seed)
+        found = cluster(
+            matrix, self.book, None if bool(where.all()) and importance is None else kept, init=init, seed=seed
+        )
         self.keeps_zeros.fill_(self.mask is None and not bool(where.all()))
         self.words.copy_(found.words.float())
         rows = torch.arange(len(matrix), device=matrix.device)

@@ -103,6 +103,14 @@ class Packed(nn.Module):
         return numel | {"weight_scale": scales, "weight_zero": scales}
 
     @property
+    def packed_widths(self) -> dict[str, Width]:
+        """How wide one number of each packed stream is."""
+        if self.grid is None:
+            return {}
+        width = self.grid.bits if isinstance(self.grid, Codebook) else stored_width(self.grid, self.sparse)
+        return {"weight_codes": width, "weight_zero": self.grid.bits}
+
+    @property
     def packed_nonzeros(self) -> dict[str, int]:
         """How many of those are not zero."""
         count = int(self.dequantized().count_nonzero()) if self.nonzeros is None else self.nonzeros

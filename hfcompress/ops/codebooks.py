@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -152,5 +151,3 @@ def _from_blocks(codes: Tensor, book: Codebook, rows: int, width: int) -> Tensor
     down, across = math.ceil(rows / high), math.ceil(width / wide)
     whole = codes.view(down, across, high, wide).transpose(1, 2).reshape(down * high, across * wide)
     return whole[:rows, :width].contiguous()
-
-
