@@ -35,7 +35,7 @@ class ClusterWeightsConfig(StrictModel):
     )
     group_size: int | None = Field(None, ge=1, description="Columns that share a codebook; default: whole rows do.")
     init: Literal["linear", "kmeans++"] = Field(
-        "kmeans++",
+        "linear",
         description="Where k-means starts: linear: evenly between the least and the largest weight (Han 2016); "
         "kmeans++: at weights drawn far from each other (Arthur 2007).",
     )

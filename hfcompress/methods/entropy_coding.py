@@ -37,9 +37,7 @@ class EntropyCoding(Method[EntropyCodingConfig]):
         held = next((path for path, module in model.named_modules() if is_bnb(module)), None)
         if held is not None:
             raise TargetError(f"entropy_coding: {held} is held by another library, whose tensors can't be coded")
-        return [
-            path for path, module in model.named_modules() if "weight" in dict(module.named_parameters(recurse=False))
-        ]
+        return [path for path, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
 
     def finalize(self, model: nn.Module) -> None:
         """Mark the model, so that every save of it is coded."""

@@ -45,11 +45,10 @@ class ClusteredWeight(nn.Module):
     def start(self, weight: Tensor, init: Init, seed: int, importance: Tensor | None = None) -> None:
         """Switch on, with codewords fitted to `weight`, laid out as the wrapper sees it."""
         matrix, where = self._matrix(weight)
-        kept = where if importance is None else where * importance
-        found = cluster(
-            matrix, self.book, None if bool(where.all()) and importance is None else kept, init=init, seed=seed
-        )
-        self.keeps_zeros.fill_(self.mask is None and not bool(where.all()))
+        whole = bool(where.all())
+        counts = importance if whole else where if importance is None else where * importance
+        found = cluster(matrix, self.book, counts, init=init, seed=seed)
+        self.keeps_zeros.fill_(self.mask is None and not whole)
         self.words.copy_(found.words.float())
         rows = torch.arange(len(matrix), device=matrix.device)
         block = self.book.blocks(rows, len(matrix), matrix.shape[1])
@@ -96,7 +95,7 @@ class ClusteredWeight(nn.Module):
 def pack_clustered_(model: nn.Module, path: str, clustered: Clustered, mask: Tensor | None = None) -> None:
     """Store the layer at `path`, and those its weight is tied to, by codes and codebooks, in place.
 
-    mask: bool (rows, columns), where the weight is not zero; only those codes are stored. Raises TargetError as `pack_`.
+    mask: bool (rows, columns), where the weight is not zero; only those codes are stored. TargetError as `pack_`.
     """
     if mask is not None and not mask.any():
         mask = mask.clone()
