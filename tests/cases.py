@@ -6,12 +6,15 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.families import blocks_of, family_of
 
 Report = Mapping[str, float]
@@ -208,10 +211,32 @@ def count_clustered(base: nn.Module, model: nn.Module) -> Report:
     return {"layers": len(sizes), "weights": sum(sizes), "bits_per_weight": round(8 * stored / sum(sizes), 4)}
 
 
+def count_shared(base: nn.Module, model: nn.Module) -> Report:
+    """Count the entries of the state dict that are another one's memory; of three blocks the first two share."""
+    state = model.state_dict()
+    distinct = {t.data_ptr(): t for t in state.values()}
+    saved = sum(t.numel() for t in state.values()) - sum(t.numel() for t in distinct.values())
+    return {"blocks": len(blocks_of(base, family_of(base))), "groups": 1, "parameters_saved": saved}
+
+
+def count_streams(base: nn.Module, model: nn.Module) -> Report:
+    """Count the tensors that the file holds otherwise than the state dict, and the bytes of both."""
+    with TemporaryDirectory() as folder:
+        stored = load_file(save_checkpoint(model, folder) / "model.safetensors")
+    state = {t.data_ptr(): t for t in model.state_dict().values()}.values()
+    coded = [t for t in stored.values() if t.dtype == torch.uint8]
+    plain = sum(t.nbytes for t in stored.values()) - sum(t.nbytes for t in coded)
+    return {
+        "tensors": len(coded),
+        "bytes_before": sum(t.nbytes for t in state) - plain,
+        "bytes_after": sum(t.nbytes for t in coded),
+    }
+
+
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "cluster_weights": MethodCase({"clusters": 8, "rows": None}, count_clustered),
-    "entropy_coding": MethodCase({}, same_answers=True),
+    "entropy_coding": MethodCase({}, count_streams, same_answers=True),
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase(
@@ -241,6 +266,7 @@ CASES: dict[str, MethodCase] = {
         same_answers=True,
     ),
     "width": MethodCase({"keep": 0.75}, count_width),
+    "share_layers": MethodCase({"group": 2}, count_shared),
     "magnitude": MethodCase({"sparsity": 0.5}, count_zeros),
     "n_m": MethodCase({"n": 2, "m": 4}, count_zeros),
     "wanda": MethodCase({"sparsity": 0.5}, count_zeros),

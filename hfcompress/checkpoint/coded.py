@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
-from ..modules.at_rest import code_at_rest_, code_widths
-from ..ops.coding import decode, encode
+from ..modules.at_rest import SAVING, Streams, codable, code_at_rest_, code_widths, coded_at_rest
+from ..modules.ties import keep_biases_, own_ties
+from ..ops.coding import decode
 from .paths import absolute, optional, relative
 
-_SAVING = 256  # bytes below which it is not worth an entry in the config
 _FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Entry = dict[str, Any]
@@ -35,27 +35,20 @@ class Place:
     trains: bool
 
 
-def encode_state(
-    model: nn.Module, state: Mapping[str, Tensor], forced: frozenset[str] = frozenset()
-) -> tuple[dict[str, Tensor], dict[str, Entry]]:
-    """Return `state` with what gets smaller coded, and `forced` in any case; and the entries for the config, by path.
+def encode_state(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Entry]]:
+    """Return `state` with what is to lie coded in the file, and the entries for the config, by path.
 
-    Tensors that share memory share their stream.
+    That is what gets smaller by it, if the model is to be coded at rest. And of tensors that are shared in a way the
+    config alone does not say, one, in any case: its shape then fits no layer of a stock model, which would otherwise
+    load with the others at random.
     """
-    widths, parameters = code_widths(model), {n for n, _ in model.named_parameters(remove_duplicate=False)}
-    new: dict[str, Tensor] = {}
-    entries: dict[str, Entry] = {}
-    made: dict[tuple[int, torch.Size], Tensor | None] = {}
+    widths, witness = code_widths(model), _witness(model)
+    streams = Streams(widths, witness, all_that_shrink=coded_at_rest(model))
+    names = codable(model)
+    new, entries = dict(state), {}
     for name, tensor in state.items():
-        new[name] = tensor
-        if name not in parameters or tensor.is_meta:
-            continue
-        key = (tensor.data_ptr(), tensor.shape)
-        if key not in made:
-            made[key] = _smaller(tensor, widths.get(name), name in forced)
-        if (stream := made[key]) is not None:
-            new[name] = stream
-            entries[relative(model, name)] = _entry(tensor, stream, widths.get(name))
+        if name in names and (stream := streams.of(name, tensor)) is not None:
+            new[name], entries[relative(model, name)] = stream, _entry(tensor, stream, widths.get(name))
     return new, entries
 
 
@@ -65,6 +58,8 @@ def expect_streams_(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, P
     Raises CheckpointError for a name the model lacks and for a stream longer than what it stands for.
     """
     places = {}
+    if entries:
+        keep_biases_(model)
     for path, entry in entries.items():
         name = absolute(model, path)
         if name is None:
@@ -77,7 +72,7 @@ def expect_streams_(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, P
             raise CheckpointError(f"the checkpoint codes {name!r}, which this model does not have") from error
         places[name] = place = _place(old, entry, name)
         length = entry["bytes"]
-        if type(length) is not int or not 1 <= length <= old.numel() * place.stored.itemsize + _SAVING:
+        if type(length) is not int or not 1 <= length <= old.numel() * place.stored.itemsize + SAVING:
             raise CheckpointError(f"{name}: a coded stream of {length!r} bytes is not one of this weight")
         stream = torch.empty(length, dtype=torch.uint8, device=old.device)
         _set(model, name, nn.Parameter(stream, requires_grad=False))
@@ -95,15 +90,18 @@ def decode_streams_(model: nn.Module, places: Mapping[str, Place]) -> None:
         if id(stream) not in made:
             made[id(stream)] = _decoded(stream, place, name)
         _set(model, name, made[id(stream)])
-    if places:
+    if set(places) - _witness(model):
         code_at_rest_(model)
 
 
-def _smaller(tensor: Tensor, bits: int | None, forced: bool) -> Tensor | None:
-    if tensor.nbytes <= _SAVING and not forced:
-        return None
-    stream = encode(tensor, bits)
-    return stream if forced or stream.nbytes + _SAVING < tensor.nbytes else None
+def _witness(model: nn.Module) -> frozenset[str]:
+    """Return the names of one shared weight; none where nothing is shared, or a shared one is packed."""
+    ties = dict(sorted(own_ties(model).items()))  # a file may have them in another order
+    if any(model.get_parameter(name).numel() == 0 for name in ties):
+        return frozenset()
+    source = next((source for name, source in ties.items() if model.get_parameter(name).ndim > 1), None)
+    source = next(iter(ties.values()), None) if source is None else source
+    return frozenset() if source is None else frozenset({source, *(t for t, s in ties.items() if s == source)})
 
 
 def _entry(tensor: Tensor, stream: Tensor, bits: int | None) -> Entry:

@@ -20,9 +20,11 @@ from ..modules.at_rest import coded_at_rest
 from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import dequantize_
 from ..modules.sparse import check_masks
+from ..modules.ties import own_ties
 from .coded import Place, decode_streams_, encode_state, expect_streams_
 from .inner import inner_quantizer, parse_inner, read_inner
-from .structure import Modules, apply_structure_, read_structure
+from .paths import relative
+from .structure import Modules, apply_structure_, apply_ties_, read_structure
 from .training_state import clean_state_dict
 
 QUANT_METHOD = "hfcompress"
@@ -34,11 +36,12 @@ class HFCompressConfig(QuantizationConfigMixin):
     """What stands in `config.json["quantization_config"]`: module specs by path, and the format's version.
 
     `inner` is there when another library holds some of the layers: its own config. `coded` is there when the file holds
-    tensors as coded streams, see coded.py.
+    tensors as coded streams, see coded.py; `ties` when parameters are one that the config alone would keep apart.
     """
 
     inner: dict[str, Any] | None = None
     coded: dict[str, Any] | None = None
+    ties: dict[str, str] | None = None
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class HFCompressConfig(QuantizationConfigMixin):
         version: int = VERSION,
         inner: dict[str, Any] | None = None,
         coded: dict[str, Any] | None = None,
+        ties: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("quant_method", None)
@@ -54,7 +58,7 @@ class HFCompressConfig(QuantizationConfigMixin):
                 f"this checkpoint has format {version} with extra keys {sorted(kwargs)}; this hfcompress reads format "
                 f"{VERSION}. A newer hfcompress wrote it: pip install -U hfcompress"
             )
-        for key, value in (("modules", modules), ("coded", coded)):
+        for key, value in (("modules", modules), ("coded", coded), ("ties", ties)):
             if value is not None and not isinstance(value, dict):
                 raise CheckpointError(f"quantization_config.{key} has to be a mapping from paths")
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
@@ -65,6 +69,8 @@ class HFCompressConfig(QuantizationConfigMixin):
             self.inner = dict(inner)
         if coded is not None:
             self.coded = dict(coded)
+        if ties is not None:
+            self.ties = dict(ties)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -93,6 +99,7 @@ class HFCompressQuantizer(HfQuantizer):
         if paths:
             expect_bnb_(model, paths, parse_inner(self.quantization_config.inner).form)
             self._dtypes = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
+        apply_ties_(model, self.quantization_config.ties or {})
         self._streams = expect_streams_(model, self.quantization_config.coded or {})
         return model
 
@@ -129,9 +136,9 @@ class HFCompressQuantizer(HfQuantizer):
         streams of other lengths.
         """
         state = flat_codes(model, clean_state_dict(model))
-        if coded_at_rest(model):
-            state, entries = encode_state(model, state)
-            model.config.quantization_config.coded = entries  # type: ignore[union-attr]
+        state, entries = encode_state(model, state)
+        config: Any = model.config.quantization_config
+        config.coded = entries or None
         return state, {}
 
     def is_serializable(self) -> bool:
@@ -157,12 +164,13 @@ class HFCompressQuantizer(HfQuantizer):
 
 def attach_(model: nn.Module, modules: Modules) -> None:
     """Make `save_pretrained` write this structure, or none when there is nothing to say."""
-    if not modules and not coded_at_rest(model):
+    ties = {relative(model, target): relative(model, source) for target, source in own_ties(model).items()}
+    if not modules and not ties and not coded_at_rest(model):
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):
                 delattr(owner, name)
     else:
-        config = HFCompressConfig(modules, inner=read_inner(model))
+        config = HFCompressConfig(modules, inner=read_inner(model), ties=ties or None)
         model.config.quantization_config = config  # type: ignore[union-attr]
         model.hf_quantizer = HFCompressQuantizer(config, pre_quantized=True)  # type: ignore[assignment]
     mark_trainable_(model)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modules.at_rest import coded_at_rest
+from ..modules.ties import own_ties
 from .coded import encode_state
 from .training_state import clean_state_dict
 
@@ -58,7 +59,7 @@ def release_(model: nn.Module) -> None:
 def weight_bytes(model: nn.Module) -> int:
     """Return the bytes of the model's tensors as a checkpoint stores them: shared ones once, coded if it codes."""
     state = clean_state_dict(model)
-    if coded_at_rest(model):
+    if coded_at_rest(model) or own_ties(model):
         state = encode_state(model, state)[0]
     return sum(t.nbytes for t in _distinct(state))
 

@@ -16,6 +16,7 @@ from torch import nn
 from ..core.errors import CheckpointError, FamilyError
 from ..core.families import base_prefix, blocks_of, family_of, has_module, size_names, width_in
 from ..modules.bnb import float_twin, is_bnb
+from ..modules.sharing import tie_
 from ..modules.sized import KIND as SIZES
 from ..modules.sized import resize_, sizes_of
 from ..modules.spec import build, spec_of
@@ -80,6 +81,31 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
     _fit_new_pooler_(model, modules)
     declare_ties_(model)
     return inner
+
+
+def apply_ties_(model: nn.Module, ties: Mapping[str, Any]) -> None:
+    """Let the parameters named on the left be those on the right, as they will be when weights have been read.
+
+    Raises CheckpointError for a name the model lacks, for parameters that differ, and for a tie to a tied one.
+    """
+    found: dict[str, str] = {}
+    for left, right in ties.items():
+        if not isinstance(right, str) or right in ties:
+            raise CheckpointError(f"{left}: it can't be tied to {right!r}")
+        target, source = absolute(model, left), absolute(model, right)
+        if target is None or source is None:
+            continue
+        try:
+            ours, theirs = model.get_parameter(target), model.get_parameter(source)
+        except AttributeError as error:
+            if optional(left) or optional(right):
+                continue
+            raise CheckpointError(f"the checkpoint ties {target!r} to {source!r}; this model lacks one") from error
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise CheckpointError(f"{target}: it can't be tied to {source}, which has another shape")
+        found[target] = source
+    if found:
+        tie_(model, found)
 
 
 def _fit_new_pooler_(model: nn.Module, modules: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from ..core.config import StrictModel
 from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
-from ..modules.at_rest import code_at_rest_, coded_at_rest
+from ..modules.at_rest import code_at_rest_, coded_at_rest, coded_bytes
 from ..modules.bnb import is_bnb
 
 
@@ -40,5 +40,12 @@ class EntropyCoding(Method[EntropyCodingConfig]):
         return [path for path, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
 
     def finalize(self, model: nn.Module) -> None:
-        """Mark the model, so that every save of it is coded."""
+        """Mark the model, so that every save of it is coded; TargetError when no tensor would get smaller."""
+        self._counts = coded_bytes(model)
+        if not self._counts[0]:
+            raise TargetError("entropy_coding: no tensor of this model gets smaller by it; leave the method out")
         code_at_rest_(model)
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Return the number of tensors that are stored coded, and their bytes before and after."""
+        return dict(zip(("tensors", "bytes_before", "bytes_after"), self._counts, strict=True))
