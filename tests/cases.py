@@ -219,6 +219,22 @@ def count_shared(base: nn.Module, model: nn.Module) -> Report:
     return {"blocks": len(blocks_of(base, family_of(base))), "groups": 1, "parameters_saved": saved}
 
 
+def count_product(base: nn.Module, model: nn.Module) -> Report:
+    """Count codes of 4 bits per 4 weights, and 16 words of 4 numbers for every 4 columns; only the word table gains."""
+    state, weight = model.state_dict(), base.get_input_embeddings().weight
+    assert sum(name.endswith(".weight_words") for name in state) == 1
+    stored = weight.numel() // 4 // 2 + 16 * weight.shape[1] * 2
+    return {"layers": 1, "weights": weight.numel(), "bits_per_weight": round(8 * stored / weight.numel(), 4)}
+
+
+def count_hashed(base: nn.Module, model: nn.Module) -> Report:
+    """Count the rows of both small tables: 9 remainders, and one for every 9 of the 99 tokens."""
+    state, before = model.state_dict(), base.get_input_embeddings().weight
+    small = [t for name, t in state.items() if name.endswith((".quotients", ".remainders"))]
+    assert sorted(len(t) for t in small) == [9, math.ceil(len(before) / 9)]
+    return {"rows": len(before), "numbers_before": before.numel(), "numbers_after": sum(t.numel() for t in small)}
+
+
 def count_streams(base: nn.Module, model: nn.Module) -> Report:
     """Count the tensors that the file holds otherwise than the state dict, and the bytes of both."""
     with TemporaryDirectory() as folder:
@@ -237,6 +253,22 @@ CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "cluster_weights": MethodCase({"clusters": 8, "rows": None}, count_clustered),
     "entropy_coding": MethodCase({}, count_streams, same_answers=True),
+    "product_quantization": MethodCase(
+        {"dim": 4, "codewords": 16},
+        count_product,
+        refuses=dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "no embedding table"),
+    ),
+    "hash_embeddings": MethodCase(
+        {"buckets": 9},
+        count_hashed,
+        refuses=dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "no plain table"),
+    ),
+    "tie_embeddings": MethodCase(
+        {"init": "input"},
+        refuses=dict.fromkeys(
+            ("bert", "distilbert", "roberta", "vit", "deit", "dinov2", "dinov2-swiglu"), "logits per token"
+        ),
+    ),  # on models with tokens on both sides in test_sharing.py
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase(

@@ -119,7 +119,7 @@ def test_without_the_import_it_fails_loudly(tmp_path):
     ("method", "reason"),
     [
         (MagnitudeConfig(), "shared with"),
-        (HeadsConfig(), "shared with"),
+        (HeadsConfig(remove=0.5), "shared with"),
         (LayersConfig(keep=2, choose="top"), "drop blocks before sharing"),
         (ShareLayersConfig(group=2), "share it already"),
     ],

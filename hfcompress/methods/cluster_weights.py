@@ -5,19 +5,23 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.config import StrictModel
-from ..core.errors import TargetError
 from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
 from ..core.targets import select
-from ..modules.clustered import ClusteredWeight, pack_clustered_
-from ..modules.matrix import as_matrix, stored
-from ..modules.packed import FORMS, Packed, PackedEmbedding, form_of
-from ..modules.parametrizations import attach, detach, find
+from ..modules.clustered import (
+    ClusteredWeight,
+    count_clustered,
+    start_clustered_,
+    store_clustered_,
+    wrap_clustered,
+)
+from ..modules.packed import FORMS, PackedEmbedding
+from ..modules.parametrizations import find
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
 
@@ -89,20 +93,15 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
             if id(model.get_submodule(path)) not in seen:
                 group = sharers(model, path)
                 seen |= {id(module) for _, module in group}
-                self._wrap(model, group)
+                table = any(isinstance(module, nn.Embedding | PackedEmbedding) for _, module in group)
+                self._groups[path] = wrap_clustered(model, path, self.config.book(table))
         return list(self._groups)
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Cluster once, after `start` of the stage and at least one step."""
-        if fraction <= 0 or fraction < self.config.start:
-            return
-        for path, others in self._groups.items():
-            wrapper = find(model, path, ClusteredWeight)
-            if wrapper.on:
-                continue
-            wrapper.start(_seen(model, path), self.config.init, self._seed)
-            for other in others:
-                find(model, other, ClusteredWeight).start_as_(wrapper)
+        if self.settled(fraction):
+            for paths in self._groups.values():
+                start_clustered_(model, paths, self.config.init, self._seed)
 
     def settled(self, fraction: float) -> bool:
         """Say whether weights are clustered."""
@@ -116,18 +115,12 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
 
     def finalize(self, model: nn.Module) -> None:
         """Store codes and codebooks, without the zeros of pruned layers."""
-        for path, others in track(list(self._groups.items()), lambda item: item[0]):
-            clustered, mask = find(model, path, ClusteredWeight).clustered(_seen(model, path))
-            for wrapped in (path, *others):
-                detach(model, wrapped, ClusteredWeight)
-            pack_clustered_(model, path, clustered, mask)
+        for path in track(list(self._groups)):
+            store_clustered_(model, self._groups[path])
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return the layers clustered, the weights in them, and their bits per weight before entropy coding."""
-        modules: list[Any] = [model.get_submodule(path) for path in self._groups]
-        weights = sum(m.rows * m.columns for m in modules)
-        size = sum(p.nbytes for m in modules for name, p in m.named_parameters() if name != "bias")
-        return {"layers": len(modules), "weights": weights, "bits_per_weight": round(8 * size / weights, 4)}
+        return count_clustered(model, list(self._groups))
 
     def _select(self, model: nn.Module) -> list[str]:
         layers = [(p, m) for p, m in model.named_modules() if isinstance(m, _KINDS)]
@@ -135,40 +128,3 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
             keep = output_layers(model)
             layers = [(p, m) for p, m in layers if p not in keep]
         return [p for p, _ in select(layers, self.config.targets, self.config.ignore, "cluster_weights.targets")]
-
-    def _wrap(self, model: nn.Module, group: list[tuple[str, nn.Module]]) -> None:
-        book = self.config.book(any(isinstance(m, nn.Embedding | PackedEmbedding) for _, m in group))
-        paths: list[str] = []
-        for path, module in {id(m): (p, m) for p, m in reversed(group)}.values():
-            _check(path, module)
-            wrapper = ClusteredWeight(module, _layout(module, stored(module)).shape, book)
-            attach(model, path, wrapper, as_matrix=True)
-            paths.append(path)
-        first = group[0][0]
-        self._groups[first] = [path for path in paths if path != first]
-        for other in self._groups[first]:
-            find(model, other, ClusteredWeight).words = find(model, first, ClusteredWeight).words
-
-
-def _layout(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return a weight as the wrapper sees it: packed values as they lie, others as a matrix, kernels as they are."""
-    plain = isinstance(module, Packed | nn.Conv2d)
-    return weight if plain else as_matrix(module, weight)
-
-
-def _seen(model: nn.Module, path: str) -> Tensor:
-    """Return the weight that the wrapper at `path` reads: as stored, less what wrappers before it mask."""
-    module = model.get_submodule(path)
-    weight = stored(module).detach()
-    for wrapper in module.parametrizations["weight"]:  # type: ignore[index,union-attr]
-        if isinstance(wrapper, ClusteredWeight) or isinstance(getattr(wrapper, "inner", None), ClusteredWeight):
-            break
-        weight = wrapper(weight)
-    return _layout(module, weight)
-
-
-def _check(path: str, module: nn.Module) -> None:
-    if form_of(module) is None:
-        raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
-    if isinstance(module, Packed) and module.grid is not None:
-        raise TargetError(f"{path}: its weight is in {module.grid.bits} bits already; add it to `ignore`")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
 from ..ops.codebooks import Codebook
+from ..ops.hashing import Combine
 from ..ops.quantization import Grid
+from .hashed import HashedEmbedding
 from .packed import FORMS, Form, PackedLinear
 from .storage import Packed
 
@@ -34,7 +36,12 @@ class Kind:
 
 
 _NAMES = {nn.Linear: "linear", nn.Embedding: "embedding", Conv1D: "conv1d", nn.Conv2d: "conv2d"}
-_FREE = ("bias", "padding_idx")  # flags a checkpoint may change; the others are what the config says
+_FREE = (
+    "bias",
+    "padding_idx",
+    "buckets",
+    "combine",
+)  # flags a checkpoint may change; the others are what the config says
 _DEFAULTS = {field.name: field.default for field in fields(Grid)}
 _BOOK = {field.name: field.default for field in fields(Codebook)}
 
@@ -69,6 +76,14 @@ def _layer_norm(spec: Spec, dtype: torch.dtype) -> nn.Module:
 
 
 KINDS = {kind.name: kind for form in FORMS for kind in _kinds(form)}
+KINDS["hashed_embedding"] = Kind(
+    "hashed_embedding",
+    HashedEmbedding,
+    ("num_embeddings", "embedding_dim"),
+    ("padding_idx", "buckets", "combine"),
+    (nn.Embedding, HashedEmbedding),
+    lambda spec, dtype: HashedEmbedding(**{k: v for k, v in spec.items() if k != "kind"}, dtype=dtype),
+)
 KINDS["layer_norm"] = Kind(
     "layer_norm", nn.LayerNorm, ("normalized_shape",), ("eps", "bias"), (nn.LayerNorm,), _layer_norm
 )
@@ -105,7 +120,8 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
         if type(size) is not int or not 1 <= size <= limit:
             raise CheckpointError(f"{where}: {name}={size!r} is not between 1 and the config's {limit}")
     _check_flags(kind, spec, old, where)
-    _check_storage(kind, spec, _numel(spec, old, where), where)
+    if issubclass(kind.cls, Packed) or kind.cls in _NAMES:
+        _check_storage(kind, spec, _numel(spec, old, where), where)
     weight: Any = old.weight
     with torch.device(weight.device):
         return kind.build(spec, weight.dtype).train(old.training)
@@ -117,9 +133,17 @@ def _check_flags(kind: Kind, spec: Spec, old: nn.Module, where: str) -> None:
     padding = spec.get("padding_idx")
     if padding is not None and (type(padding) is not int or not 0 <= padding < spec["num_embeddings"]):
         raise CheckpointError(f"{where}: padding_idx={padding!r} is not a row of the table")
+    if "buckets" in kind.flags:
+        _check_hashed(spec, where)
     for name in kind.flags:
         if name not in _FREE and spec[name] != _flag(old, name):
             raise CheckpointError(f"{where}: {name}={spec[name]!r} is not the config's {_flag(old, name)!r}")
+
+
+def _check_hashed(spec: Spec, where: str) -> None:
+    buckets, rows = spec["buckets"], spec["num_embeddings"]
+    if type(buckets) is not int or not 1 <= buckets <= rows or spec["combine"] not in get_args(Combine):
+        raise CheckpointError(f"{where}: buckets={buckets!r}, combine={spec['combine']!r} describe no pair of tables")
 
 
 def _numel(spec: Spec, old: nn.Module, where: str) -> int:
