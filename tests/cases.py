@@ -254,7 +254,7 @@ CASES: dict[str, MethodCase] = {
     "cluster_weights": MethodCase({"clusters": 8, "rows": None}, count_clustered),
     "entropy_coding": MethodCase({}, count_streams, same_answers=True),
     "product_quantization": MethodCase(
-        {"dim": 4, "codewords": 16},
+        {"dim": 4, "codewords": 16, "targets": ["re:.*word_embeddings"]},
         count_product,
         refuses=dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "no embedding table"),
     ),

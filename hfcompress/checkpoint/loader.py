@@ -137,8 +137,8 @@ class HFCompressQuantizer(HfQuantizer):
         """
         state = flat_codes(model, clean_state_dict(model))
         state, entries = encode_state(model, state)
-        config: Any = model.config.quantization_config
-        config.coded = entries or None
+        config: Any = model.config
+        config.quantization_config.coded = entries or None
         return state, {}
 
     def is_serializable(self) -> bool:

@@ -106,8 +106,11 @@ def _qdq_product(graph: Graph, x: str, layer: Layer, weight: Coded | Worded, out
 
 def _turned(graph: Graph, layer: Layer, weight: Coded | Worded) -> str:
     """Add the codes as int8 (columns, rows)."""
-    spelt = worded_matrix if isinstance(weight, Worded) else matrix_codes
-    return graph.node("Transpose", [spelt(graph, layer.name, weight)], f"{layer.name}/codes/turned", perm=[1, 0])
+    if isinstance(weight, Worded):
+        codes = worded_matrix(graph, layer.name, weight)
+    else:
+        codes = matrix_codes(graph, layer.name, weight)
+    return graph.node("Transpose", [codes], f"{layer.name}/codes/turned", perm=[1, 0])
 
 
 def _scale(graph: Graph, name: str, weight: Coded | Worded) -> str:

@@ -174,7 +174,7 @@ def _seen(model: nn.Module, path: str) -> Tensor:
     """Return the weight that the wrapper at `path` reads: as stored, less what wrappers before it mask."""
     module = model.get_submodule(path)
     weight = stored(module).detach()
-    for wrapper in module.parametrizations["weight"]:  # type: ignore[index,union-attr]
+    for wrapper in module.parametrizations["weight"]:  # type: ignore[index]
         if isinstance(wrapper, ClusteredWeight) or isinstance(getattr(wrapper, "inner", None), ClusteredWeight):
             break
         weight = wrapper(weight)

@@ -97,7 +97,7 @@ def strip_(model: nn.Module) -> None:
     """Take every training wrapper off, as after an interruption; stored weights stay as they are."""
     for path in wrapped(model):
         module = model.get_submodule(path)
-        for name in list(module.parametrizations):  # type: ignore[arg-type,union-attr]
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +88,11 @@ def start_sharing_(model: nn.Module, names: Sequence[Sequence[str]], weights: Se
         value = shares[0] * getattr(owner, last)
         for other, share in zip(others, shares[1:], strict=True):
             module, name = _owner(model, other)
-            wrapper = module.parametrizations[name][0]  # type: ignore[index]
+            wrappers: Any = module.parametrizations[name]  # type: ignore[index]
+            wrapper = wrappers[0]
             if wrapper.on:
                 return
-            value = value + share * module.parametrizations[name].original  # type: ignore[index]
+            value = value + share * wrappers.original
             wrapper.on.fill_(True)
         getattr(owner, last).copy_(value)
 

@@ -48,7 +48,7 @@ def tie_in_config_(model: nn.Module, first: str, second: str) -> None:
     """Let the config state a tie that it can, so that a stock checkpoint is left; the tie itself is made already."""
     stock: Any = getattr(type(model), "_tied_weights_keys", None) or {}
     if stock.get(second) == first and hasattr(model.config, "tie_word_embeddings"):
-        model.config.tie_word_embeddings = True  # type: ignore[union-attr]
+        model.config.tie_word_embeddings = True
 
 
 @torch.no_grad()

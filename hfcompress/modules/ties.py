@@ -91,7 +91,7 @@ def declare_ties_(model: nn.Module) -> None:
 
 
 def _adjust_bias(output: nn.Module, source: Any) -> None:
-    if type(output) in (nn.Embedding, nn.Linear) and output.weight.ndim == 2:  # type: ignore[operator]
+    if type(output) in (nn.Embedding, nn.Linear) and output.weight.ndim == 2:
         PreTrainedModel._adjust_bias(None, output, source)  # type: ignore[arg-type]
 
 
