@@ -75,9 +75,14 @@ class Streams:
 
 
 def coded_bytes(model: nn.Module) -> tuple[int, int, int]:
-    """Return how many parameters get smaller by coding, and their bytes before and after, shared ones once."""
+    """Return how many parameters get smaller by coding, and their bytes before and after, shared ones once.
+
+    NotImplementedError for parameters without values.
+    """
     streams, names, counts = Streams(code_widths(model)), codable(model), (0, 0, 0)
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise NotImplementedError("shapes without values, as in a plan of a large model, say nothing of entropy")
         if name in names and (stream := streams.of(name, parameter.detach())) is not None:
             counts = counts[0] + 1, counts[1] + parameter.nbytes, counts[2] + stream.nbytes
     return counts
