@@ -33,14 +33,14 @@ def table_pair(model: nn.Module, which: str) -> tuple[str, str]:
         what = "encoder and decoder with a table each"
     paths = [_path(model, first), _path(model, second)]
     if paths[0] is None or paths[1] is None:
-        raise TargetError(f"tie_embeddings: this {type(model).__name__} has no {what}")
+        raise TargetError(f"this {type(model).__name__} has no {what}")
     if first is second or first.weight is second.weight:
-        raise TargetError(f"tie_embeddings: {paths[0]} and {paths[1]} are one table already")
+        raise TargetError(f"{paths[0]} and {paths[1]} are one table already")
     if type(first) is not nn.Embedding or type(second) not in (nn.Embedding, nn.Linear):
-        raise TargetError("tie_embeddings: tie tables before quantizing, pruning or replacing them")
+        raise TargetError("tie tables before quantizing, pruning or replacing them")
     if first.weight.shape != second.weight.shape:
         shapes = f"{tuple(first.weight.shape)} and {tuple(second.weight.shape)}"
-        raise TargetError(f"tie_embeddings: {paths[0]} and {paths[1]} have shapes {shapes}")
+        raise TargetError(f"{paths[0]} and {paths[1]} have shapes {shapes}")
     return paths[0], paths[1]
 
 
