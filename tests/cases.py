@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.families import blocks_of, family_of
 
 Report = Mapping[str, float]
@@ -197,8 +201,74 @@ def count_mixed(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_clustered(base: nn.Module, model: nn.Module) -> Report:
+    """Count codes of 3 bits and 8 words of 16 bits per layer from the shapes of the base model."""
+    state = model.state_dict()
+    layers = [m for m in base.modules() if isinstance(m, nn.Linear | nn.Embedding | nn.Conv2d)]
+    sizes = [m.weight.numel() for m in layers if getattr(m, "out_features", 0) != base.config.num_labels]
+    assert sum(name.endswith(".weight_words") for name in state) == len(sizes)
+    stored = sum(math.ceil(size * 3 / 8) + 8 * 2 for size in sizes)
+    return {"layers": len(sizes), "weights": sum(sizes), "bits_per_weight": round(8 * stored / sum(sizes), 4)}
+
+
+def count_shared(base: nn.Module, model: nn.Module) -> Report:
+    """Count the entries of the state dict that are another one's memory; of three blocks the first two share."""
+    state = model.state_dict()
+    distinct = {t.data_ptr(): t for t in state.values()}
+    saved = sum(t.numel() for t in state.values()) - sum(t.numel() for t in distinct.values())
+    return {"blocks": len(blocks_of(base, family_of(base))), "groups": 1, "parameters_saved": saved}
+
+
+def count_product(base: nn.Module, model: nn.Module) -> Report:
+    """Count codes of 4 bits per 4 weights, and 16 words of 4 numbers for every 4 columns; only the word table gains."""
+    state, weight = model.state_dict(), base.get_input_embeddings().weight
+    assert sum(name.endswith(".weight_words") for name in state) == 1
+    stored = weight.numel() // 4 // 2 + 16 * weight.shape[1] * 2
+    return {"layers": 1, "weights": weight.numel(), "bits_per_weight": round(8 * stored / weight.numel(), 4)}
+
+
+def count_hashed(base: nn.Module, model: nn.Module) -> Report:
+    """Count the rows of both small tables: 9 remainders, and one for every 9 of the 99 tokens."""
+    state, before = model.state_dict(), base.get_input_embeddings().weight
+    small = [t for name, t in state.items() if name.endswith((".quotients", ".remainders"))]
+    assert sorted(len(t) for t in small) == [9, math.ceil(len(before) / 9)]
+    return {"rows": len(before), "numbers_before": before.numel(), "numbers_after": sum(t.numel() for t in small)}
+
+
+def count_streams(base: nn.Module, model: nn.Module) -> Report:
+    """Count the tensors that the file holds otherwise than the state dict, and the bytes of both."""
+    with TemporaryDirectory() as folder:
+        stored = load_file(save_checkpoint(model, folder) / "model.safetensors")
+    state = {t.data_ptr(): t for t in model.state_dict().values()}.values()
+    coded = [t for t in stored.values() if t.dtype == torch.uint8]
+    plain = sum(t.nbytes for t in stored.values()) - sum(t.nbytes for t in coded)
+    return {
+        "tensors": len(coded),
+        "bytes_before": sum(t.nbytes for t in state) - plain,
+        "bytes_after": sum(t.nbytes for t in coded),
+    }
+
+
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
+    "cluster_weights": MethodCase({"clusters": 8, "rows": None}, count_clustered),
+    "entropy_coding": MethodCase({}, count_streams, same_answers=True),
+    "product_quantization": MethodCase(
+        {"dim": 4, "codewords": 16, "targets": ["re:.*word_embeddings"]},
+        count_product,
+        refuses=dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "no embedding table"),
+    ),
+    "hash_embeddings": MethodCase(
+        {"buckets": 9},
+        count_hashed,
+        refuses=dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "no plain table"),
+    ),
+    "tie_embeddings": MethodCase(
+        {"init": "input"},
+        refuses=dict.fromkeys(
+            ("bert", "distilbert", "roberta", "vit", "deit", "dinov2", "dinov2-swiglu"), "logits per token"
+        ),
+    ),  # on models with tokens on both sides in test_sharing.py
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),
     "layers": MethodCase(
@@ -228,6 +298,7 @@ CASES: dict[str, MethodCase] = {
         same_answers=True,
     ),
     "width": MethodCase({"keep": 0.75}, count_width),
+    "share_layers": MethodCase({"group": 2}, count_shared),
     "magnitude": MethodCase({"sparsity": 0.5}, count_zeros),
     "n_m": MethodCase({"n": 2, "m": 4}, count_zeros),
     "wanda": MethodCase({"sparsity": 0.5}, count_zeros),

@@ -16,11 +16,15 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from ..core.errors import CheckpointError, LifecycleError
+from ..modules.at_rest import coded_at_rest
 from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import dequantize_
 from ..modules.sparse import check_masks
+from ..modules.ties import own_ties
+from .coded import Place, decode_streams_, encode_state, expect_streams_
 from .inner import inner_quantizer, parse_inner, read_inner
-from .structure import Modules, apply_structure_, read_structure
+from .paths import relative
+from .structure import Modules, apply_structure_, apply_ties_, read_structure
 from .training_state import clean_state_dict
 
 QUANT_METHOD = "hfcompress"
@@ -31,16 +35,21 @@ VERSION = 1
 class HFCompressConfig(QuantizationConfigMixin):
     """What stands in `config.json["quantization_config"]`: module specs by path, and the format's version.
 
-    `inner` is there when another library holds some of the layers: its own config.
+    `inner` is there when another library holds some of the layers: its own config. `coded` is there when the file holds
+    tensors as coded streams, see coded.py; `ties` when parameters are one that the config alone would keep apart.
     """
 
     inner: dict[str, Any] | None = None
+    coded: dict[str, Any] | None = None
+    ties: dict[str, str] | None = None
 
     def __init__(
         self,
         modules: Modules | None = None,
         version: int = VERSION,
         inner: dict[str, Any] | None = None,
+        coded: dict[str, Any] | None = None,
+        ties: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("quant_method", None)
@@ -49,14 +58,19 @@ class HFCompressConfig(QuantizationConfigMixin):
                 f"this checkpoint has format {version} with extra keys {sorted(kwargs)}; this hfcompress reads format "
                 f"{VERSION}. A newer hfcompress wrote it: pip install -U hfcompress"
             )
-        if modules is not None and not isinstance(modules, dict):
-            raise CheckpointError("quantization_config.modules has to be a mapping of module paths to specs")
+        for key, value in (("modules", modules), ("coded", coded), ("ties", ties)):
+            if value is not None and not isinstance(value, dict):
+                raise CheckpointError(f"quantization_config.{key} has to be a mapping from paths")
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
         self.version = version
         self.modules = modules or {}
         if inner is not None:  # where there is none, the file says nothing of it
             parse_inner(inner)
             self.inner = dict(inner)
+        if coded is not None:
+            self.coded = dict(coded)
+        if ties is not None:
+            self.ties = dict(ties)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -71,6 +85,7 @@ class HFCompressQuantizer(HfQuantizer):
         inner = quantization_config.inner
         self.inner = None if inner is None else inner_quantizer(inner, pre_quantized=self.pre_quantized)
         self._dtypes: dict[str, torch.dtype] = {}
+        self._streams: dict[str, Place] = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Check what the inner quantization needs of this machine."""
@@ -84,9 +99,12 @@ class HFCompressQuantizer(HfQuantizer):
         if paths:
             expect_bnb_(model, paths, parse_inner(self.quantization_config.inner).form)
             self._dtypes = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
+        apply_ties_(model, self.quantization_config.ties or {})
+        self._streams = expect_streams_(model, self.quantization_config.coded or {})
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        decode_streams_(model, self._streams)
         check_masks(model)
         if self.quantization_config.inner is not None:
             check_bnb_(model, parse_inner(self.quantization_config.inner).form)
@@ -112,8 +130,16 @@ class HFCompressQuantizer(HfQuantizer):
     # ------------------------------------------------------------------ saving, training, dequantizing
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the tensors to save, under their plain names, training wrappers left out."""
-        return flat_codes(model, clean_state_dict(model)), {}
+        """Return the tensors to save, under their plain names, training wrappers left out.
+
+        Of coded ones the config is told here, before transformers writes it: another release of the coder may make
+        streams of other lengths.
+        """
+        state = flat_codes(model, clean_state_dict(model))
+        state, entries = encode_state(model, state)
+        config: Any = model.config
+        config.quantization_config.coded = entries or None
+        return state, {}
 
     def is_serializable(self) -> bool:
         """Our checkpoints can be saved again."""
@@ -138,12 +164,13 @@ class HFCompressQuantizer(HfQuantizer):
 
 def attach_(model: nn.Module, modules: Modules) -> None:
     """Make `save_pretrained` write this structure, or none when there is nothing to say."""
-    if not modules:
+    ties = {relative(model, target): relative(model, source) for target, source in own_ties(model).items()}
+    if not modules and not ties and not coded_at_rest(model):
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if hasattr(owner, name):
                 delattr(owner, name)
     else:
-        config = HFCompressConfig(modules, inner=read_inner(model))
+        config = HFCompressConfig(modules, inner=read_inner(model), ties=ties or None)
         model.config.quantization_config = config  # type: ignore[union-attr]
         model.hf_quantizer = HFCompressQuantizer(config, pre_quantized=True)  # type: ignore[assignment]
     mark_trainable_(model)

@@ -6,13 +6,16 @@ import copy
 import ctypes
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..modules.at_rest import coded_at_rest
+from ..modules.ties import own_ties
+from .coded import encode_state
 from .training_state import clean_state_dict
 
 LARGE_BYTES = 1 << 30
@@ -37,7 +40,7 @@ def own_memory_(model: nn.Module) -> None:
 
 def is_large(model: nn.Module) -> bool:
     """Say whether a second copy of the model is to be avoided: what can be seen from shapes is seen from shapes."""
-    return weight_bytes(model) > LARGE_BYTES
+    return sum(t.nbytes for t in weights(model)) > LARGE_BYTES
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -54,15 +57,21 @@ def release_(model: nn.Module) -> None:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of the model's tensors as a checkpoint stores them, shared ones once."""
-    return sum(t.numel() * t.element_size() for t in weights(model))
+    """Return the bytes of the model's tensors as a checkpoint stores them: shared ones once, coded if it codes."""
+    state = clean_state_dict(model)
+    if coded_at_rest(model) or own_ties(model):
+        state = encode_state(model, state)[0]
+    return sum(t.nbytes for t in _distinct(state))
 
 
 def weights(model: nn.Module) -> list[Tensor]:
     """Return the tensors that a checkpoint stores, shared ones once."""
-    state = clean_state_dict(model).values()
+    return _distinct(clean_state_dict(model))
+
+
+def _distinct(state: Mapping[str, Tensor]) -> list[Tensor]:
     # By the storage object, not its address: on the meta device every address is 0.
-    return list({(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in state}.values())
+    return list({(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in state.values()}.values())
 
 
 def _mapped_files() -> list[Range]:

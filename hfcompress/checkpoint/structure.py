@@ -1,7 +1,6 @@
 """Structure: where a model differs from what its config alone would build; read off a model, and put onto one.
 
-Paths are in-memory names without the base model's prefix, so that a checkpoint with a task head also loads into the
-bare base model; a path of the head starts with "/". A layer that another library holds is described by the float layer
+A layer that another library holds is described by the float layer
 it stands for, marked ``"inner": true``; the library and its settings stand beside the structure (inner.py).
 """
 
@@ -17,13 +16,14 @@ from torch import nn
 from ..core.errors import CheckpointError, FamilyError
 from ..core.families import base_prefix, blocks_of, family_of, has_module, size_names, width_in
 from ..modules.bnb import float_twin, is_bnb
+from ..modules.sharing import tie_
 from ..modules.sized import KIND as SIZES
 from ..modules.sized import resize_, sizes_of
 from ..modules.spec import build, spec_of
 from ..modules.ties import declare_ties_
+from .paths import POOLER, absolute, optional, relative
 
 Modules = dict[str, dict[str, Any]]
-_POOLER = "pooler"
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -39,7 +39,7 @@ def read_structure(model: nn.Module) -> Modules:
     """Return the specs of the modules that differ from the skeleton, by relative path; a state, not a history."""
     plain = _specs(skeleton(model))
     return {
-        _relative(model, path): spec
+        relative(model, path): spec
         for path, spec in _specs(model).items()
         if plain.get(path) != spec and (path in plain or spec["kind"] != SIZES)  # training wrappers have sizes too
     }
@@ -58,14 +58,14 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
     Weights are left to be loaded. CheckpointError for a path the model lacks or a spec its config does not allow.
     """
     inner = []
-    for relative, spec in modules.items():
-        path = _absolute(model, relative)
+    for stated, spec in modules.items():
+        path = absolute(model, stated)
         if path is None:
             continue
         try:
             old = model.get_submodule(path)
         except AttributeError as error:
-            if _optional(relative):
+            if optional(stated):
                 continue
             raise CheckpointError(f"the checkpoint describes {path!r}, which this model does not have") from error
         if spec.get("kind") == SIZES:
@@ -83,10 +83,35 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
     return inner
 
 
+def apply_ties_(model: nn.Module, ties: Mapping[str, Any]) -> None:
+    """Let the parameters named on the left be those on the right, as they will be when weights have been read.
+
+    Raises CheckpointError for a name the model lacks, for parameters that differ, and for a tie to a tied one.
+    """
+    found: dict[str, str] = {}
+    for left, right in ties.items():
+        if not isinstance(right, str) or right in ties:
+            raise CheckpointError(f"{left}: it can't be tied to {right!r}")
+        target, source = absolute(model, left), absolute(model, right)
+        if target is None or source is None:
+            continue
+        try:
+            ours, theirs = model.get_parameter(target), model.get_parameter(source)
+        except AttributeError as error:
+            if optional(left) or optional(right):
+                continue
+            raise CheckpointError(f"the checkpoint ties {target!r} to {source!r}; this model lacks one") from error
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise CheckpointError(f"{target}: it can't be tied to {source}, which has another shape")
+        found[target] = source
+    if found:
+        tie_(model, found)
+
+
 def _fit_new_pooler_(model: nn.Module, modules: Mapping[str, Any]) -> None:
     """Make a pooler the checkpoint does not have, which will start at random, as wide as what it reads."""
-    path = f"{base_prefix(model)}{_POOLER}.dense"
-    if _relative(model, path) in modules or not has_module(model, path):
+    path = f"{base_prefix(model)}{POOLER}.dense"
+    if relative(model, path) in modules or not has_module(model, path):
         return
     try:
         width = width_in(model.get_submodule(blocks_of(model, family_of(model))[0].query))
@@ -103,23 +128,3 @@ def _spec(module: nn.Module) -> dict[str, Any] | None:
         return spec_of(module)
     spec = spec_of(float_twin(module))
     return None if spec is None else spec | {"inner": True}
-
-
-def _optional(relative: str) -> bool:
-    """A pooler may be left out of a base model when it is loaded; every other module has to be there."""
-    return relative.split(".")[0] == _POOLER
-
-
-def _relative(model: nn.Module, path: str) -> str:
-    prefix = base_prefix(model)
-    if not prefix:
-        return path
-    return path.removeprefix(prefix) if path.startswith(prefix) else f"/{path}"
-
-
-def _absolute(model: nn.Module, relative: str) -> str | None:
-    """Return the path in this model; None for a path of a head this model was loaded without."""
-    prefix = base_prefix(model)
-    if relative.startswith("/"):
-        return relative[1:] if prefix else None
-    return prefix + relative

@@ -30,7 +30,8 @@ def wrapped_name(model: nn.Module) -> dict[str, str]:
 
 def save_training_state(model: nn.Module, folder: str | Path) -> None:
     """Write the wrappers' tensors (scores, masks) to `folder`; nothing is written when there are none."""
-    state = {name: t.contiguous() for name, t in model.state_dict().items() if _WRAPPER.search(name)}
+    # copies: wrappers of tied layers may share tensors, which a file can't
+    state = {name: t.contiguous().clone() for name, t in model.state_dict().items() if _WRAPPER.search(name)}
     if state:
         with writing(Path(folder) / FILE) as path:
             save_file(state, path)

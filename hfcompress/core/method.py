@@ -24,6 +24,7 @@ class Phase(IntEnum):
     SPARSITY = 2
     FACTOR = 3
     QUANT = 4
+    REST = 5  # how tensors lie in a file, whatever they are by then
 
 
 class Category(StrEnum):

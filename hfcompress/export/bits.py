@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from .graph import Graph
 from .notes import kind_of
-from .weights import TERNARY, Array, Coded, Dense
+from .weights import TERNARY, Array, Coded, Dense, Weight, Worded
 
 INT32, INT8, FLOAT, BOOL = TensorProto.INT32, TensorProto.INT8, TensorProto.FLOAT, TensorProto.BOOL
 TRITS = 5  # digits of base 3 in a byte
@@ -35,10 +35,10 @@ def fold(numbers: Array, width: int) -> Array:
     return (padded.reshape(len(numbers), -1, each) * powers).sum(2).astype(np.uint8)
 
 
-def described(weight: Dense | Coded) -> str:
+def described(weight: Weight) -> str:
     """Return what the numbers of a weight are in the file."""
     width: int | str = "float32"
-    if isinstance(weight, Coded):
+    if not isinstance(weight, Dense):
         width = weight.bits or "ternary"
     return kind_of(width, sparse=weight.mask is not None)
 
@@ -48,30 +48,30 @@ def matrix_codes(graph: Graph, name: str, weight: Coded) -> str:
     if weight.mask is None:
         if weight.bits == 8:
             return graph.constant(f"{name}/codes", weight.codes)
-        return graph.node("Cast", [_unfolded(graph, f"{name}/codes", weight)], f"{name}/codes", to=INT8)
-    return graph.node("Cast", [_all_masked(graph, name, weight)], f"{name}/codes", to=INT8)
+        return graph.node("Cast", [unfolded(graph, f"{name}/codes", weight)], f"{name}/codes", to=INT8)
+    return graph.node("Cast", [all_masked(graph, name, weight)], f"{name}/codes", to=INT8)
 
 
 def matrix_values(graph: Graph, name: str, weight: Dense) -> str:
     """Add plain values as float32 (rows, columns) and return their name."""
     if weight.mask is None:
         return graph.constant(f"{name}.weight", weight.values)
-    return _all_masked(graph, name, weight)
+    return all_masked(graph, name, weight)
 
 
 def gathered(graph: Graph, name: str, weight: Dense | Coded, ids: str, rank: int, out: str) -> str:
     """Add the codes or values of the rows at `ids` (`rank` dimensions) as float32 (…, columns); return their name."""
     if weight.mask is not None:
-        return _masked_rows(graph, name, weight, ids, rank, out)
+        return masked_rows(graph, name, weight, ids, rank, out)
     if isinstance(weight, Dense):
         return graph.node("Gather", [matrix_values(graph, name, weight), ids], f"{out}/rows", axis=0)
     if weight.bits == 8:
         rows = graph.node("Gather", [matrix_codes(graph, name, weight), ids], f"{out}/rows", axis=0)
         return graph.node("Cast", [rows], f"{out}/float", to=FLOAT)
-    return _unfolded(graph, f"{name}/codes", weight, ids, rank, out)
+    return unfolded(graph, f"{name}/codes", weight, ids, rank, out)
 
 
-def _unfolded(graph: Graph, name: str, weight: Coded, ids: str = "", rank: int = 1, out: str = "") -> str:
+def unfolded(graph: Graph, name: str, weight: Coded | Worded, ids: str = "", rank: int = 1, out: str = "") -> str:
     """Add the codes as float32: of the rows at `ids`, or of all that are stored; return their name."""
     u, out = weight.stored(), out or name
     wide = ""
@@ -113,7 +113,7 @@ def cut(graph: Graph, x: str, columns: int, out: str) -> str:
     return graph.node("Slice", [x, start, end, axis], f"{out}/cut")
 
 
-def _stored_values(graph: Graph, name: str, weight: Dense | Coded) -> str:
+def _stored_values(graph: Graph, name: str, weight: Weight) -> str:
     """Add what is stored under a mask, (count,): float32 values or int8 codes."""
     if isinstance(weight, Dense):
         values = weight.values[weight.mask]
@@ -121,20 +121,20 @@ def _stored_values(graph: Graph, name: str, weight: Dense | Coded) -> str:
     flat = graph.shared("flat_list", [-1], np.int64)
     if weight.bits == 8:
         return graph.constant(f"{name}/values", weight.codes[weight.mask])
-    codes = graph.node("Reshape", [_unfolded(graph, f"{name}/stored", weight), flat], f"{name}/values_float")
+    codes = graph.node("Reshape", [unfolded(graph, f"{name}/stored", weight), flat], f"{name}/values_float")
     return graph.node("Cast", [codes], f"{name}/values", to=INT8)
 
 
-def _mask(graph: Graph, name: str, mask: Array, ids: str = "", rank: int = 1, out: str = "") -> str:
+def mask_of(graph: Graph, name: str, mask: Array, ids: str = "", rank: int = 1, out: str = "") -> str:
     """Add 0 or 1 as int32: of the rows at `ids`, or (rows, columns)."""
     out = out or f"{name}/mask"
     plane = _plane(graph, f"{name}/mask/1", mask.astype(np.uint8), 1, ids, rank, f"{out}/mask")
     return graph.node("Cast", [plane], f"{out}/mask/int", to=INT32)
 
 
-def _all_masked(graph: Graph, name: str, weight: Dense | Coded) -> str:
+def all_masked(graph: Graph, name: str, weight: Weight) -> str:
     """Add every value or code at its place, (rows, columns), float32, and return its name."""
-    mask = _mask(graph, name, _places(weight))
+    mask = mask_of(graph, name, _places(weight))
     flat = graph.node("Reshape", [mask, graph.shared("flat_list", [-1], np.int64)], f"{name}/mask/flat")
     axis = graph.shared("first_axis", 0, np.int32)
     counted = graph.node("CumSum", [flat, axis], f"{name}/mask/counted")
@@ -143,10 +143,10 @@ def _all_masked(graph: Graph, name: str, weight: Dense | Coded) -> str:
     return _place(graph, name, weight, mask, at, _base(graph, name, weight, "", f"{name}/all"), f"{name}/all")
 
 
-def _masked_rows(graph: Graph, name: str, weight: Dense | Coded, ids: str, rank: int, out: str) -> str:
+def masked_rows(graph: Graph, name: str, weight: Weight, ids: str, rank: int, out: str) -> str:
     """Add the values or codes of the rows at `ids` at their places, (…, columns), float32, and return their name."""
     mask = _places(weight)
-    rows = _mask(graph, name, mask, ids, rank, out)
+    rows = mask_of(graph, name, mask, ids, rank, out)
     counted = graph.node("CumSum", [rows, graph.shared("last_axis", -1, np.int32)], f"{out}/counted")
     before = np.cumsum(mask.sum(1)) - mask.sum(1)
     starts = graph.constant(f"{name}/starts", before[:, None], np.int32)
@@ -155,24 +155,24 @@ def _masked_rows(graph: Graph, name: str, weight: Dense | Coded, ids: str, rank:
     return _place(graph, name, weight, rows, at, _base(graph, name, weight, ids, out), out)
 
 
-def _place(graph: Graph, name: str, weight: Dense | Coded, mask: str, at: str, base: str, out: str) -> str:
+def _place(graph: Graph, name: str, weight: Weight, mask: str, at: str, base: str, out: str) -> str:
     """Add the value of number `at` (counted from 1) where `mask` is 1, elsewhere `base`."""
     one, zero = graph.shared("one_int", 1, np.int32), graph.shared("zero_int", 0, np.int32)
     index = graph.node("Max", [graph.node("Sub", [at, one], f"{out}/before"), zero], f"{out}/index")
     values = graph.node("Gather", [_stored_values(graph, name, weight), index], f"{out}/picked", axis=0)
-    if isinstance(weight, Coded):
+    if not isinstance(weight, Dense):
         values = graph.node("Cast", [values], f"{out}/picked_float", to=FLOAT)
     where = graph.node("Cast", [mask], f"{out}/where", to=BOOL)
     return graph.node("Where", [where, values, base], f"{out}/placed")
 
 
-def _places(weight: Dense | Coded) -> Array:
+def _places(weight: Weight) -> Array:
     if weight.mask is None:
         raise ValueError("the weight has all its numbers")
     return weight.mask
 
 
-def _base(graph: Graph, name: str, weight: Dense | Coded, ids: str, out: str) -> str:
+def _base(graph: Graph, name: str, weight: Weight, ids: str, out: str) -> str:
     """Add what stands where nothing is stored: 0, or the zero points by column."""
     if isinstance(weight, Dense) or weight.zero is None:
         return graph.shared("zero_float", 0, np.float32)

@@ -7,7 +7,8 @@ import numpy as np
 from . import blocks
 from .bits import by_column, described, gathered, matrix_codes, matrix_values
 from .graph import FLOAT, Graph, add_bias
-from .weights import Coded, Dense, Inputs, Layer
+from .weights import Coded, Dense, Inputs, Layer, Worded
+from .words import worded_matrix, worded_rows
 
 
 class FloatProducts:
@@ -33,6 +34,8 @@ class FloatProducts:
         weight = layer.weight
         if isinstance(weight, Dense):
             graph.node("Identity", [gathered(graph, layer.name, weight, ids, rank, out)], out)
+        elif isinstance(weight, Worded):
+            graph.node("Identity", [worded_rows(graph, layer.name, weight, ids, rank, out)], out)
         elif size := blocks.gather_block(weight):
             blocks.gather(graph, ids, layer.name, weight, size, out)
         else:
@@ -61,6 +64,8 @@ def matrix(graph: Graph, layer: Layer) -> str:
     weight, name = layer.weight, layer.name
     if isinstance(weight, Dense):
         return matrix_values(graph, name, weight)
+    if isinstance(weight, Worded):
+        return worded_matrix(graph, name, weight)
     wide = graph.node("Cast", [matrix_codes(graph, name, weight)], f"{name}/weight/float", to=FLOAT)
     return _scaled(graph, name, weight, wide, "", f"{name}.weight")
 

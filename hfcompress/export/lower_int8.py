@@ -8,7 +8,8 @@ from . import blocks
 from .bits import described, matrix_codes
 from .graph import FLOAT, Graph, add_bias
 from .lower_float import FloatProducts, rounded_inputs
-from .weights import SMALL, Coded, Dense, Layer, coded8, halved
+from .weights import SMALL, Coded, Dense, Layer, Weight, Worded, coded8, halved
+from .words import worded_matrix
 
 
 class Int8Products:
@@ -35,6 +36,8 @@ class Int8Products:
         weight = rounded(layer.weight)
         if isinstance(weight, Dense):
             return self._float.linear(graph, x, rank, layer, out)
+        if isinstance(weight, Worded):
+            return self._worded(graph, x, rank, layer, weight, out)
         if weight.groups > 1 and (layer.inputs or not blocks.matmul_block(weight)):
             return self._float.linear(graph, x, rank, layer, out) + " computed in float32"
         self._layers["static" if layer.inputs else "dynamic"] += 1
@@ -48,6 +51,18 @@ class Int8Products:
             _integer_product(graph, x, layer, weight, out)
         return described(weight)
 
+    def _worded(self, graph: Graph, x: str, rank: int, layer: Layer, weight: Worded, out: str) -> str:
+        """Add a layer on codebooks: the words are rounded to 8 bits, with the scale of their rows."""
+        if weight.across > 1:
+            return self._float.linear(graph, x, rank, layer, out) + " computed in float32"
+        self._layers["static" if layer.inputs else "dynamic"] += 1
+        rounded8 = weight.rounded8(64 if self.reduce_range else 127)
+        if layer.inputs:
+            _qdq_product(graph, rounded_inputs(graph, x, layer.inputs), layer, rounded8, out)
+        else:
+            _integer_product(graph, x, layer, rounded8, out)
+        return described(weight)
+
     def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
         """Add the rows of the table at `ids`, named `out`."""
         return self._float.table(graph, ids, rank, Layer(layer.path, layer.name, True, rounded(layer.weight)), out)
@@ -57,14 +72,14 @@ class Int8Products:
         return self._float.kernel(graph, layer, out) + " computed in float32"
 
 
-def rounded(weight: Dense | Coded) -> Dense | Coded:
+def rounded(weight: Weight) -> Weight:
     """Return a plain weight in 8 bits, unless it is small or without its zeros, and any other as it is."""
-    if isinstance(weight, Coded) or weight.values.size < SMALL or weight.mask is not None:
+    if not isinstance(weight, Dense) or weight.values.size < SMALL or weight.mask is not None:
         return weight
     return coded8(weight.values)
 
 
-def _integer_product(graph: Graph, x: str, layer: Layer, weight: Coded, out: str) -> None:
+def _integer_product(graph: Graph, x: str, layer: Layer, weight: Coded | Worded, out: str) -> None:
     """Add y = x W^T + b, x rounded to uint8 by the range it has."""
     name, codes_x = layer.name, f"{x}/int8"  # x is rounded once for all layers that read it
     scale_x, zero_x = f"{codes_x}/scale", f"{codes_x}/zero"
@@ -79,7 +94,7 @@ def _integer_product(graph: Graph, x: str, layer: Layer, weight: Coded, out: str
         add_bias(graph, result, layer, out)
 
 
-def _qdq_product(graph: Graph, x: str, layer: Layer, weight: Coded, out: str) -> None:
+def _qdq_product(graph: Graph, x: str, layer: Layer, weight: Coded | Worded, out: str) -> None:
     """Add y = x W^T + b, x being on a grid already."""
     inputs = [_turned(graph, layer, weight), _scale(graph, layer.name, weight)]
     inputs.append(_zero(graph, layer.name, weight, weight.shape[0]))
@@ -89,16 +104,20 @@ def _qdq_product(graph: Graph, x: str, layer: Layer, weight: Coded, out: str) ->
         add_bias(graph, result, layer, out)
 
 
-def _turned(graph: Graph, layer: Layer, weight: Coded) -> str:
+def _turned(graph: Graph, layer: Layer, weight: Coded | Worded) -> str:
     """Add the codes as int8 (columns, rows)."""
-    return graph.node("Transpose", [matrix_codes(graph, layer.name, weight)], f"{layer.name}/codes/turned", perm=[1, 0])
+    if isinstance(weight, Worded):
+        codes = worded_matrix(graph, layer.name, weight)
+    else:
+        codes = matrix_codes(graph, layer.name, weight)
+    return graph.node("Transpose", [codes], f"{layer.name}/codes/turned", perm=[1, 0])
 
 
-def _scale(graph: Graph, name: str, weight: Coded) -> str:
-    return graph.constant(f"{name}/scale_row", weight.scale[:, 0])
+def _scale(graph: Graph, name: str, weight: Coded | Worded) -> str:
+    return graph.constant(f"{name}/scale_row", weight.scale[:, 0])  # type: ignore[index]
 
 
-def _zero(graph: Graph, name: str, weight: Coded, count: int) -> str:
+def _zero(graph: Graph, name: str, weight: Coded | Worded, count: int) -> str:
     """Add the zero points of the rows, or `count` zeros."""
     zero = np.zeros(count) if weight.zero is None else weight.zero[:, 0]
     return graph.constant(f"{name}/zero_row", zero, np.int8)

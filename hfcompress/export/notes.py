@@ -8,6 +8,7 @@ from torch import nn
 
 from ..modules.packed import PackedEmbedding, form_of
 from ..modules.storage import Packed
+from ..ops.codebooks import Codebook
 from ..ops.quantization import stored_width
 from .kernels import kernels
 from .runtime import Source, engine
@@ -50,7 +51,10 @@ def kind_of(width: int | str, *, sparse: bool) -> str:
 def _kind(module: nn.Module) -> str:
     if not isinstance(module, Packed):
         return _dtype(module)
-    width = _dtype(module) if module.grid is None else stored_width(module.grid, module.sparse)
+    if module.grid is None:
+        return kind_of(_dtype(module), sparse=module.sparse)
+    book = isinstance(module.grid, Codebook)
+    width = module.grid.bits if book else stored_width(module.grid, module.sparse)  # type: ignore[arg-type]
     return kind_of(width, sparse=module.sparse)
 
 

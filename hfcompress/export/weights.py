@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ..modules.matrix import matrix
 from ..modules.packed import PackedConv2d, PackedEmbedding
 from ..modules.storage import Packed
+from ..ops.codebooks import Codebook
 from ..ops.quantization import Grid, Quantized, quantize, stored_width
 
 Array = np.ndarray
@@ -84,6 +85,57 @@ class Coded:
 
 
 @dataclass(frozen=True)
+class Worded:
+    """Codewords: W[r, d*c : d*(c+1)] = words[block(r, c), codes[r, c]], d = dim, blocks counted row by row.
+
+    codes: uint8 (rows, columns / dim), below 2^bits. words: (blocks, 2^bits, dim), float32 whose values are bfloat16,
+    or int8 to be multiplied by `scale` (rows, 1). high, wide: rows and columns of a block. mask: as of `Dense`.
+    """
+
+    codes: Array
+    words: Array
+    bits: int
+    high: int
+    wide: int
+    mask: Array | None = None
+    scale: Array | None = None
+    zero: None = None
+    step: int = 1
+    low: int = 0
+    groups: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.codes.shape[0], self.codes.shape[1] * self.dim
+
+    @property
+    def dim(self) -> int:
+        """Columns that a code stands for."""
+        return int(self.words.shape[2])
+
+    @property
+    def across(self) -> int:
+        """Blocks side by side."""
+        return -(-self.shape[1] // self.wide)
+
+    def stored(self) -> Array:
+        """Return the codes that are stored: (rows, columns / dim), or (1, count) under a mask."""
+        return self.codes if self.mask is None else self.codes[self.mask][None]
+
+    def rounded8(self, last: int) -> Worded:
+        """Return the same with words in [-last, last] and a scale per row; for one block across only."""
+        largest = np.abs(self.words).max((1, 2))
+        scale = np.where(largest > 0, largest, 1) / last
+        words = np.rint(self.words / scale[:, None, None]).astype(np.int8)
+        by_row = np.repeat(scale, self.high)[: len(self.codes), None].astype(np.float32)
+        return replace(self, words=words, scale=by_row)
+
+
+Weight = Dense | Coded | Worded
+
+
+@dataclass(frozen=True)
 class Inputs:
     """The grid a layer rounds what it reads to: (code - zero) * step, code in [0, 2^bits)."""
 
@@ -104,14 +156,14 @@ class Layer:
     path: str
     name: str
     is_table: bool
-    weight: Dense | Coded
+    weight: Weight
     bias: Array | None = None
     inputs: Inputs | None = None  # None: it reads floats
 
 
 def layer_of(path: str, name: str, module: nn.Module) -> Layer | None:
     """Return the layer an export writes for `module`, or None when the exporter's own translation is right."""
-    weight: Dense | Coded
+    weight: Weight
     if isinstance(module, Packed):
         weight = _packed(module)
     elif type(module) in (nn.Linear, nn.Embedding, Conv1D):
@@ -145,8 +197,12 @@ def _inputs(module: nn.Module) -> Inputs | None:
     return None if grid is None else Inputs(float(grid[0]), grid[1], grid[2])
 
 
-def _packed(module: Packed) -> Dense | Coded:
+def _packed(module: Packed) -> Weight:
     mask = module.mask().cpu().numpy() if module.sparse else None
+    if isinstance(module.grid, Codebook):
+        found, book = module.clustered(), module.grid
+        high, wide = book.rows or module.rows, book.columns or module.columns
+        return Worded(found.codes.cpu().numpy(), found.words.float().cpu().numpy(), book.bits, high, wide, mask)
     if module.grid is None:
         return Dense(module.dequantized().detach().cpu().numpy(), mask)
     return _coded(module.quantized(), mask)

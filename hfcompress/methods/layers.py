@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,8 +15,8 @@ from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..modules.depth import (
     Skip,
+    block_influence,
     droppable_stacks,
-    hidden_state,
     keep_blocks_,
     make_skippable_,
     restore_,
@@ -75,34 +73,10 @@ class Layers(Method[LayersConfig]):
             )
         return list(self._skips)
 
-    @torch.no_grad()
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Measure the influence of every block, and choose anew."""
         paths = [f"{s.path}.{i}" for s, n in zip(self._stacks, self._depths, strict=True) for i in range(n)]
-        total, count = dict.fromkeys(paths, 0.0), dict.fromkeys(paths, 0.0)
-        mask: Tensor | None = None
-
-        def record(path: str, args: Any, kwargs: Any, output: Any) -> None:
-            before, after = hidden_state(args, kwargs), output[0] if isinstance(output, tuple) else output
-            change = 1 - F.cosine_similarity(before.float(), after.float(), dim=-1)
-            weight = torch.ones_like(change) if mask is None or mask.shape != change.shape else mask.to(change)
-            total[path] += float((change * weight).sum())
-            count[path] += float(weight.sum())
-
-        hooks = [
-            model.get_submodule(path).register_forward_hook(
-                lambda _, args, kwargs, output, path=path: record(path, args, kwargs, output), with_kwargs=True
-            )
-            for path in paths
-        ]
-        try:
-            for batch in batches:
-                mask = batch.get("attention_mask")
-                model(**batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self._choose(model, {path: total[path] / max(count[path], 1.0) for path in paths})
+        self._choose(model, block_influence(model, paths, batches))
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Skip the chosen blocks as soon as the stage has begun, so that it trains what will be left."""

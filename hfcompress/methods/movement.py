@@ -19,6 +19,7 @@ from ..modules.matrix import matrix
 from ..modules.parametrizations import attach, bake, find
 from ..modules.shrink import drop_dead_, keep_heads_, keep_units_
 from ..modules.sparse import pack_sparse_
+from ..modules.ties import refuse_shared
 from ..ops.losses import straight_through
 from ..ops.masks import keep_share, keep_top
 
@@ -96,6 +97,8 @@ class Movement(Method[MovementConfig]):
         self._family: Family = ctx.family
         self._strength, config = 0.0, self.config
         blocks = blocks_of(model, ctx.family)
+        for path in (path for block in blocks for path in (block.output, block.down)):
+            refuse_shared(model, path)
         if config.heads or config.filled:
             require_removable_heads(blocks)
         self._before = _counts(model, blocks)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..core.errors import FamilyError
+from ..core.errors import FamilyError, TargetError
 from ..core.families import Family, Stack, stacks_of
+from .ties import own_ties
 
 
 class Skip:
@@ -31,6 +33,40 @@ class Skip:
 def hidden_state(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """Return the hidden state (batch, length, width) a block was called with."""
     return args[0] if args else kwargs["hidden_states"]
+
+
+@torch.no_grad()
+def block_influence(
+    model: nn.Module, paths: Sequence[str], batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """Return by how much each block changes the hidden state: 1 - cosine similarity, a mean over real tokens.
+
+    Block influence of Men 2024, eq. 1.
+    """
+    total, count = dict.fromkeys(paths, 0.0), dict.fromkeys(paths, 0.0)
+    mask: Tensor | None = None
+
+    def record(path: str, args: Any, kwargs: Any, output: Any) -> None:
+        before, after = hidden_state(args, kwargs), output[0] if isinstance(output, tuple) else output
+        change = 1 - F.cosine_similarity(before.float(), after.float(), dim=-1)
+        weight = torch.ones_like(change) if mask is None or mask.shape != change.shape else mask.to(change)
+        total[path] += float((change * weight).sum())
+        count[path] += float(weight.sum())
+
+    hooks = [
+        model.get_submodule(path).register_forward_hook(
+            lambda _, args, kwargs, output, path=path: record(path, args, kwargs, output), with_kwargs=True
+        )
+        for path in paths
+    ]
+    try:
+        for batch in batches:
+            mask = batch.get("attention_mask")
+            model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {path: total[path] / max(count[path], 1.0) for path in paths}
 
 
 def make_skippable_(model: nn.Module, path: str, family: Family) -> Skip:
@@ -55,7 +91,12 @@ def droppable_stacks(model: nn.Module, family: Family) -> list[Stack]:
 
 
 def keep_blocks_(model: nn.Module, family: Family, stack: Stack, keep: Sequence[int]) -> None:
-    """Keep the blocks `keep` of one stack, in order, and make the config say so: then it is a smaller stock model."""
+    """Keep the blocks `keep` of one stack, in order, and make the config say so: then it is a smaller stock model.
+
+    Raises TargetError for blocks that share parameters, whose names would change.
+    """
+    if any(name.startswith(f"{stack.path}.") for name in own_ties(model)):
+        raise TargetError(f"{stack.path}: its blocks share parameters; drop blocks before sharing them")
     blocks = list(model.get_submodule(stack.path).children())
     model.set_submodule(stack.path, nn.ModuleList(blocks[i] for i in keep))
     for index, old in enumerate(keep):

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
 from ..core.families import direct_weights
+from ..ops.codebooks import Codebook
 from ..ops.quantization import Clip, Grid, Quantized, quantize
 from .matrix import matrix
 from .storage import Packed
@@ -33,7 +34,7 @@ class PackedLinear(Packed):
         bias: bool = True,
         dtype: torch.dtype | None = None,
         *,
-        grid: Grid | None = _INT8,
+        grid: Grid | Codebook | None = _INT8,
         nonzeros: int | None = None,
         input_bits: int | None = None,
     ) -> None:
@@ -60,7 +61,7 @@ class PackedConv1D(PackedLinear):
         nx: int,
         dtype: torch.dtype | None = None,
         *,
-        grid: Grid | None = _INT8,
+        grid: Grid | Codebook | None = _INT8,
         nonzeros: int | None = None,
         input_bits: int | None = None,
     ) -> None:
@@ -85,7 +86,7 @@ class PackedConv2d(Packed):
         bias: bool = True,
         dtype: torch.dtype | None = None,
         *,
-        grid: Grid | None = _INT8,
+        grid: Grid | Codebook | None = _INT8,
         nonzeros: int | None = None,
     ) -> None:
         columns = in_channels // groups * kernel_size[0] * kernel_size[1]
@@ -114,7 +115,7 @@ class PackedEmbedding(Packed):
         padding_idx: int | None = None,
         dtype: torch.dtype | None = None,
         *,
-        grid: Grid | None = _INT8,
+        grid: Grid | Codebook | None = _INT8,
         nonzeros: int | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, grid=grid, nonzeros=nonzeros, dtype=dtype)
@@ -170,7 +171,7 @@ def weight_matrix(module: nn.Module) -> Tensor:
     return module.dequantized(module.weight.dtype) if isinstance(module, Packed) else matrix(module)
 
 
-def packed_like(module: nn.Module, grid: Grid | None, nonzeros: int | None = None) -> Packed:
+def packed_like(module: nn.Module, grid: Grid | Codebook | None, nonzeros: int | None = None) -> Packed:
     """Return an empty packed layer (on the meta device, bias and mode taken over) in place of `module`.
 
     Raises TargetError for a layer that has no packed form.

@@ -96,7 +96,9 @@ def trainable(module: nn.Module) -> bool:
 def strip_(model: nn.Module) -> None:
     """Take every training wrapper off, as after an interruption; stored weights stay as they are."""
     for path in wrapped(model):
-        parametrize.remove_parametrizations(model.get_submodule(path), TENSOR, leave_parametrized=False)
+        module = model.get_submodule(path)
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 
 
 def _registered(module: nn.Module) -> list[nn.Module]:

@@ -21,6 +21,7 @@ from .blockwise import walk_
 from .cut import BiasCut, ColumnCut, attach_cut, bake_cut_, cuts, switch
 from .importance import Batch, Importance, fisher
 from .matrix import matrix
+from .ties import refuse_shared
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Removal:
         """
         self.layers, self.config, self.multiple, self.seed = list(layers), config, multiple, seed
         for layer in self.layers:
+            refuse_shared(model, layer.path)
             module: Any = model.get_submodule(layer.path)
             groups = width_in(module) // layer.size
             attach_cut(model, layer.path, ColumnCut(matrix(module), groups, layer.size, config.tune, config.ridge))

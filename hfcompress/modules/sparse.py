@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.codebooks import Codebook
 from ..ops.packing import packed_size
 from ..ops.quantization import Grid, spread, stored_width
 from .packed import form_of, packed_like, replace_, weight_matrix
@@ -46,8 +47,8 @@ def _sparse(module: nn.Module) -> Packed | None:
     weight: Any = module.weight
     grid = module.grid if isinstance(module, Packed) else None
     # Without values, in a plan, nothing is known to be zero.
-    if weight.is_meta or form_of(module) is None or (grid is not None and not grid.has_zero):
-        return None
+    if weight.is_meta or form_of(module) is None or isinstance(grid, Codebook) or (grid and not grid.has_zero):
+        return None  # the mask of a codebook's layer is made with it
     mask = _nonzero(module)
     count = int(mask.count_nonzero())  # a sum of booleans would first make int64 of them all
     if count == 0:  # a tensor in a file has at least one element

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -12,7 +12,10 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
+from ..ops.codebooks import Codebook
+from ..ops.hashing import Combine
 from ..ops.quantization import Grid
+from .hashed import HashedEmbedding
 from .packed import FORMS, Form, PackedLinear
 from .storage import Packed
 
@@ -33,8 +36,14 @@ class Kind:
 
 
 _NAMES = {nn.Linear: "linear", nn.Embedding: "embedding", Conv1D: "conv1d", nn.Conv2d: "conv2d"}
-_FREE = ("bias", "padding_idx")  # flags a checkpoint may change; the others are what the config says
+_FREE = (
+    "bias",
+    "padding_idx",
+    "buckets",
+    "combine",
+)  # flags a checkpoint may change; the others are what the config says
 _DEFAULTS = {field.name: field.default for field in fields(Grid)}
+_BOOK = {field.name: field.default for field in fields(Codebook)}
 
 
 def _plain(form: Form) -> Callable[[Spec, torch.dtype], nn.Module]:
@@ -49,13 +58,13 @@ def _packed(form: Form) -> Callable[[Spec, torch.dtype], nn.Module]:
         **{n: _tuple(spec[n]) for n in names},
         **{n: spec[n] for n in ("nonzeros", "input_bits") if n in spec},
         dtype=dtype,
-        grid=_grid(spec.get("grid", {})),
+        grid=_values(spec),
     )
 
 
 def _kinds(form: Form) -> list[Kind]:
     name, both = _NAMES[form.plain], (form.plain, form.packed)
-    optional = ("grid", "nonzeros", *(["input_bits"] if issubclass(form.packed, PackedLinear) else []))
+    optional = ("grid", "codebook", "nonzeros", *(["input_bits"] if issubclass(form.packed, PackedLinear) else []))
     return [
         Kind(name, form.plain, form.sizes, form.others, both, _plain(form)),
         Kind(f"packed_{name}", form.packed, form.sizes, form.others, both, _packed(form), optional),
@@ -67,6 +76,14 @@ def _layer_norm(spec: Spec, dtype: torch.dtype) -> nn.Module:
 
 
 KINDS = {kind.name: kind for form in FORMS for kind in _kinds(form)}
+KINDS["hashed_embedding"] = Kind(
+    "hashed_embedding",
+    HashedEmbedding,
+    ("num_embeddings", "embedding_dim"),
+    ("padding_idx", "buckets", "combine"),
+    (nn.Embedding, HashedEmbedding),
+    lambda spec, dtype: HashedEmbedding(**{k: v for k, v in spec.items() if k != "kind"}, dtype=dtype),
+)
 KINDS["layer_norm"] = Kind(
     "layer_norm", nn.LayerNorm, ("normalized_shape",), ("eps", "bias"), (nn.LayerNorm,), _layer_norm
 )
@@ -103,7 +120,8 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
         if type(size) is not int or not 1 <= size <= limit:
             raise CheckpointError(f"{where}: {name}={size!r} is not between 1 and the config's {limit}")
     _check_flags(kind, spec, old, where)
-    _check_storage(spec, _numel(spec, old, where), where)
+    if issubclass(kind.cls, Packed) or kind.cls in _NAMES:
+        _check_storage(kind, spec, _numel(spec, old, where), where)
     weight: Any = old.weight
     with torch.device(weight.device):
         return kind.build(spec, weight.dtype).train(old.training)
@@ -115,9 +133,17 @@ def _check_flags(kind: Kind, spec: Spec, old: nn.Module, where: str) -> None:
     padding = spec.get("padding_idx")
     if padding is not None and (type(padding) is not int or not 0 <= padding < spec["num_embeddings"]):
         raise CheckpointError(f"{where}: padding_idx={padding!r} is not a row of the table")
+    if "buckets" in kind.flags:
+        _check_hashed(spec, where)
     for name in kind.flags:
         if name not in _FREE and spec[name] != _flag(old, name):
             raise CheckpointError(f"{where}: {name}={spec[name]!r} is not the config's {_flag(old, name)!r}")
+
+
+def _check_hashed(spec: Spec, where: str) -> None:
+    buckets, rows = spec["buckets"], spec["num_embeddings"]
+    if type(buckets) is not int or not 1 <= buckets <= rows or spec["combine"] not in get_args(Combine):
+        raise CheckpointError(f"{where}: buckets={buckets!r}, combine={spec['combine']!r} describe no pair of tables")
 
 
 def _numel(spec: Spec, old: nn.Module, where: str) -> int:
@@ -136,11 +162,14 @@ def _numel(spec: Spec, old: nn.Module, where: str) -> int:
     return total
 
 
-def _check_storage(spec: Spec, total: int, where: str) -> None:
+def _check_storage(kind: Kind, spec: Spec, total: int, where: str) -> None:
     try:
-        grid = _grid(spec.get("grid", {}))
+        grid = _values(spec)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: grid={spec['grid']!r} is none that is known: {error}") from error
+        name = "codebook" if "codebook" in spec else "grid"
+        raise CheckpointError(f"{where}: {name}={spec[name]!r} is none that is known: {error}") from error
+    if isinstance(grid, Codebook):
+        _check_codebook(kind, spec, grid, total, where)
     nonzeros = spec.get("nonzeros")
     if "nonzeros" in spec and (type(nonzeros) is not int or not 1 <= nonzeros <= total):
         raise CheckpointError(f"{where}: nonzeros={nonzeros!r} is not between 1 and the {total} weights")
@@ -150,15 +179,36 @@ def _check_storage(spec: Spec, total: int, where: str) -> None:
         raise CheckpointError(f"{where}: neither a grid nor a number of nonzeros: the layer would not be packed")
 
 
+def _check_codebook(kind: Kind, spec: Spec, book: Codebook, total: int, where: str) -> None:
+    """Raise CheckpointError for a codebook that does not fit the layer, or is larger than the weight it stands for."""
+    rows = next(spec[name] for name in ("out_features", "nf", "out_channels", "num_embeddings") if name in spec)
+    columns = total // rows
+    if not book.fits(columns) or (book.dim > 1 and "nonzeros" in spec):
+        raise CheckpointError(f"{where}: codewords of {book.dim} numbers do not fit {columns} columns of a {kind.name}")
+    if book.numel(rows, columns) > max(total, 2**book.bits * book.dim):
+        raise CheckpointError(f"{where}: its codebooks would hold more numbers than the weight has")
+
+
 def _storage_of(module: Packed) -> dict[str, Any]:
     """Return what differs from 8 bits symmetric per row, with every zero stored."""
     spec: dict[str, Any] = {}
     if module.grid is None:
         spec["grid"] = None
+    elif isinstance(module.grid, Codebook):
+        spec["codebook"] = {n: v for n, v in vars(module.grid).items() if v != _BOOK[n]}
     elif module.grid != Grid():
         spec["grid"] = {n: v for n, v in vars(module.grid).items() if v != _DEFAULTS[n]}
     optional = {"nonzeros": module.nonzeros, "input_bits": module.input_bits}
     return spec | {name: value for name, value in optional.items() if value is not None}
+
+
+def _values(spec: Spec) -> Grid | Codebook | None:
+    """Return the values a weight takes; TypeError or ValueError for what describes none."""
+    if "codebook" not in spec:
+        return _grid(spec.get("grid", {}))
+    if "grid" in spec or not isinstance(spec["codebook"], Mapping):
+        raise TypeError("not a mapping, or beside a grid")
+    return Codebook(**spec["codebook"])
 
 
 def _grid(spec: Any) -> Grid | None:

@@ -1,5 +1,7 @@
 """How a layer keeps its weight when not as a float matrix: codes of few bits, nonzero values under a mask, or both.
 
+Codes are numbers on a uniform grid, or those of codewords in a codebook.
+
 Beside the codes stands an empty float `weight`: models ask their layers for its dtype and device, transformers ties it
 by name, and read by a loader that does not know the codes, its shape fits no layer, so that the load fails instead of
 leaving a weight at random. Float values without their zeros are kept in `weight` itself, flat, to the same effect.
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
-from ..ops.packing import pack, packed_size, unpack, unpack_at
+from ..ops.codebooks import Clustered, Codebook, gather
+from ..ops.packing import Width, pack, packed_size, unpack, unpack_at
 from ..ops.quantization import (
     SCALE_DTYPE,
     Clip,
@@ -23,6 +26,7 @@ from ..ops.quantization import (
     Quantized,
     pack_codes,
     quantize,
+    signed,
     spread,
     stored_width,
     unpack_codes,
@@ -32,12 +36,13 @@ AUXILIARY = (
     "weight_codes",
     "weight_scale",
     "weight_zero",
+    "weight_words",
     "weight_mask",
 )  # what goes with `weight`, also where weights are tied
 
 
 class Packed(nn.Module):
-    """A (rows, columns) weight on a grid, or of floats when `grid` is None, with its zeros left out when `nonzeros`.
+    """A (rows, columns) weight on a grid or codebook, or of floats when that is None, its zeros left out if `nonzeros`.
 
     Codes are frozen and what is around them stays trainable; float values stay trainable where they are not zero.
     A scale's bits are kept as integers: casting a model, or loading it in another dtype, then never changes a weight,
@@ -49,7 +54,7 @@ class Packed(nn.Module):
         rows: int,
         columns: int,
         *,
-        grid: Grid | None,
+        grid: Grid | Codebook | None,
         nonzeros: int | None = None,
         input_bits: int | None = None,
         dtype: torch.dtype | None = None,
@@ -63,17 +68,24 @@ class Packed(nn.Module):
         if grid is None:
             self.weight = nn.Parameter(torch.empty(count, dtype=dtype))
         else:
-            width, scales = stored_width(grid, self.sparse), _product(grid.shape(rows, columns))
-            kind = torch.int8 if width == 8 and grid.symmetric else torch.uint8
             self.weight = nn.Parameter(torch.empty(rows, 0, dtype=dtype), requires_grad=False)
-            self.weight_codes = _frozen(packed_size(count, width), kind)
-            self.weight_scale = _frozen(scales, torch.int16)
-            if not grid.symmetric:
-                self.weight_zero = _frozen(packed_size(scales, grid.bits), torch.uint8)
+            self._add_codes(grid, count)
         if self.sparse:
             self.weight_mask = _frozen(packed_size(rows * columns, 1), torch.uint8)
         self._wide: tuple[Any, Tensor] | None = None
         self._starts: tuple[Any, Tensor] | None = None
+
+    def _add_codes(self, grid: Grid | Codebook, count: int) -> None:
+        if isinstance(grid, Codebook):
+            self.weight_codes = _frozen(packed_size(count // grid.dim, grid.bits), torch.uint8)
+            self.weight_words = _frozen(grid.numel(self.rows, self.columns), torch.int16)
+            return
+        width, scales = stored_width(grid, self.sparse), _product(grid.shape(self.rows, self.columns))
+        kind = torch.int8 if width == 8 and grid.symmetric else torch.uint8
+        self.weight_codes = _frozen(packed_size(count, width), kind)
+        self.weight_scale = _frozen(scales, torch.int16)
+        if not grid.symmetric:
+            self.weight_zero = _frozen(packed_size(scales, grid.bits), torch.uint8)
 
     @property
     def sparse(self) -> bool:
@@ -83,9 +95,20 @@ class Packed(nn.Module):
     @property
     def packed_numel(self) -> dict[str, int]:
         """How many numbers of the model each parameter stands for."""
-        scales = 0 if self.grid is None else _product(self.grid.shape(self.rows, self.columns))
         values = "weight" if self.grid is None else "weight_codes"
-        return {values: self.rows * self.columns, "weight_scale": scales, "weight_zero": scales, "weight_mask": 0}
+        numel = {values: self.rows * self.columns, "weight_mask": 0}
+        if isinstance(self.grid, Codebook):
+            return numel | {"weight_words": self.grid.numel(self.rows, self.columns)}
+        scales = 0 if self.grid is None else _product(self.grid.shape(self.rows, self.columns))
+        return numel | {"weight_scale": scales, "weight_zero": scales}
+
+    @property
+    def packed_widths(self) -> dict[str, Width]:
+        """How wide one number of each packed stream is."""
+        if self.grid is None:
+            return {}
+        width = self.grid.bits if isinstance(self.grid, Codebook) else stored_width(self.grid, self.sparse)
+        return {"weight_codes": width, "weight_zero": self.grid.bits}
 
     @property
     def packed_nonzeros(self) -> dict[str, int]:
@@ -95,9 +118,11 @@ class Packed(nn.Module):
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor, clip: Clip = "max") -> None:
-        """Store `weight` (rows, columns), on the layer's grid if it has one."""
+        """Store `weight` (rows, columns), on the layer's grid if it has one; a codebook has to be found first."""
         if self.grid is None:
             self._store(weight=weight[self.mask()])
+        elif isinstance(self.grid, Codebook):
+            raise TypeError("a codebook is fitted by k-means: use set_clustered()")
         else:
             self.set_quantized(quantize(weight, self.grid, clip))
 
@@ -110,6 +135,13 @@ class Packed(nn.Module):
         if quantized.zero is not None:
             stored["weight_zero"] = pack(quantized.zero, grid.bits)
         self._store(**stored)
+
+    @torch.no_grad()
+    def set_clustered(self, clustered: Clustered) -> None:
+        """Store a weight by its codes and codebooks; codes where the mask says zero do not count."""
+        codes = clustered.codes[self.mask()] if self.sparse else clustered.codes
+        words = clustered.words.flatten().view(torch.int16)
+        self._store(weight_codes=pack(codes, clustered.book.bits), weight_words=words)
 
     def set_inputs(self, step: Tensor, zero: int, bits: int) -> None:
         """Let the layer round what it reads to (code - zero) * step, step (1,), with codes of `bits` bits."""
@@ -154,9 +186,9 @@ class Packed(nn.Module):
             raise CheckpointError(f"{where}: the mask has {int(self.mask().sum())} places for {self.nonzeros} values")
 
     def quantized(self) -> Quantized:
-        """Return codes, scales and zero points, as matrices; TypeError when the values are floats."""
-        if self.grid is None:
-            raise TypeError("the layer stores floats: it has no codes; use dequantized()")
+        """Return codes, scales and zero points, as matrices; TypeError when the weight is on no grid."""
+        if not isinstance(self.grid, Grid):
+            raise TypeError("the layer's weight is on no grid; use dequantized() or clustered()")
         scale, zero = self._scales(self.grid)
         codes = unpack_codes(self.weight_codes, self.grid, self.nonzeros or self.rows * self.columns, self.sparse)
         if self.sparse:
@@ -165,8 +197,20 @@ class Packed(nn.Module):
             codes = base.expand(self.rows, self.columns).masked_scatter(self.mask(), codes)
         return Quantized(codes.view(self.rows, self.columns), scale, zero, self.grid)
 
+    def clustered(self) -> Clustered:
+        """Return codes, as a matrix, and codebooks; TypeError when the weight has no codebook."""
+        book = self._book()
+        count = (self.nonzeros or self.rows * self.columns) // book.dim
+        codes = unpack(self.weight_codes, book.bits, count)
+        if self.sparse:
+            codes = codes.new_zeros(self.rows, self.columns).masked_scatter(self.mask(), codes)
+        return Clustered(codes.view(self.rows, -1), self._words(book), book)
+
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight the layer computes with, (rows, columns); float values pass the gradient on."""
+        if isinstance(self.grid, Codebook):
+            weight = self.clustered().dequantize(dtype)
+            return weight * self.mask() if self.sparse else weight
         if self.grid is not None:
             return self.quantized().dequantize(dtype)
         values = self.weight.to(dtype)
@@ -190,30 +234,43 @@ class Packed(nn.Module):
         if self.grid is None:
             values, mask = self._sparse_lookup(rows, lambda at: self.weight[at])
             found = torch.where(mask, values, 0).to(dtype)
+        elif isinstance(self.grid, Codebook):
+            found = self._words_of(rows, self.grid, dtype)
         else:
             found = self._codes_of(rows, self.grid).dequantize(dtype)
         return found.view(*ids.shape, self.columns)
+
+    def _words_of(self, rows: Tensor, book: Codebook, dtype: torch.dtype) -> Tensor:
+        """Return the rows `rows` (n,) of a weight with codebooks, (n, columns)."""
+        if self.sparse:
+            codes, mask = self._sparse_lookup(rows, lambda at: unpack_at(self.weight_codes, book.bits, at))
+            return gather(codes, self._words(book), book, rows, self.rows, dtype) * mask
+        codes = self._row_codes(rows, book.bits, self.columns // book.dim)
+        return gather(codes, self._words(book), book, rows, self.rows, dtype)
+
+    def _row_codes(self, rows: Tensor, width: Width, columns: int) -> Tensor:
+        """Return the codes of the rows `rows` (n,), uint8 (n, columns): whole bytes at once where a row has those."""
+        bytes_, rest = divmod(columns, 5) if width == "ternary" else divmod(columns * width, 8)
+        if rest:
+            return unpack_at(self.weight_codes, width, self._positions(rows, columns))
+        stored = F.embedding(rows, self.weight_codes.view(self.rows, bytes_)).flatten()
+        return unpack(stored, width, len(rows) * columns).view(-1, columns)
 
     def _codes_of(self, rows: Tensor, grid: Grid) -> Quantized:
         scale, zero = self._scales(grid)
         if not grid.per_tensor:
             scale = F.embedding(rows, scale.view(torch.int16)).view(SCALE_DTYPE)
             zero = None if zero is None else F.embedding(rows, zero)
-        width = stored_width(grid)
-        bytes_, rest = divmod(self.columns, 5) if width == "ternary" else divmod(self.columns * width, 8)
         if self.sparse:
             codes, mask = self._sparse_lookup(rows, lambda at: unpack_codes(self.weight_codes, grid, at, sparse=True))
             codes = torch.where(mask, codes, 0 if zero is None else spread(zero, self.columns, grid))
-        elif rest:
-            codes = unpack_codes(self.weight_codes, grid, self._positions(rows))
         else:
-            stored = F.embedding(rows, self.weight_codes.view(self.rows, bytes_)).flatten()
-            codes = unpack_codes(stored, grid, len(rows) * self.columns).view(-1, self.columns)
+            codes = signed(self._row_codes(rows, stored_width(grid), self.columns), grid)
         return Quantized(codes, scale, zero, grid)
 
     def _sparse_lookup(self, rows: Tensor, values_at: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Return values by column, anything where there is none, and where there is one, both (rows, columns)."""
-        mask = unpack_at(self.weight_mask, 1, self._positions(rows)).bool()
+        mask = unpack_at(self.weight_mask, 1, self._positions(rows, self.columns)).bool()
         key = (self.weight_mask, self.weight_mask._version)
         if self._starts is None or not _same(self._starts[0], key):
             ends = self.mask().sum(1).cumsum(0)
@@ -221,10 +278,18 @@ class Packed(nn.Module):
         at = self._starts[1][rows][:, None] + mask.cumsum(1) - 1
         return values_at(at.clamp(min=0)), mask
 
-    def _positions(self, rows: Tensor) -> Tensor:
-        """Return where in the stream the weights of `rows` are; IndexError for a row that is not there."""
-        first = torch.arange(self.rows, device=rows.device).index_select(0, rows) * self.columns
-        return first[:, None] + torch.arange(self.columns, device=rows.device)
+    def _positions(self, rows: Tensor, columns: int) -> Tensor:
+        """Return where in a stream of `columns` per row `rows` are; IndexError for a row that is not there."""
+        first = torch.arange(self.rows, device=rows.device).index_select(0, rows) * columns
+        return first[:, None] + torch.arange(columns, device=rows.device)
+
+    def _book(self) -> Codebook:
+        if not isinstance(self.grid, Codebook):
+            raise TypeError("the layer's weight has no codebook; use dequantized() or quantized()")
+        return self.grid
+
+    def _words(self, book: Codebook) -> Tensor:
+        return self.weight_words.view(SCALE_DTYPE).view(-1, 2**book.bits, book.dim)
 
     def _scales(self, grid: Grid) -> tuple[Tensor, Tensor | None]:
         shape = grid.shape(self.rows, self.columns)
@@ -262,6 +327,7 @@ class Packed(nn.Module):
     def extra_repr(self) -> str:
         """Describe how the weight is stored."""
         bits = "float" if self.grid is None else f"bits={self.grid.bits}"
+        bits = repr(self.grid) if isinstance(self.grid, Codebook) else bits
         bits += "" if self.input_bits is None else f", input_bits={self.input_bits}"
         return bits if self.nonzeros is None else f"{bits}, nonzeros={self.nonzeros}"
 

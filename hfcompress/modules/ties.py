@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,41 @@ def sharers(model: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def declare_(model: nn.Module, ties: Mapping[str, str]) -> None:
+    """Tell transformers that the parameters named on the left are those named on the right, beside its own ties."""
+    known: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    model.all_tied_weights_keys = {**known, **ties}  # type: ignore[assignment]
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}  # type: ignore[assignment,dict-item]
+    keep_biases_(model)
+    declare_ties_(model)
+
+
+def own_ties(model: nn.Module) -> dict[str, str]:
+    """Return the ties that `declare_` was told of and that hold, {name: name of the one it is}.
+
+    What goes with packed weights follows them, and is left out.
+    """
+    stock = getattr(type(model), "_tied_weights_keys", None) or {}
+    declared: dict[str, str] = vars(model).get("_tied_weights_keys") or {}
+    found = {}
+    for target, source in declared.items():
+        if target in stock or target.rpartition(".")[2] in AUXILIARY:
+            continue
+        ours, theirs = _parameter(model, target), _parameter(model, source)
+        if ours is not None and ours is theirs:
+            found[target] = source
+    return found
+
+
+def keep_biases_(model: nn.Module) -> None:
+    """Let tying a weight leave the bias beside it alone, unless it is a plain output layer's.
+
+    The model's own way is to pad a bias to as many entries as the weight has rows, and packed, coded or transposed
+    weights do not have their outputs there.
+    """
+    model._adjust_bias = _adjust_bias  # type: ignore[assignment]
+
+
 def declare_ties_(model: nn.Module) -> None:
     """Let the scales, zero points and masks of tied packed layers be tied as their weights are.
 
@@ -51,12 +87,11 @@ def declare_ties_(model: nn.Module) -> None:
     declared: Any = model._tied_weights_keys or {}
     declared = {t: s for t, s in declared.items() if t.rpartition(".")[2] not in AUXILIARY}
     model._tied_weights_keys = {**declared, **new}  # type: ignore[assignment]
-    model._adjust_bias = _adjust_bias  # type: ignore[assignment]
+    keep_biases_(model)
 
 
 def _adjust_bias(output: nn.Module, source: Any) -> None:
-    """Stand in for the model's own, which would pad a bias to the length of flat codes."""
-    if not isinstance(output, Packed):
+    if type(output) in (nn.Embedding, nn.Linear) and output.weight.ndim == 2:
         PreTrainedModel._adjust_bias(None, output, source)  # type: ignore[arg-type]
 
 
@@ -79,6 +114,13 @@ def _owner(model: nn.Module, name: str) -> nn.Module | None:
         return None
     try:
         return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:
+    try:
+        return model.get_parameter(name)
     except AttributeError:
         return None
 

@@ -17,6 +17,7 @@ from ..core.family import Family
 from .chains import first
 from .importance import Batch, loss_of
 from .storage import Packed
+from .ties import own_ties
 
 _READS, _WRITES = "reads", "writes"  # what a projection of a block does with the residual stream
 
@@ -51,6 +52,8 @@ def stream_axes(model: nn.Module, family: Family) -> list[Axis]:
     """
     blocks = blocks_of(model, family)
     _refuse_packed(model)
+    for name in own_ties(model):
+        raise TargetError(f"{name}: it is shared with another layer; remove channels before sharing layers")
     width = stream_width(model, blocks)
     if getattr(model.config, "num_labels", None) == width:
         raise FamilyError(f"there are as many labels as channels ({width}): which of them a layer gives can't be told")

@@ -159,6 +159,12 @@ def unpack_codes(packed: Tensor, grid: Grid, where: int | Tensor, sparse: bool =
     """Return the first `where` codes, or those at the positions `where` (int64, any shape), as in `Quantized`."""
     width = stored_width(grid, sparse)
     digits = unpack(packed, width, where) if isinstance(where, int) else unpack_at(packed, width, where)
+    return signed(digits, grid, sparse)
+
+
+def signed(digits: Tensor, grid: Grid, sparse: bool = False) -> Tensor:
+    """Return codes as in `Quantized` of the digits they are stored as."""
+    width = stored_width(grid, sparse)
     if width == 8 or not grid.symmetric:
         return digits
     return digits.to(torch.int8) * 2 - 1 if width == 1 else digits.to(torch.int8) - grid.last

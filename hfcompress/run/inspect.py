@@ -18,6 +18,7 @@ from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
 from ..modules.storage import Packed
+from ..ops.codebooks import Codebook
 from ..ops.quantization import TERNARY
 from ..train.tasks import auto_class_for
 
@@ -94,5 +95,6 @@ def _stored_as(module: nn.Module, name: str, parameter: nn.Parameter) -> tuple[i
         return parameter.numel(), kind
     if name == "weight_codes" and module.grid is not None:
         kind = {1: "binary", TERNARY: TERNARY}.get(module.grid.bits, f"int{module.grid.bits}")
+        kind = f"{2 ** int(module.grid.bits)} words" if isinstance(module.grid, Codebook) else kind
     sparse = "sparse " if module.sparse and name in ("weight", "weight_codes") else ""
     return module.packed_numel.get(name, parameter.numel()), sparse + kind

@@ -1,0 +1,137 @@
+"""Layers that share their parameters with others: while training by a wrapper, afterwards by a tie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..core.errors import TargetError
+from ..core.families import Block, Family, blocks_of, stacks_of
+from .ties import declare_
+
+PARTS = ("all", "attention", "ffn")
+
+
+class SharedTensor(nn.Module):
+    """Parametrization that shows the tensor `name` of the layer `source` instead of a layer's own, once `on`.
+
+    The gradient of every use then accumulates in the one tensor; the layer's own keeps its value and gets none.
+    """
+
+    on: Tensor
+
+    def __init__(self, source: nn.Module, name: str) -> None:
+        super().__init__()
+        self._source = (source, name)  # in a tuple, so that it does not become a part of this module
+        self.register_buffer("on", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, own: Tensor) -> Tensor:
+        """Return the shared tensor when switched on, else the layer's own."""
+        source, name = self._source
+        return getattr(source, name) if self.on else own
+
+
+def groups_of(model: nn.Module, family: Family, size: int | None) -> list[list[Block]]:
+    """Return blocks that are to share, `size` neighbours of a stack each (None: all), leaving out groups of one."""
+    blocks, groups = iter(blocks_of(model, family)), []
+    for stack in stacks_of(model, family):
+        found = [next(blocks) for _ in range(stack.depth(model))]
+        step = size or len(found)
+        groups += [found[i : i + step] for i in range(0, len(found), step)]
+    return [group for group in groups if len(group) > 1]
+
+
+def shared_names(model: nn.Module, group: Sequence[Block], part: str) -> list[list[str]]:
+    """Return, for each parameter of this part of the blocks, its name in every block of the group.
+
+    Raises TargetError when blocks differ in it, or it is shared already.
+    """
+    inside = [_parameters(model, block, part) for block in group]
+    found = []
+    for short, name in inside[0].items():
+        names = [names[short] for names in inside if short in names]
+        if len(names) < len(group):
+            continue  # such as position biases that only the first block has
+        shapes = {tuple(model.get_parameter(n).shape) for n in names}
+        kinds = {type(model.get_submodule(n.rpartition(".")[0])) for n in names}
+        if len(shapes) > 1 or len(kinds) > 1:
+            raise TargetError(
+                f"{name}: it has other sizes or another kind in {group[1].path}, so they can't share it: share layers "
+                "before pruning or quantizing them one by one, or choose smaller groups"
+            )
+        if not model.get_parameter(name).is_floating_point() or model.get_parameter(name).numel() == 0:
+            raise TargetError(f"{name}: it is packed in few bits already: share layers before that")
+        if len({id(model.get_parameter(n)) for n in names}) < len(names):
+            raise TargetError(f"{name}: these blocks share it already")
+        found.append(names)
+    return found
+
+
+def attach_shared(model: nn.Module, names: Sequence[Sequence[str]]) -> None:
+    """Let the others of each list of parameters be able to show the first one."""
+    for first, *others in names:
+        owner, last = _owner(model, first)
+        for other in others:
+            module, name = _owner(model, other)
+            parametrize.register_parametrization(module, name, SharedTensor(owner, last), unsafe=True)
+
+
+@torch.no_grad()
+def start_sharing_(model: nn.Module, names: Sequence[Sequence[str]], weights: Sequence[Sequence[float]]) -> None:
+    """Switch sharing on; each first parameter becomes the mean of all, weighted by the blocks' `weights`."""
+    for (first, *others), shares in zip(names, weights, strict=True):
+        owner, last = _owner(model, first)
+        value = shares[0] * getattr(owner, last)
+        for other, share in zip(others, shares[1:], strict=True):
+            module, name = _owner(model, other)
+            wrappers: Any = module.parametrizations[name]  # type: ignore[index]
+            wrapper = wrappers[0]
+            if wrapper.on:
+                return
+            value = value + share * wrappers.original
+            wrapper.on.fill_(True)
+        getattr(owner, last).copy_(value)
+
+
+def finish_sharing_(model: nn.Module, names: Sequence[Sequence[str]]) -> None:
+    """Take the wrappers off, and tie each list of parameters into one."""
+    ties: dict[str, str] = {}
+    for first, *others in names:
+        for other in others:
+            module, name = _owner(model, other)
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+            ties[other] = first
+    tie_(model, ties)
+
+
+def tie_(model: nn.Module, ties: Mapping[str, str]) -> None:
+    """Let each parameter named on the left be the one named on the right, in memory and in every file.
+
+    Raises TargetError for a model that can't say so in its checkpoint.
+    """
+    if not hasattr(model, "all_tied_weights_keys"):
+        raise TargetError(f"a {type(model).__name__} can't declare ties: only transformers' models can")
+    for target, source in ties.items():
+        module, name = _owner(model, target)
+        module._parameters[name] = model.get_parameter(source)
+    declare_(model, ties)
+
+
+def _parameters(model: nn.Module, block: Block, part: str) -> dict[str, str]:
+    """Return the parameters of a part of a block, full names by names inside the block."""
+    paths = {
+        "all": (block.path,),
+        "attention": tuple(dict.fromkeys((block.query, block.key, block.value, block.output, *block.more))),
+        "ffn": (*block.up, block.down),
+    }[part]
+    names = [f"{path}.{name}" for path in paths for name, _ in model.get_submodule(path).named_parameters()]
+    return {name.removeprefix(f"{block.path}."): name for name in names}
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, last = name.rpartition(".")
+    return model.get_submodule(path), last

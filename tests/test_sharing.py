@@ -1,0 +1,154 @@
+"""Layers and tables that share parameters: stored once, trained as one, loaded as one, exported as one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_checkpoint import load_in_fresh_process
+from tiny import Examples, auto_class, calibration, logits, make
+from torch import nn
+from transformers import AutoModel, TrainingArguments
+
+from hfcompress import HFCompressTrainer, compress
+from hfcompress.checkpoint import load_model, save_checkpoint
+from hfcompress.core.errors import CheckpointError, HFCompressError, LifecycleError, TargetError
+from hfcompress.measure.size import count_parameters
+from hfcompress.methods.cluster_weights import ClusterWeightsConfig
+from hfcompress.methods.entropy_coding import EntropyCodingConfig
+from hfcompress.methods.heads import HeadsConfig
+from hfcompress.methods.layers import LayersConfig
+from hfcompress.methods.magnitude import MagnitudeConfig
+from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
+from hfcompress.methods.share_layers import ShareLayersConfig
+
+PATH = "bert.encoder.layer.{}.intermediate.dense"
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    return [model.get_submodule(PATH.format(i)) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("share", "init", "wanted"),
+    [("all", "mean", (0.5, 0.5)), ("ffn", 1, (0.0, 1.0)), ("ffn", 0, (1.0, 0.0)), ("attention", "mean", None)],
+)
+def test_what_is_shared_and_where_it_starts(share, init, wanted):
+    base, model = make("bert"), compress(make("bert"), ShareLayersConfig(group=2, share=share, init=init))
+    first, second, third = (layer.weight for layer in layers(model))
+    before = [layer.weight for layer in layers(base)]
+    assert torch.equal(third, before[2])
+    query = [model.get_submodule(f"bert.encoder.layer.{i}.attention.self.query").weight for i in range(2)]
+    assert (query[0] is query[1]) == (share != "ffn") and (first is second) == (share != "attention")
+    if wanted is None:
+        assert torch.equal(first, before[0]) and torch.equal(second, before[1])
+    else:
+        assert torch.allclose(first, wanted[0] * before[0] + wanted[1] * before[1])
+
+
+def test_importance_takes_the_block_that_changes_most():
+    base = make("bert")
+    nn.init.zeros_(base.bert.encoder.layer[0].output.dense.weight)
+    nn.init.zeros_(base.bert.encoder.layer[0].attention.output.dense.weight)
+    wanted = base.bert.encoder.layer[1].intermediate.dense.weight.clone()
+    model = compress(base, ShareLayersConfig(group=2, init="importance"), calibration=calibration("bert"))
+    assert torch.equal(layers(model)[0].weight, wanted)
+
+
+def test_the_gradient_is_that_of_all_uses(tmp_path):
+    torch.manual_seed(0)
+    shared = compress(make("bert"), ShareLayersConfig())
+    twin = make("bert")
+    twin.load_state_dict(shared.state_dict())
+    for model in (shared, twin):
+        logits_ = model(input_ids=torch.arange(10)[None]).logits
+        logits_.square().sum().backward()
+    total = sum(layer.weight.grad for layer in layers(twin))
+    assert torch.allclose(layers(shared)[0].weight.grad, total, atol=1e-4)
+    assert count_parameters(shared)[0] < count_parameters(twin)[0]
+
+
+def test_training_counts_one_parameter(tmp_path):
+    args = TrainingArguments(
+        str(tmp_path), max_steps=3, learning_rate=1e-2, report_to=[], use_cpu=True, disable_tqdm=True,
+        save_strategy="no", logging_strategy="no",
+    )  # fmt: skip
+    trainer = HFCompressTrainer(
+        model=make("bert"), args=args, recipe=[ShareLayersConfig(group="all")], train_dataset=Examples("bert")
+    )
+    trainer.train()
+    first, *others = layers(trainer.model)
+    assert all(layer.weight is first.weight and layer.bias is first.bias for layer in others)
+    wanted = sum(layer.weight for layer in layers(make("bert"))) / 3
+    assert not torch.allclose(first.weight, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "t5", "swin"])
+@pytest.mark.parametrize("then", [None, QuantizeWeightsConfig(), ClusterWeightsConfig(rows=8), EntropyCodingConfig()])
+def test_one_copy_lies_on_disk(name, then, tmp_path):
+    model = compress(make(name), ShareLayersConfig(group=2))
+    if then is not None:
+        compress(model, then)
+    file = save_checkpoint(model, tmp_path / "one") / "model.safetensors"
+    distinct = {t.data_ptr(): t for t in model.state_dict().values() if t.numel()}
+    assert len([t for t in load_file(file).values() if t.numel()]) == len(distinct)
+    loaded = load_model(file.parent, auto_class(name))
+    ours, theirs = model.state_dict(keep_vars=True), loaded.state_dict(keep_vars=True)
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert len({id(t) for t in ours.values()}) == len({id(t) for t in theirs.values()})
+    assert torch.allclose(logits(model, name), logits(loaded, name), atol=1e-5)
+    again = save_checkpoint(loaded, tmp_path / "two")
+    for part in ("model.safetensors", "config.json"):
+        assert (again / part).read_bytes() == (file.parent / part).read_bytes()
+    base = AutoModel.from_pretrained(file.parent)
+    own = json.loads((file.parent / "config.json").read_text())["quantization_config"]["ties"]
+    assert own and all(base.get_parameter(t) is base.get_parameter(s) for t, s in own.items() if "/" not in t)
+
+
+def test_without_the_import_it_fails_loudly(tmp_path):
+    folder = save_checkpoint(compress(make("bert"), ShareLayersConfig()), tmp_path / "shared")
+    status, _, found = load_in_fresh_process(folder, "bert", tmp_path)
+    assert status == 0 and found is not None
+    status, stderr, _ = load_in_fresh_process(folder, "bert", tmp_path, with_import=False)
+    assert status != 0 and "mismatch" in stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (MagnitudeConfig(), "shared with"),
+        (HeadsConfig(remove=0.5), "shared with"),
+        (LayersConfig(keep=2, choose="top"), "drop blocks before sharing"),
+        (ShareLayersConfig(group=2), "share it already"),
+    ],
+)
+def test_what_would_untie_is_refused(method, reason):
+    model = compress(make("bert"), ShareLayersConfig(group=2))
+    with pytest.raises(HFCompressError, match=reason):
+        compress(model, method, calibration=calibration("bert"))
+
+
+def test_what_cannot_be_shared_is_refused():
+    with pytest.raises(TargetError, match="give 2 or more"):
+        compress(make("bert"), ShareLayersConfig(group=1))
+    with pytest.raises(TargetError, match="has a neighbour"):
+        compress(make("albert"), ShareLayersConfig())
+    with pytest.raises(TargetError, match="packed in few bits already"):
+        compress(compress(make("bert"), QuantizeWeightsConfig()), ShareLayersConfig())
+    with pytest.raises(LifecycleError, match="a stage of its own"):
+        compress(make("bert"), [ShareLayersConfig(), QuantizeWeightsConfig()])
+
+
+def test_a_hostile_tie_is_refused(tmp_path):
+    folder = save_checkpoint(compress(make("bert"), ShareLayersConfig()), tmp_path / "shared")
+    config = json.loads((folder / "config.json").read_text())
+    ties = config["quantization_config"]["ties"]
+    target, source = next((t, s) for t, s in ties.items() if t.endswith("dense.weight"))
+    for bad in ({target: 3}, {target: "no.such.weight"}, {target: "embeddings.LayerNorm.weight"},
+                {target: target}, {source: target}):  # fmt: skip
+        changed = {**config, "quantization_config": {**config["quantization_config"], "ties": {**ties, **bad}}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError):
+            load_model(folder, auto_class("bert"))
