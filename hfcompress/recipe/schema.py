@@ -70,6 +70,15 @@ class Splits(StrictModel):
     )
 
 
+class Masking(StrictModel):
+    """Which tokens a masked language model has to fill in (BERT: of these, 80% masked, 10% random, 10% as they are)."""
+
+    share: float = Field(0.15, gt=0, lt=1, description="Share of tokens to fill in.")
+    whole_words: bool = Field(
+        False, description="Choose whole words; then every chosen token is masked, as transformers' collator does."
+    )
+
+
 class Data(StrictModel):
     """Where examples come from and how they are cut; exactly one of `dataset` and `path`."""
 
@@ -97,6 +106,12 @@ class Data(StrictModel):
     )
     max_length: int | None = Field(None, ge=2, description="Longest text in tokens; by default the tokenizer's limit.")
     image_size: int | None = Field(None, ge=1, description="Pixels per side; by default what the image processor says.")
+    join: bool = Field(
+        True,
+        description="Language modelling: join texts and cut them into blocks of max_length tokens; false (fill-mask): "
+        "each text by itself, padded.",
+    )
+    masking: Masking = Field(default_factory=Masking, description="Task fill-mask: which tokens are to be filled in.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:

@@ -59,10 +59,8 @@ class Setup:
         """Return the same with the data encoded by another processor; itself when that reads alike."""
         if _reads(processor) == _reads(self.processor):
             return self
-        train, evaluate = (
-            self.task.encode(s, processor, self.recipe.data) for s in (self.splits.train, self.splits.evaluate)
-        )
-        collator = self.task.collator(processor)
+        train, evaluate = _encode(self.task, self.splits, processor, self.recipe)
+        collator = self.task.collator(processor, self.recipe.data, self.recipe.seed)
         return replace(self, processor=processor, train=train, evaluate=evaluate, collator=collator)
 
 
@@ -78,7 +76,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         require_engine(name)
     splits = load_data(recipe.data, task, recipe.seed)
     model, processor = _open_model(recipe, task, splits)
-    train, evaluate = (task.encode(split, processor, recipe.data) for split in (splits.train, splits.evaluate))
+    train, evaluate = _encode(task, splits, processor, recipe)
     task.check_encoded(model.config, train, evaluate)
     plan = make_plan(
         recipe,
@@ -96,11 +94,17 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         train=train,
         evaluate=evaluate,
         processor=processor,
-        collator=task.collator(processor),
+        collator=task.collator(processor, recipe.data, recipe.seed),
         model=model,
         plan=plan,
         shapes=shapes_of(recipe, task, processor, plan.max_length),
     )
+
+
+def _encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> tuple[Dataset, Dataset]:
+    """Return both splits as model inputs."""
+    train, evaluate = (task.encode(split, processor, recipe.data) for split in (splits.train, splits.evaluate))
+    return train, task.for_evaluation(evaluate, processor, recipe.data)
 
 
 def _reads(processor: Any) -> tuple[Any, ...]:

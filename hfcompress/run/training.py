@@ -43,7 +43,7 @@ def train(
     Checkpoints go to `scratch`; when some lie there, training goes on from the last one.
     """
     args = training_arguments(selecting(arguments, setup), scratch, setup.recipe.seed)
-    train_set, selection = _selection(setup.train, args, setup.recipe.seed)
+    train_set, selection = _selection(setup, args)
     common: dict[str, Any] = {
         "model": model,
         "args": args,
@@ -106,9 +106,9 @@ def _train(trainer: Trainer, scratch: Path, bar: TrainingBar) -> None:
             bar.close()
 
 
-def _selection(train: Dataset, args: TrainingArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+def _selection(setup: Setup, args: TrainingArguments) -> tuple[Dataset, Dataset | None]:
     """Hold a part of the training split out when the stage evaluates: what it selects on is never what is reported."""
     if args.eval_strategy == "no":
-        return train, None
-    split = train.train_test_split(test_size=_SELECTION_SHARE, seed=seed)
-    return split["train"], split["test"]
+        return setup.train, None
+    split = setup.train.train_test_split(test_size=_SELECTION_SHARE, seed=setup.recipe.seed)
+    return split["train"], setup.task.for_evaluation(split["test"], setup.processor, setup.recipe.data)
