@@ -223,7 +223,7 @@ def test_a_run_from_scratch_to_card(monkeypatch, capsys, tmp_path):
         "seconds": 0.1,
     }
     recipe = project(tmp_path, finetune={"train": train}, require={"perplexity_drop": "<=9"}, benchmark=engines)
-    status, printed, errors = hfcompress(monkeypatch, capsys, "run", recipe, "--output", tmp_path / "out")
+    status, _, errors = hfcompress(monkeypatch, capsys, "run", recipe, "--output", tmp_path / "out")
     assert status == 0, errors
     found = read_result(tmp_path / "out")
     before, after = (m.quality_in("pytorch") for m in (found.baseline, found.compressed))

@@ -1,7 +1,22 @@
 """What a run is told: the typed recipe, read strictly from YAML."""
 
 from .load import LoadedRecipe, load_recipe, recipe_hash, recipe_schema, resolved
-from .schema import Benchmark, Columns, Data, Engine, Evaluate, Finetune, Masking, Publish, Recipe, Shape, Splits, Stage
+from .schema import (
+    Benchmark,
+    Columns,
+    Data,
+    Engine,
+    Evaluate,
+    Finetune,
+    Masking,
+    Publish,
+    Recipe,
+    Shape,
+    Splits,
+    Stage,
+    TeacherCache,
+    Unlabelled,
+)
 
 __all__ = [
     "Benchmark",
@@ -17,6 +32,8 @@ __all__ = [
     "Shape",
     "Splits",
     "Stage",
+    "TeacherCache",
+    "Unlabelled",
     "load_recipe",
     "recipe_hash",
     "recipe_schema",

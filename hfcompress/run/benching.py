@@ -134,7 +134,11 @@ def _trainer(setup: Setup, stage: StageMethods, scratch: Path, cls: type[Trainer
     fixed = {"max_steps": STEPS, "save_strategy": "no", "logging_strategy": "no", "eval_strategy": "no"}
     args = training_arguments({**(stage.train or {}), **fixed}, scratch, setup.recipe.seed)
     trainer = cls(
-        model=copy.deepcopy(setup.model), args=args, train_dataset=setup.train, data_collator=setup.collator, **more
+        model=copy.deepcopy(setup.model),
+        args=args,
+        train_dataset=setup.train_for(stage.methods),
+        data_collator=setup.collator,
+        **more,
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

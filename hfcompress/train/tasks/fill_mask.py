@@ -70,7 +70,7 @@ class FillMask(LanguageModelling):
         return blocks(tokens, length) if data.join else tokens.with_format("numpy")
 
     def for_evaluation(self, encoded: Dataset, processor: Any, data: Data) -> Dataset:
-        """Return the examples masked once and padded to the longest: an example's mask depends on nothing but itself."""
+        """Return the examples masked once, each by itself alone, and padded to the longest."""
         mask = self.collator(processor, data, EVALUATION_SEED)
         masked = [{name: row[0].numpy() for name, row in mask([example]).items()} for example in encoded]
         length = max(len(example["input_ids"]) for example in masked)
@@ -118,7 +118,7 @@ def _seed(seed: int, batch: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _with_offsets(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give examples with word boundaries their offsets back, padded to the longest: the tokenizer pads all but these."""
+    """Give examples with word boundaries their offsets back, padded to the longest, as the tokenizer does not."""
     if BEGIN not in batch[0]:
         return batch
     longest = max(len(example["input_ids"]) for example in batch)
