@@ -138,7 +138,8 @@ def test_the_largest_logits_stand_for_all():
     whole, few = shrunk(logits, 40, per_token=True), shrunk(logits, 8, per_token=True)
     assert torch.allclose(whole.dense(), logits, atol=0.01) and whole.indices is None
     assert torch.allclose(few.dense().logsumexp(-1), logits.logsumexp(-1), atol=0.01)
-    assert torch.equal(few.dense().topk(8).indices, logits.topk(8).indices)
+    largest = logits.topk(8).indices
+    assert torch.allclose(few.dense().gather(1, largest), logits.gather(1, largest), atol=0.01)
     assert soft_cross_entropy(few.dense(), logits, 1.0) < 0.05 < soft_cross_entropy(logits * 0, logits, 1.0)
     assert shrunk(logits, 8, per_token=False).values.shape == (5, 40)  # a classifier keeps all
     assert shrunk(logits * 1e6, 40, per_token=True).values.isfinite().all()

@@ -122,6 +122,7 @@ def _selection(setup: Setup, methods: list[Method], args: TrainingArguments) -> 
     if args.eval_strategy == "no":
         return train, None
     split = setup.train.train_test_split(test_size=_SELECTION_SHARE, seed=setup.recipe.seed)
-    unlabelled = train.select(range(len(setup.train), len(train)))
-    split["train"] = concatenate_datasets([split["train"], unlabelled]) if len(unlabelled) else split["train"]
-    return split["train"], setup.task.for_evaluation(split["test"], setup.processor, setup.recipe.data)
+    kept = split["train"]
+    if len(train) > len(setup.train):
+        kept = concatenate_datasets([kept, train.select(range(len(setup.train), len(train)))])
+    return kept, setup.task.for_evaluation(split["test"], setup.processor, setup.recipe.data)

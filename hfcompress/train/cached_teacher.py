@@ -55,6 +55,7 @@ class CachedTeacher:
 
     def fill(self, computing: Computing) -> int:
         """Let the teacher compute what is missing, this process its share of it; return how many examples that were."""
+        computing.wait()  # every process has looked before one writes: their shares are of the same whole
         mine = self._missing()[computing.rank :: computing.ranks]
         self._compute(mine, computing)
         computing.wait()
