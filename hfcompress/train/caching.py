@@ -24,9 +24,10 @@ class TeacherCacheMixin:
     args: Any
     data_collator: Any
     train_dataset: Any
+    _signature_columns: Any
 
     teacher_cache: TeacherCache | None = None  # as asked for
-    _cached: CachedTeacher | None = None  # as opened
+    cached: CachedTeacher | None = None  # as opened
     _decided = False  # whether it was found out if the cache serves
 
     def _ask_for_cache(self, wanted: bool | TeacherCache) -> None:
@@ -36,7 +37,7 @@ class TeacherCacheMixin:
         """Find out anew, for the teacher or the stage are others; LifecycleError when there is no teacher."""
         if self.teacher_cache is not None and self.teacher is None:
             raise LifecycleError("teacher_cache: no method of this stage learns from a teacher; leave it out")
-        self._cached, self._decided = None, False
+        self.cached, self._decided = None, False
 
     def open_teacher_cache(self) -> str | None:
         """Let the teacher run on the examples it never saw, and return what to tell of it; None where there is nothing.
@@ -60,16 +61,16 @@ class TeacherCacheMixin:
         """Return the teacher's outputs for a batch, looked up by the numbers of its examples where they are kept."""
         if self.teacher is None:
             return None
-        if numbers is None or self._cached is None:
+        if numbers is None or self.cached is None:
             return self.teacher(batch, wants)
-        return self._cached(batch, numbers)
+        return self.cached(batch, numbers)
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's loader; with a cache, its batches hold the examples' numbers too."""
         if note := self.open_teacher_cache():
-            logger.log(logging.WARNING if self._cached is None else logging.INFO, note)
+            logger.log(logging.WARNING if self.cached is None else logging.INFO, note)
         plain = self.train_dataset, self.data_collator
-        if self._cached is not None and self.lifecycle.state is State.PREPARED:
+        if self.cached is not None and self.lifecycle.state is State.PREPARED:
             self.train_dataset, self.data_collator = Numbered(plain[0]), KeepNumbers(plain[1])
         try:
             return super().get_train_dataloader()  # type: ignore[misc]
@@ -83,9 +84,8 @@ class TeacherCacheMixin:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        columns: list[str] = self._signature_columns  # type: ignore[has-type]
-        if NUMBER not in columns:  # not an input of the model, but not to be dropped before it is read
-            self._signature_columns = [*columns, NUMBER]
+        if NUMBER not in self._signature_columns:  # no input of the model, but not to be dropped before it is read
+            self._signature_columns = [*self._signature_columns, NUMBER]
 
     def _why_live(self, teacher: Teacher) -> str | None:
         """Return why the teacher has to run on every batch, in words, or None."""
@@ -120,13 +120,13 @@ class TeacherCacheMixin:
                     quiet=self.args.disable_tqdm or not self.args.should_log,
                 )
             )
-        self._cached = cached
+        self.cached = cached
         return f"teacher_cache: {len(self.train_dataset):,} examples, of which the teacher ran on {computed:,} now"
 
     def _batch_of(self, numbers: Sequence[int]) -> Mapping[str, Any]:
         batch = self._collate([self.train_dataset[number] for number in numbers])
-        return self._prepare_inputs(batch)  # type: ignore[attr-defined,no-any-return]
+        return self._prepare_inputs(batch)  # type: ignore[attr-defined]
 
     def _collate(self, examples: list[Any]) -> Mapping[str, Any]:
         """Return a batch as the Trainer makes it, without columns that the model does not take."""
-        return self._get_collator_with_removed_columns(self.data_collator)(examples)  # type: ignore[attr-defined,no-any-return]
+        return self._get_collator_with_removed_columns(self.data_collator)(examples)  # type: ignore[attr-defined]

@@ -70,7 +70,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         self._surroundings: dict[str, Any] = {
             "seed": self.args.seed,
             "processor": self.processing_class,  # type: ignore[attr-defined]
-            "corpus": corpus_of(lambda: self.train_dataset or ()),  # type: ignore[attr-defined]
+            "corpus": corpus_of(lambda: self.train_dataset or ()),
         }
         for stage in self._before:
             run_oneshot(self.model, stage, calibration=self._calibration(stage), **self._surroundings)
@@ -98,7 +98,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
     def _calibration(self, stage: StageMethods) -> Iterator[dict[str, Any]]:
         """Yield training batches, as many examples in all as the methods of a one-shot stage read."""
         left = stage.calibration_examples
-        for batch in self.get_train_dataloader():  # type: ignore[attr-defined]
+        for batch in self.get_train_dataloader():
             yield batch
             left -= len(next(iter(batch.values())))
             if left <= 0:
