@@ -13,27 +13,31 @@ import numpy as np
 import pytest
 import torch
 from causal import WORDS, make_causal
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 from project import text_project
 from safetensors.torch import load_file
+from test_data import _png
 from test_fill_mask import encoded as unmasked
 from test_fill_mask import make as make_mlm
 from test_fill_mask import settings
 from test_fill_mask import tokenizer as mlm_tokenizer
+from test_run import hfcompress
 from test_text_generation import StopRunError, _stop
 from test_trainer import arguments
 from tiny import Examples, make, tokenizer
 from torch.utils.data import IterableDataset
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, ViTConfig
 
 from hfcompress import DistillConfig, HFCompressTrainer, MovementConfig
 from hfcompress.core.errors import HFCompressError, LifecycleError, RecipeError
+from hfcompress.core.progress import listening
 from hfcompress.ops.losses import soft_cross_entropy
-from hfcompress.recipe import TeacherCache, load_recipe
+from hfcompress.recipe import Data, TeacherCache, load_recipe
 from hfcompress.run import execute
 from hfcompress.train import cached_teacher
+from hfcompress.train.fingerprints import example_digests
 from hfcompress.train.logit_store import LogitStore, shrunk
-from hfcompress.train.tasks import get_task
+from hfcompress.train.tasks import get_task, image_classification
 
 DISTILL = [DistillConfig(logits=0.5, task=0.5)]
 
@@ -411,3 +415,38 @@ def test_runs_of_other_seeds_share_it(tmp_path, monkeypatch):
     assert "teacher ran on 3 now" in first  # the 43 texts are three different ones
     assert "off" in second and "hidden states" in second and "off" in control_hidden
     assert "teacher ran on 0 now" in control and "teacher ran on 0 now" in notes(2)[0]
+
+
+def test_filling_it_shows_progress(tmp_path, capsys):
+    shown: list[tuple[str, float]] = []
+    with listening(lambda text, fraction: shown.append((text, fraction))):
+        opened(tmp_path, **padded())
+    assert shown[0] == ("running the teacher once", 0.0) and shown[-1][1] == 1.0 and len(shown) > 2
+    assert "teacher:" not in capsys.readouterr().err  # disable_tqdm
+    opened(tmp_path, **padded(), args={"disable_tqdm": False}, cache=TeacherCache(top_k=2))
+    assert "teacher: 100%" in capsys.readouterr().err
+
+
+def test_images_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
+    images, task = [{"bytes": _png(i), "path": None} for i in (1, 2, 1)], get_task("image-classification")
+    (tmp_path / "four.png").write_bytes(_png(4))
+    rows = {"image": [*images, {"bytes": None, "path": str(tmp_path / "four.png")}], "label": [0, 1, 0, 1]}
+    features = Features(image=Image(), label=Value("int64"))
+    monkeypatch.setattr(image_classification, "EAGER_BYTES", 0)
+    processor = task.load_processor(None, ViTConfig(image_size=8), Data(path="x"))
+    lazy = task.encode(Dataset.from_dict(rows, features=features), processor, Data(path="x"))
+    monkeypatch.setattr(image_classification, "_pixels", None)
+    first, sizes = example_digests(lazy)
+    assert first[0] == first[2] and len(set(first.tolist())) == 3 and len(sizes) == 4
+    (tmp_path / "four.png").write_bytes(_png(5))
+    assert (example_digests(lazy)[0] != first).tolist() == [False, False, False, True]
+
+
+def test_bench_times_a_step_that_looks_the_teacher_up(tmp_path, monkeypatch, capsys):
+    path = text_project(tmp_path, teacher_cache=True)
+    status, printed, errors = hfcompress(monkeypatch, capsys, "bench", "--training", path, "--rounds", "1")
+    assert status == 0, errors
+    assert "HFCompressTrainer / (stock + teacher)" in printed and "teacher cached / stock" in printed
+    hidden = ["--set", "stages.0.methods.distill.hidden=1"]
+    status, _, errors = hfcompress(monkeypatch, capsys, "bench", "--training", path, "--rounds", "1", *hidden)
+    assert status == 2 and "teacher_cache is off" in errors

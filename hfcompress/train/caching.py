@@ -113,7 +113,7 @@ class TeacherCacheMixin:
             computed = cached.fill(
                 Computing(
                     self._batch_of,
-                    size=self.args.eval_batch_size,
+                    size=self.args.train_batch_size,
                     rank=self.args.process_index,
                     ranks=self.args.world_size,
                     wait=self.accelerator.wait_for_everyone,  # type: ignore[attr-defined]
