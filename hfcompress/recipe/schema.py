@@ -250,15 +250,15 @@ class Recipe(StrictModel):
     teacher: str | None = Field(
         None, description="Hub id or folder of the model distilled from; by default the baseline."
     )
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
+    stages: list[Stage] = Field(min_length=1, description="The passes of compression, in order.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="How quality is measured.")
     teacher_cache: bool | TeacherCache = Field(
         False,
         description="true, or settings: run the teacher once on every example and keep its logits on disk, for every "
         "later epoch, stage, seed and run. Off by itself where inputs change at random, or a method reads more of the "
         "teacher than its logits.",
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
-    stages: list[Stage] = Field(min_length=1, description="The passes of compression, in order.")
-    evaluate: Evaluate = Field(default_factory=Evaluate, description="How quality is measured.")
     benchmark: Benchmark | None = Field(
         default_factory=Benchmark, description="How latency is measured; null: not at all."
     )
