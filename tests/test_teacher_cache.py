@@ -34,10 +34,13 @@ from hfcompress.core.progress import listening
 from hfcompress.ops.losses import soft_cross_entropy
 from hfcompress.recipe import Data, TeacherCache, load_recipe
 from hfcompress.run import execute
+from hfcompress.run.families_table import smallest
 from hfcompress.train import cached_teacher
+from hfcompress.train.cached_teacher import CachedTeacher, Computing
 from hfcompress.train.fingerprints import example_digests
 from hfcompress.train.logit_store import LogitStore, shrunk
 from hfcompress.train.tasks import get_task, image_classification
+from hfcompress.train.teacher import Teacher
 
 DISTILL = [DistillConfig(logits=0.5, task=0.5)]
 
@@ -135,6 +138,35 @@ def test_a_language_model(tmp_path):
     assert run(True) == pytest.approx(live, rel=2e-3)  # all 14 words
     assert run(TeacherCache(top_k=6)) == pytest.approx(live, rel=0.1)
     assert len(list((tmp_path / "cache" / "teacher").iterdir())) == 2
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_meet_their_logits_however_the_batch_is_padded(side):
+    generator = torch.Generator().manual_seed(2)
+    data = [{"input_ids": torch.randint(3, len(WORDS), (n,), generator=generator).tolist()} for n in (4, 2, 7, 5)]
+    model = smallest("distilbert", "AutoModelForMaskedLM", vocab_size=len(WORDS), initializer_range=0.2)
+    teacher = Teacher(model)
+
+    def batch(numbers: Any, longest: int = 0) -> dict[str, torch.Tensor]:
+        rows = [data[i]["input_ids"] for i in numbers]
+        longest = max(longest, *map(len, rows))
+        pads = [[0] * (longest - len(row)) for row in rows]
+        put = (lambda row, pad: row + pad) if side == "right" else (lambda row, pad: pad + row)
+        mask = [put([1] * len(row), pad) for row, pad in zip(rows, pads, strict=True)]
+        ids = [put(row, pad) for row, pad in zip(rows, pads, strict=True)]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+    cached = CachedTeacher(teacher, data, 64, {})
+    assert cached.fill(Computing(lambda numbers: batch(numbers), size=2)) == 4
+    for numbers, longest in (([3, 0], 9), ([1, 2, 0], 0)):
+        given = batch(numbers, longest)
+        logits = cached(given, torch.tensor(numbers)).logits
+        assert logits.shape == (*given["input_ids"].shape, len(WORDS))
+        for row, mask, number in zip(logits, given["attention_mask"].bool(), numbers, strict=True):
+            alone = teacher(batch([number])).logits[0]
+            assert (row[~mask] == 0).all()
+            if side == "right":  # with padding on the left, positions and so the teacher's answers would be others
+                assert torch.allclose(row[mask], alone, atol=5e-3)
 
 
 def test_the_largest_logits_stand_for_all():
