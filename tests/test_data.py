@@ -324,7 +324,7 @@ def test_labels_that_fit() -> None:
 
 
 def test_tasks_and_metrics() -> None:
-    assert list(tasks()) == ["image-classification", "text-classification", "text-generation"]
+    assert list(tasks()) == ["fill-mask", "image-classification", "text-classification", "text-generation"]
     with pytest.raises(RecipeError, match=r"no task is called 'text-clasification'.*'text-classification'"):
         get_task("text-clasification")
     with pytest.raises(RecipeError, match=r"evaluate\.metric: text-classification has no metric 'acuracy'.*'accuracy'"):

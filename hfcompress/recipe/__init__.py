@@ -1,7 +1,22 @@
 """What a run is told: the typed recipe, read strictly from YAML."""
 
 from .load import LoadedRecipe, load_recipe, recipe_hash, recipe_schema, resolved
-from .schema import Benchmark, Columns, Data, Engine, Evaluate, Finetune, Publish, Recipe, Shape, Splits, Stage
+from .schema import (
+    Benchmark,
+    Columns,
+    Data,
+    Engine,
+    Evaluate,
+    Finetune,
+    Masking,
+    Publish,
+    Recipe,
+    Shape,
+    Splits,
+    Stage,
+    TeacherCache,
+    Unlabelled,
+)
 
 __all__ = [
     "Benchmark",
@@ -11,11 +26,14 @@ __all__ = [
     "Evaluate",
     "Finetune",
     "LoadedRecipe",
+    "Masking",
     "Publish",
     "Recipe",
     "Shape",
     "Splits",
     "Stage",
+    "TeacherCache",
+    "Unlabelled",
     "load_recipe",
     "recipe_hash",
     "recipe_schema",

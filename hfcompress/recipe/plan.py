@@ -49,6 +49,7 @@ class Plan(StrictModel):
     task: str
     train_examples: int
     evaluate_examples: int
+    unlabelled_examples: int = 0
     parameters: int
     weight_bytes: int
     max_length: int = Field(0, description="Longest text in tokens that the compressed model takes; 0: no limit.")
@@ -63,6 +64,7 @@ def make_plan(
     recipe_hash: str,
     train_examples: int,
     evaluate_examples: int,
+    unlabelled_examples: int = 0,
     processor: Any = None,
     corpus: Corpus | None = None,
 ) -> Plan:
@@ -76,13 +78,14 @@ def make_plan(
     large = is_large(model)
     scratch = (meta_copy(model) if large else copy.deepcopy(model)).eval()
     surroundings = {"teacher": model, "processor": copy.deepcopy(processor), "corpus": corpus}
-    stages = _plan_stages(recipe, scratch, surroundings, train_examples, by_shape=large)
+    stages = _plan_stages(recipe, scratch, surroundings, (train_examples, unlabelled_examples), by_shape=large)
     source = recipe.model if isinstance(recipe.model, str) else f"{recipe.model['model_type']} from scratch"
     return Plan(
         model=source,
         task=recipe.task,
         train_examples=train_examples,
         evaluate_examples=evaluate_examples,
+        unlabelled_examples=unlabelled_examples,
         parameters=count(model),
         weight_bytes=weight_bytes(model),
         max_length=longest_input(scratch.config),
@@ -92,7 +95,7 @@ def make_plan(
 
 
 def _plan_stages(
-    recipe: Recipe, scratch: nn.Module, surroundings: dict[str, Any], examples: int, *, by_shape: bool
+    recipe: Recipe, scratch: nn.Module, surroundings: dict[str, Any], examples: tuple[int, int], *, by_shape: bool
 ) -> list[PlannedStage]:
     planned: list[PlannedStage] = []
     for index, stage in enumerate(recipe.stages):
@@ -126,11 +129,17 @@ def _walk(
 
 
 def _planned(
-    stage: Stage, lifecycle: Lifecycle, targets: dict[str, list[str]] | None, scratch: nn.Module, examples: int
+    stage: Stage,
+    lifecycle: Lifecycle,
+    targets: dict[str, list[str]] | None,
+    scratch: nn.Module,
+    examples: tuple[int, int],
 ) -> PlannedStage:
+    labelled, unlabelled = examples
+    seen = labelled + (unlabelled if lifecycle.needs_teacher else 0)
     return PlannedStage(
         title=stage.title,
-        steps=None if stage.train is None else steps(stage.train, examples),
+        steps=None if stage.train is None else steps(stage.train, seen),
         methods=[
             PlannedMethod(name=name, settings=settings, targets=[] if targets is None else targets[name])
             for name, settings in lifecycle.settings().items()

@@ -70,8 +70,17 @@ class Splits(StrictModel):
     )
 
 
-class Data(StrictModel):
-    """Where examples come from and how they are cut; exactly one of `dataset` and `path`."""
+class Masking(StrictModel):
+    """Which tokens a masked language model has to fill in (BERT: of these, 80% masked, 10% random, 10% as they are)."""
+
+    share: float = Field(0.15, gt=0, lt=1, description="Share of tokens to fill in.")
+    whole_words: bool = Field(
+        False, description="Choose whole words; then every chosen token is masked, as transformers' collator does."
+    )
+
+
+class Origin(StrictModel):
+    """Where examples come from; exactly one of `dataset` and `path`."""
 
     dataset: str | None = Field(
         None,
@@ -83,6 +92,27 @@ class Data(StrictModel):
     )
     config: str | None = Field(None, description="Configuration name of a Hub data set.")
     revision: str | None = Field(None, description="Commit, tag or branch of a Hub data set.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Origin:
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("give exactly one of 'dataset' (a Hub name) and 'path' (a file or folder)")
+        if self.path is not None and (self.config or self.revision):
+            raise ValueError("'config' and 'revision' belong to a Hub data set, not to 'path'")
+        return self
+
+
+class Unlabelled(Origin):
+    """Inputs without labels, for the teacher to label (a transfer set)."""
+
+    columns: Columns = Field(default_factory=Columns, description="Which column holds what; a label is not read.")
+    split: str = Field("train", description="Split to use; may be a slice such as 'train[:80%]' or a sum.")
+    max_examples: int | None = Field(None, ge=1, description="Use at most this many examples, drawn with the seed.")
+
+
+class Data(Origin):
+    """Where examples come from and how they are cut; exactly one of `dataset` and `path`."""
+
     columns: Columns = Field(default_factory=Columns, description="Which column holds what.")
     splits: Splits = Field(default_factory=Splits, description="Which splits to use.")
     validation_fraction: float = Field(
@@ -97,14 +127,18 @@ class Data(StrictModel):
     )
     max_length: int | None = Field(None, ge=2, description="Longest text in tokens; by default the tokenizer's limit.")
     image_size: int | None = Field(None, ge=1, description="Pixels per side; by default what the image processor says.")
+    join: bool = Field(
+        True,
+        description="Language modelling: join texts and cut them into blocks of max_length tokens; false (fill-mask): "
+        "each text by itself, padded.",
+    )
+    masking: Masking = Field(default_factory=Masking, description="Task fill-mask: which tokens are to be filled in.")
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Data:
-        if (self.dataset is None) == (self.path is None):
-            raise ValueError("give exactly one of 'dataset' (a Hub name) and 'path' (a file or folder)")
-        if self.path is not None and (self.config or self.revision):
-            raise ValueError("'config' and 'revision' belong to a Hub data set, not to 'path'")
-        return self
+    unlabelled: Unlabelled | None = Field(
+        None,
+        description="Further inputs without labels, mixed into what stages with a teacher train on: the teacher labels "
+        "them, and the loss against labels leaves them out.",
+    )
 
 
 class Stage(StrictModel):
@@ -133,6 +167,14 @@ class Finetune(StrictModel):
     """Train the model on the data before compressing; the result is the baseline and the default teacher."""
 
     train: dict[str, Any] = Field(default_factory=dict, description="Any field of transformers.TrainingArguments.")
+
+
+class TeacherCache(StrictModel):
+    """What is kept on disk of the teacher's outputs."""
+
+    top_k: int = Field(
+        64, ge=1, description="Of logits for every token, the largest of each that are kept; of a classifier, all are."
+    )
 
 
 class Evaluate(StrictModel):
@@ -217,6 +259,12 @@ class Recipe(StrictModel):
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
     stages: list[Stage] = Field(min_length=1, description="The passes of compression, in order.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="How quality is measured.")
+    teacher_cache: bool | TeacherCache = Field(
+        False,
+        description="true, or settings: run the teacher once on every example and keep its logits on disk, for every "
+        "later epoch, stage, seed and run. Off by itself where inputs change at random, or a method reads more of the "
+        "teacher than its logits.",
+    )
     benchmark: Benchmark | None = Field(
         default_factory=Benchmark, description="How latency is measured; null: not at all."
     )
@@ -232,9 +280,25 @@ class Recipe(StrictModel):
         for index, stage in enumerate(self.stages):
             problems += _check_methods(stage, f"stages.{index}.methods")
             problems += check_train(stage.train or {}, f"stages.{index}.train")
+        if not problems and not any(_has_teacher(stage) for stage in self.stages):
+            problems += self._unheard()
         if problems:
             raise RecipeError("\n".join(problems))
         return self
+
+    def _unheard(self) -> list[str]:
+        """Return what is said of a teacher in a recipe that has none."""
+        keys = {"data.unlabelled": self.data.unlabelled is not None, "teacher_cache": self.teacher_cache is not False}
+        return [
+            f"{key}: no stage that trains has a method with a teacher, so it would do nothing: add such a method, or "
+            "leave it out."
+            for key, given in keys.items()
+            if given
+        ]
+
+
+def _has_teacher(stage: Stage) -> bool:
+    return stage.train is not None and any(create(name, given).needs.teacher for name, given in stage.methods.items())
 
 
 def _check_methods(stage: Stage, where: str) -> list[str]:

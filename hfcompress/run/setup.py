@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoConfig, set_seed
 from ..checkpoint import load_model
 from ..checkpoint.load import dtype_of
 from ..core.errors import CheckpointError
-from ..core.method import Corpus
+from ..core.method import Corpus, Method
 from ..export.runtime import require_engine
 from ..measure.require import parse_requirement
 from ..measure.workloads import Shape
@@ -33,6 +34,7 @@ class Setup:
     task: Task
     splits: Splits
     train: Dataset  # encoded
+    mixed: Dataset  # the same, followed by inputs without labels if the recipe names any
     evaluate: Dataset  # encoded
     processor: Any
     collator: Collator
@@ -53,17 +55,19 @@ class Setup:
     @property
     def corpus(self) -> Corpus:
         """The training split as methods read it."""
-        return corpus_of(lambda: self.train, lambda: self.task.texts(self.splits.train))
+        return corpus_of(lambda: self.mixed, lambda: self.task.texts(self.splits.mixed()))
+
+    def train_for(self, methods: Iterable[Method]) -> Dataset:
+        """Return what a stage of these methods trains on: inputs without labels only where a teacher labels them."""
+        return self.mixed if any(m.needs.teacher for m in methods) else self.train
 
     def reading_with(self, processor: Any) -> Setup:
         """Return the same with the data encoded by another processor; itself when that reads alike."""
         if _reads(processor) == _reads(self.processor):
             return self
-        train, evaluate = (
-            self.task.encode(s, processor, self.recipe.data) for s in (self.splits.train, self.splits.evaluate)
-        )
-        collator = self.task.collator(processor)
-        return replace(self, processor=processor, train=train, evaluate=evaluate, collator=collator)
+        train, mixed, evaluate = _encode(self.task, self.splits, processor, self.recipe)
+        collator = self.task.collator(processor, self.recipe.data, self.recipe.seed)
+        return replace(self, processor=processor, train=train, mixed=mixed, evaluate=evaluate, collator=collator)
 
 
 def open_recipe(loaded: LoadedRecipe) -> Setup:
@@ -78,29 +82,38 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         require_engine(name)
     splits = load_data(recipe.data, task, recipe.seed)
     model, processor = _open_model(recipe, task, splits)
-    train, evaluate = (task.encode(split, processor, recipe.data) for split in (splits.train, splits.evaluate))
-    task.check_encoded(model.config, train, evaluate)
+    train, mixed, evaluate = _encode(task, splits, processor, recipe)
+    task.check_encoded(model.config, mixed, evaluate)
     plan = make_plan(
         recipe,
         model,
         recipe_hash=loaded.hash,
         train_examples=len(train),
         evaluate_examples=len(evaluate),
+        unlabelled_examples=len(mixed) - len(train),
         processor=processor,
-        corpus=corpus_of(lambda: train, lambda: task.texts(splits.train)),
+        corpus=corpus_of(lambda: mixed, lambda: task.texts(splits.mixed())),
     )
     return Setup(
         loaded=loaded,
         task=task,
         splits=splits,
         train=train,
+        mixed=mixed,
         evaluate=evaluate,
         processor=processor,
-        collator=task.collator(processor),
+        collator=task.collator(processor, recipe.data, recipe.seed),
         model=model,
         plan=plan,
         shapes=shapes_of(recipe, task, processor, plan.max_length),
     )
+
+
+def _encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> tuple[Dataset, Dataset, Dataset]:
+    """Return what has labels to train on, the same with what has none, and what to measure on, as model inputs."""
+    mixed, evaluate = (task.encode(split, processor, recipe.data) for split in (splits.mixed(), splits.evaluate))
+    labelled = mixed if splits.unlabelled is None else mixed.select(range(len(splits.train)))
+    return labelled, mixed, task.for_evaluation(evaluate, processor, recipe.data)
 
 
 def _reads(processor: Any) -> tuple[Any, ...]:

@@ -22,7 +22,8 @@ def plan_table(plan: Plan) -> Group:
         table.add_row(stage.title, steps, methods, *_left(stage, plan.weight_bytes))
     unknown = any(stage.parameters is None for stage in plan.stages)
     note = " Of a model this large only the shapes were looked at." if unknown else ""
-    data = f"{plan.train_examples:,} examples to train on, {plan.evaluate_examples:,} to measure on"
+    more = f" and {plan.unlabelled_examples:,} without labels" if plan.unlabelled_examples else ""
+    data = f"{plan.train_examples:,} examples{more} to train on, {plan.evaluate_examples:,} to measure on"
     return Group(table, "", data, "Nothing was trained; which parts go is learned, how many is as shown." + note)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from ..core.method import Method
+from ..core.progress import listening
 from ..train.checkpointing import PlainTrainer
 from ..train.interrupt import SaveOnInterrupt
 from ..train.tasks import metric_key
@@ -43,7 +44,7 @@ def train(
     Checkpoints go to `scratch`; when some lie there, training goes on from the last one.
     """
     args = training_arguments(selecting(arguments, setup), scratch, setup.recipe.seed)
-    train_set, selection = _selection(setup.train, args, setup.recipe.seed)
+    train_set, selection = _selection(setup, methods or [], args)
     common: dict[str, Any] = {
         "model": model,
         "args": args,
@@ -56,12 +57,21 @@ def train(
     trainer: Trainer
     if methods:
         trainer = HFCompressTrainer(
-            **common, recipe=[m.config for m in methods], teacher=teacher, processing_class=processor
+            **common,
+            recipe=[m.config for m in methods],
+            teacher=teacher,
+            teacher_cache=setup.recipe.teacher_cache if any(m.needs.teacher for m in methods) else False,
+            processing_class=processor or setup.processor,
         )
     else:
         trainer = PlainTrainer(**common)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    if isinstance(trainer, HFCompressTrainer) and trainer.teacher_cache is not None:
+        with reporter.bar("running the teacher once") as progress, listening(progress):
+            note = trainer.open_teacher_cache()
+        reporter.say(str(note))
+        folder.log(stage=title, note=note)
     _train(trainer, scratch, TrainingBar(reporter, title, folder.log))
     return trainer
 
@@ -106,9 +116,13 @@ def _train(trainer: Trainer, scratch: Path, bar: TrainingBar) -> None:
             bar.close()
 
 
-def _selection(train: Dataset, args: TrainingArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+def _selection(setup: Setup, methods: list[Method], args: TrainingArguments) -> tuple[Dataset, Dataset | None]:
     """Hold a part of the training split out when the stage evaluates: what it selects on is never what is reported."""
+    train = setup.train_for(methods)
     if args.eval_strategy == "no":
         return train, None
-    split = train.train_test_split(test_size=_SELECTION_SHARE, seed=seed)
-    return split["train"], split["test"]
+    split = setup.train.train_test_split(test_size=_SELECTION_SHARE, seed=setup.recipe.seed)
+    kept = split["train"]
+    if len(train) > len(setup.train):
+        kept = concatenate_datasets([kept, train.select(range(len(setup.train), len(train)))])
+    return kept, setup.task.for_evaluation(split["test"], setup.processor, setup.recipe.data)

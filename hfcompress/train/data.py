@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, ReadInstruction, concatenate_datasets
+from datasets import Dataset, ReadInstruction, Value, concatenate_datasets
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
 
-from ..core.errors import DataError, nearest
+from ..core.errors import DataError, RecipeError, nearest
 from ..core.method import Corpus
-from ..recipe.schema import Data
+from ..ops.reductions import IGNORED
+from ..recipe.schema import Columns, Data, Origin
 from .sources import Source, open_source
 from .tasks.base import Collator, Task
 
@@ -30,17 +32,31 @@ class Splits:
     label_names: list[str] | None  # None: neither the data nor a labels.json beside it names them
     label_count: int
     evaluate_split: str  # the split measured on, as a card cites it
+    unlabelled: Dataset | None = None  # inputs for a teacher to label
+
+    def mixed(self) -> Dataset:
+        """Return the training split and then the unlabelled inputs, whose label is one that no loss counts."""
+        if self.unlabelled is None:
+            return self.train
+        labelled = self.train.cast_column("label", Value("int64"))
+        labels = np.full(len(self.unlabelled), IGNORED, dtype=np.int64)
+        other = self.unlabelled.add_column("label", labels, feature=Value("int64"))
+        return concatenate_datasets([labelled, other.cast(labelled.features)])
 
 
 def load_data(data: Data, task: Task, seed: int) -> Splits:
     """Read, check and cut the data; raises DataError that names the split, column, row or label at fault."""
     source = open_source(data)
     name = data.splits.evaluate or next((n for n in _EVALUATION_NAMES if n in source.splits), None)
-    ranges = {"train": _ranges(source, data.splits.train, "train")}
+    ranges = {"train": _ranges(source, data.splits.train, "data.splits.train")}
     if name is not None:
-        ranges["evaluate"] = _ranges(source, name, "evaluate")
-        _refuse_overlap(ranges["train"], ranges["evaluate"], data.splits.train, name)
-    found = {key: _columns(_rows(source, rows, key), task, data, key) for key, rows in ranges.items()}
+        ranges["evaluate"] = _ranges(source, name, "data.splits.evaluate")
+        _refuse_overlap(ranges["train"], ranges["evaluate"], "data.splits", data.splits.train, name)
+    unlabelled = _unlabelled(data, task, seed, ranges)
+    found = {
+        key: _columns(_rows(source, rows, f"data.splits.{key}"), task, data.columns, key, "data")
+        for key, rows in ranges.items()
+    }
     found, names = task.read_labels(found, source.label_names)
     train = found["train"]
     if name is None:
@@ -50,7 +66,36 @@ def load_data(data: Data, task: Task, seed: int) -> Splits:
         evaluate = found["evaluate"]
     train, evaluate = _subset(train, data.max_train, seed), _subset(evaluate, data.max_evaluate, seed)
     count = len(names) if names else 1 + max(_largest(train), _largest(evaluate))
-    return Splits(train, evaluate, names, count, name)
+    return Splits(train, evaluate, names, count, name, unlabelled)
+
+
+def _unlabelled(data: Data, task: Task, seed: int, ranges: Mapping[str, list[tuple[str, range]]]) -> Dataset | None:
+    """Return the inputs of `data.unlabelled`, if any, none of which may be among those that are measured on."""
+    extra, where = data.unlabelled, "data.unlabelled"
+    if extra is None:
+        return None
+    if "label" not in task.columns:
+        raise RecipeError(f"{where}: the data of {task.name} needs no labels; add these examples to 'data' itself.")
+    pair = [
+        role
+        for role in task.optional
+        if (getattr(extra.columns, role) is None) != (getattr(data.columns, role) is None)
+    ]
+    if pair:
+        raise DataError(
+            f"{where}.columns.{pair[0]}: give it for both, labelled and unlabelled examples, or for neither."
+        )
+    source = open_source(extra, where)
+    rows = _ranges(source, extra.split, f"{where}.split")
+    if _place(extra) == _place(data):
+        measured = "evaluate" if "evaluate" in ranges else "train"  # of which a part will be held out
+        _refuse_overlap(rows, ranges[measured], where, extra.split, measured)
+    found = _columns(_rows(source, rows, f"{where}.split"), task, extra.columns, "unlabelled", where, labelled=False)
+    return _subset(found, extra.max_examples, seed)
+
+
+def _place(data: Origin) -> tuple[str | None, ...]:
+    return data.dataset, data.config, str(Path(data.path).expanduser().resolve()) if data.path else None
 
 
 def calibration_batches(
@@ -102,23 +147,23 @@ def _ranges(source: Source, spec: str, key: str) -> list[tuple[str, range]]:
     sizes = {name: len(split) for name, split in source.splits.items()}
     for part in spec.split("+"):
         if (base := part.split("[")[0].strip()) not in sizes:
-            raise DataError(f"data.splits.{key}: {source.name} has no split {base!r}.{nearest(base, sizes)}")
+            raise DataError(f"{key}: {source.name} has no split {base!r}.{nearest(base, sizes)}")
     try:
         parts = ReadInstruction.from_spec(spec).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
-        raise DataError(f"data.splits.{key}: {spec!r} is not a slice such as 'train[:80%]': {error}") from error
+        raise DataError(f"{key}: {spec!r} is not a slice such as 'train[:80%]': {error}") from error
     return [(p.splitname, range(*slice(p.from_, p.to).indices(sizes[p.splitname]))) for p in parts]
 
 
 def _refuse_overlap(
-    train: list[tuple[str, range]], evaluate: list[tuple[str, range]], train_spec: str, evaluate_spec: str
+    train: list[tuple[str, range]], evaluate: list[tuple[str, range]], where: str, train_spec: str, evaluate_spec: str
 ) -> None:
     for split, rows in train:
         for other, others in evaluate:
             shared = min(rows.stop, others.stop) - max(rows.start, others.start)
             if split == other and shared > 0:
                 raise DataError(
-                    f"data.splits: {train_spec!r} and {evaluate_spec!r} share {shared} examples of {split!r}; "
+                    f"{where}: {train_spec!r} and {evaluate_spec!r} share {shared} examples of {split!r}; "
                     "what is measured on must not be trained on."
                 )
 
@@ -127,26 +172,29 @@ def _rows(source: Source, ranges: list[tuple[str, range]], key: str) -> Dataset:
     found = [source.splits[name].select(rows) for name, rows in ranges]
     dataset = found[0] if len(found) == 1 else concatenate_datasets(found)
     if not len(dataset):
-        raise DataError(f"data.splits.{key}: this split of {source.name} is empty.")
+        raise DataError(f"{key}: this split of {source.name} is empty.")
     return dataset
 
 
-def _columns(dataset: Dataset, task: Task, data: Data, split: str) -> Dataset:
+def _columns(
+    dataset: Dataset, task: Task, columns: Columns, split: str, where: str, *, labelled: bool = True
+) -> Dataset:
     """Keep the columns the task needs, under the task's names, with inputs checked."""
-    found = {role: _column(dataset, role, usual, data) for role, usual in task.columns.items()}
-    found |= {r: _column(dataset, r, (), data) for r in task.optional if getattr(data.columns, r) is not None}
+    roles = {role: usual for role, usual in task.columns.items() if labelled or role != "label"}
+    found = {role: _column(dataset, role, usual, columns, where) for role, usual in roles.items()}
+    found |= {r: _column(dataset, r, (), columns, where) for r in task.optional if getattr(columns, r) is not None}
     dataset = dataset.select_columns(list(found.values()))
     return task.check_inputs(dataset.rename_columns({old: new for new, old in found.items() if old != new}), split)
 
 
-def _column(dataset: Dataset, role: str, usual: Sequence[str], data: Data) -> str:
-    named = getattr(data.columns, role)
+def _column(dataset: Dataset, role: str, usual: Sequence[str], columns: Columns, where: str) -> str:
+    named = getattr(columns, role)
     names = dataset.column_names
     if named is not None and named not in names:
-        raise DataError(f"data.columns.{role}: the data has no column {named!r}.{nearest(named, names)}")
+        raise DataError(f"{where}.columns.{role}: the data has no column {named!r}.{nearest(named, names)}")
     column = named or next((name for name in usual if name in names), None)
     if column is None:
-        raise DataError(f"data.columns.{role}: say which column holds the {role}. Known: {', '.join(names)}.")
+        raise DataError(f"{where}.columns.{role}: say which column holds the {role}. Known: {', '.join(names)}.")
     return column
 
 

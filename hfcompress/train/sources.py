@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 
 from ..core.errors import DataError, nearest
-from ..recipe.schema import Data
+from ..recipe.schema import Origin
 
 LABELS_FILE = "labels.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -34,33 +34,33 @@ class Source:
     label_names: list[str] | None = None  # from labels.json
 
 
-def open_source(data: Data) -> Source:
-    """Open what `data.dataset` or `data.path` names; raises DataError when it cannot be read."""
+def open_source(data: Origin, where: str = "data") -> Source:
+    """Open what `dataset` or `path` names; DataError names the key under `where` when it cannot be read."""
     if data.path is not None:
-        return _open_path(Path(data.path).expanduser())
+        return _open_path(Path(data.path).expanduser(), where)
     name = str(data.dataset)
-    return _open_sklearn(name) if name.startswith("sklearn:") else _open_hub(name, data)
+    return _open_sklearn(name, where) if name.startswith("sklearn:") else _open_hub(name, data, where)
 
 
-def _open_hub(name: str, data: Data) -> Source:
+def _open_hub(name: str, data: Origin, where: str) -> Source:
     try:
         found = load_dataset(name, data.config, revision=data.revision)
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` and the Hub client raise, offline included
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"data.dataset: cannot load {name!r}: {reason} To use local files, set 'data.path' instead."
+            f"{where}.dataset: cannot load {name!r}: {reason} To use local files, set '{where}.path' instead."
         ) from error
     return Source(name, dict(found))
 
 
-def _open_sklearn(name: str) -> Source:
+def _open_sklearn(name: str, where: str) -> Source:
     """Open images that scikit-learn ships; their values are scaled to 0..255."""
     short = name.removeprefix("sklearn:")
     loader: Callable[[], Any] | None = getattr(sklearn.datasets, f"load_{short}", None)
     bunch = loader() if loader is not None and short not in ("files", "svmlight_file", "svmlight_files") else None
     if bunch is None or "images" not in bunch or "target" not in bunch:
         raise DataError(
-            f"data.dataset: scikit-learn ships no labelled images called {short!r}.{nearest(short, ['digits'])}"
+            f"{where}.dataset: scikit-learn ships no labelled images called {short!r}.{nearest(short, ['digits'])}"
         )
     pixels = np.asarray(bunch["images"], dtype=np.float64)
     pixels = np.rint(pixels * (255 / pixels.max())).astype(np.uint8)
@@ -70,28 +70,28 @@ def _open_sklearn(name: str) -> Source:
     return Source(name, {"train": Dataset.from_dict(rows, features=features)})
 
 
-def _open_path(path: Path) -> Source:
+def _open_path(path: Path, where: str) -> Source:
     if path.is_file():
-        return Source(path.name, {"train": _read([path])}, _label_names(path.parent))
+        return Source(path.name, {"train": _read([path], where)}, _label_names(path.parent))
     if not path.is_dir():
-        raise DataError(f"data.path: there is no file or folder {path}.")
+        raise DataError(f"{where}.path: there is no file or folder {path}.")
     groups: dict[str, list[Path]] = {}
     for file in sorted([*path.iterdir(), *(path / "data").glob("*")]):
         if file.suffix in _READERS and file.name != LABELS_FILE:
             groups.setdefault(_SHARD.sub("", file.stem), []).append(file)
     if groups:
-        return Source(path.name, {split: _read(files) for split, files in groups.items()}, _label_names(path))
+        return Source(path.name, {split: _read(files, where) for split, files in groups.items()}, _label_names(path))
     if any(p.is_dir() for p in path.iterdir()):
-        return _open_imagefolder(path)
+        return _open_imagefolder(path, where)
     kinds = ", ".join(f"<split>{suffix}" for suffix in _READERS)
-    raise DataError(f"data.path: {path} holds neither {kinds} nor folders of images.")
+    raise DataError(f"{where}.path: {path} holds neither {kinds} nor folders of images.")
 
 
-def _open_imagefolder(path: Path) -> Source:
+def _open_imagefolder(path: Path, where: str) -> Source:
     try:
         found = load_dataset("imagefolder", data_dir=str(path))
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"data.path: {path} cannot be read as a folder of images: {error}") from error
+        raise DataError(f"{where}.path: {path} cannot be read as a folder of images: {error}") from error
     return Source(path.name, dict(found))
 
 
@@ -111,14 +111,14 @@ def _label_names(folder: Path) -> list[str] | None:
     return names
 
 
-def _read(files: list[Path]) -> Dataset:
+def _read(files: list[Path], where: str) -> Dataset:
     """Read one split into memory: no copy in a cache, no fingerprint of the files."""
     tables = []
     for file in files:
         try:
             tables.append(_READERS[file.suffix](file))
         except KeyError as error:
-            raise DataError(f"data.path: {file} is none of {', '.join(_READERS)}.") from error
+            raise DataError(f"{where}.path: {file} is none of {', '.join(_READERS)}.") from error
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{file} cannot be read: {error}") from error
     try:

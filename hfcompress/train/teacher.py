@@ -17,11 +17,16 @@ class Teacher:
         if device is not None:
             self.model.to(device)
 
-    def __call__(self, batch: Mapping[str, Any], wants: frozenset[str]) -> Any:
+    def __call__(self, batch: Mapping[str, Any], wants: frozenset[str] = frozenset()) -> Any:
         """Return the teacher's outputs for `batch`, with the extra outputs named in `wants`."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with torch.no_grad():
             return self.model(**inputs, **output_flags(wants))
+
+    @property
+    def watched(self) -> bool:
+        """Whether something listens to what goes on inside the teacher while it runs."""
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
 
 
 def output_flags(wants: frozenset[str]) -> dict[str, bool]:

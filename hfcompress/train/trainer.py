@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
+from ..ops.reductions import IGNORED
+from ..recipe.schema import TeacherCache
+from .cached_teacher import NUMBER
+from .caching import TeacherCacheMixin
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
@@ -23,12 +27,14 @@ from .tasks import auto_class_for
 from .teacher import Teacher, output_flags
 
 
-class HFCompressMixin(CheckpointMixin):
+class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
     """What turns a Trainer class into a compressing one; put it before the class in the list of bases.
 
     `recipe` is a Recipe, a recipe file, or a list of method configs that act together; one-shot stages before the one
     that trains are applied at once, those after it when training ends. `teacher` is a model, a folder or a Hub id; a
-    method that needs one gets a frozen copy of the model itself when none is given. Everything else is the Trainer's.
+    method that needs one gets a frozen copy of the model itself when none is given. With `teacher_cache` (true, or its
+    settings) the teacher runs once on every example and its logits are kept on disk, in $HFCOMPRESS_CACHE or
+    ~/.cache/hfcompress. Everything else is the Trainer's.
     """
 
     def __init__(
@@ -38,11 +44,13 @@ class HFCompressMixin(CheckpointMixin):
         *positional: Any,
         recipe: RecipeLike,
         teacher: PreTrainedModel | str | Path | None = None,
+        teacher_cache: bool | TeacherCache = False,
         **kwargs: Any,
     ) -> None:
         self._before, self._stage, self._after = _around_training(stages_of(recipe))
         _refuse_new_tokens([*self._before, *self._after])
         self._teacher_source = teacher
+        self._ask_for_cache(teacher_cache)
         if args is None and self._stage.train is not None:
             args = TrainingArguments(**{"output_dir": "trainer_output", **self._stage.train})
         refuse_untrainable(model)
@@ -58,10 +66,11 @@ class HFCompressMixin(CheckpointMixin):
         self.pop_callback(HFCompressCallback)  # type: ignore[attr-defined]
         self.add_callback(HFCompressCallback(self.lifecycle))  # type: ignore[attr-defined]
         self.teacher = self._make_teacher() if self.lifecycle.needs_teacher else None
+        self._forget_cache()
         self._surroundings: dict[str, Any] = {
             "seed": self.args.seed,
             "processor": self.processing_class,  # type: ignore[attr-defined]
-            "corpus": corpus_of(lambda: self.train_dataset or ()),  # type: ignore[attr-defined]
+            "corpus": corpus_of(lambda: self.train_dataset or ()),
         }
         for stage in self._before:
             run_oneshot(self.model, stage, calibration=self._calibration(stage), **self._surroundings)
@@ -89,7 +98,7 @@ class HFCompressMixin(CheckpointMixin):
     def _calibration(self, stage: StageMethods) -> Iterator[dict[str, Any]]:
         """Yield training batches, as many examples in all as the methods of a one-shot stage read."""
         left = stage.calibration_examples
-        for batch in self.get_train_dataloader():  # type: ignore[attr-defined]
+        for batch in self.get_train_dataloader():
             yield batch
             left -= len(next(iter(batch.values())))
             if left <= 0:
@@ -121,12 +130,14 @@ class HFCompressMixin(CheckpointMixin):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the Trainer's loss, and while training what the methods make of it; a mean over the batch."""
+        inputs = dict(inputs)
+        numbers = inputs.pop(NUMBER, None)
         if not model.training or self.lifecycle.state is not State.PREPARED:
             return super().compute_loss(model, inputs, return_outputs)
         batch, wants = dict(inputs), self.lifecycle.wants
         loss, outputs = super().compute_loss(model, {**inputs, **output_flags(wants)}, return_outputs=True)
-        taught = self.teacher(batch, wants) if self.teacher else None
-        loss = self.lifecycle.loss(loss, batch, outputs, taught)
+        loss = _counted(loss, batch, outputs)
+        loss = self.lifecycle.loss(loss, batch, outputs, self.taught(batch, numbers, wants))
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -151,6 +162,14 @@ class HFCompressMixin(CheckpointMixin):
 
 class HFCompressTrainer(HFCompressMixin, Trainer):
     """`transformers.Trainer` that compresses while it trains; see HFCompressMixin for `recipe` and `teacher`."""
+
+
+def _counted(loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any) -> torch.Tensor:
+    """Return the loss against the labels: zero, not 0/0, for a batch in which no example has one."""
+    labels = batch.get("labels")
+    if labels is None or labels.is_floating_point() or (labels != IGNORED).any():
+        return loss
+    return outputs["logits"].sum() * 0.0
 
 
 def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:

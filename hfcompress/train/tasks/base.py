@@ -33,7 +33,9 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]]  # called with predictions and labels; the first is the default
     reduction: ClassVar[str] = "logits"  # what is kept of each batch's logits: a key of REDUCTIONS
     counted: ClassVar[str] = "examples"  # what `answers` has one for each of
-    prediction: ClassVar[str] = "logits"  # what a card's code prints: "label", "next token", or "logits" as they are
+    prediction: ClassVar[str] = (
+        "logits"  # what a card's code prints: "label", "next token", "masked token", or "logits"
+    )
 
     @property
     def model_class(self) -> Any:
@@ -69,9 +71,16 @@ class Task(ABC):
     def encode(self, dataset: Dataset, processor: Any, data: Data) -> Dataset:
         """Return model inputs and `labels`, processed once where memory allows."""
 
+    def for_evaluation(self, encoded: Dataset, processor: Any, data: Data) -> Dataset:
+        """Return encoded examples with all that is random about them fixed, so that models can be compared on them."""
+        return encoded
+
     @abstractmethod
-    def collator(self, processor: Any) -> Collator:
-        """Return the function that turns encoded examples into a batch of tensors."""
+    def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
+        """Return the function that turns encoded examples into a batch of tensors.
+
+        One that changes the model's inputs at random does so by `seed`, and says so in an attribute `random_inputs`.
+        """
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ class ImageClassification(Classification):
         options: dict[str, Any] = {"remove_columns": ["image"], "features": features, "desc": "reading images"}
         return dataset.map(pixels, batched=True, batch_size=256, **options).with_format("numpy")
 
-    def collator(self, processor: Any) -> Collator:
+    def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
         """Return a collator that stacks images and rescales and normalizes them as the processor says."""
         return partial(_collate, scale=_scale(processor), offset=_offset(processor))
 

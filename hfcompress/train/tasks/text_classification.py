@@ -41,6 +41,6 @@ class TextClassification(TextInputs, Classification):
 
         return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, desc="tokenizing")
 
-    def collator(self, processor: Any) -> Collator:
+    def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
         """Return a collator that pads to the longest text of the batch."""
         return DataCollatorWithPadding(processor)

@@ -1,0 +1,132 @@
+"""What a Trainer needs to look its teacher's logits up: examples that know their number, and a cache opened in time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.errors import LifecycleError
+from ..core.lifecycle import Lifecycle, State
+from ..recipe.schema import TeacherCache
+from .cached_teacher import NUMBER, CachedTeacher, Computing, KeepNumbers, Numbered
+from .fingerprints import collator_digest, processor_digest, why_random
+from .teacher import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+class TeacherCacheMixin:
+    """Gives training batches the numbers of their examples, and the teacher's logits for these numbers."""
+
+    lifecycle: Lifecycle
+    teacher: Teacher | None
+    args: Any
+    data_collator: Any
+    train_dataset: Any
+    _signature_columns: Any
+
+    teacher_cache: TeacherCache | None = None  # as asked for
+    cached: CachedTeacher | None = None  # as opened
+    _decided = False  # whether it was found out if the cache serves
+
+    def _ask_for_cache(self, wanted: bool | TeacherCache) -> None:
+        self.teacher_cache = TeacherCache() if wanted is True else wanted or None
+
+    def _forget_cache(self) -> None:
+        """Find out anew, for the teacher or the stage are others; LifecycleError when there is no teacher."""
+        if self.teacher_cache is not None and self.teacher is None:
+            raise LifecycleError("teacher_cache: no method of this stage learns from a teacher; leave it out")
+        self.cached, self._decided = None, False
+
+    def open_teacher_cache(self) -> str | None:
+        """Let the teacher run on the examples it never saw, and return what to tell of it; None where there is nothing.
+
+        Training does this itself when it begins; called before, it can be shown and interrupted by itself.
+        """
+        if self.teacher_cache is None or self.teacher is None:
+            return None
+        if self._decided or self.lifecycle.state is not State.PREPARED:
+            return None
+        self._decided = True
+        reason = self._why_live(self.teacher)
+        if reason is None:
+            try:
+                return self._open(self.teacher, self.teacher_cache)
+            except LifecycleError as error:
+                reason = str(error)
+        return f"teacher_cache is off, the teacher runs on every batch: {reason}"
+
+    def taught(self, batch: Mapping[str, Any], numbers: Any, wants: frozenset[str]) -> Any:
+        """Return the teacher's outputs for a batch, looked up by the numbers of its examples where they are kept."""
+        if self.teacher is None:
+            return None
+        if numbers is None or self.cached is None:
+            return self.teacher(batch, wants)
+        return self.cached(batch, numbers)
+
+    def get_train_dataloader(self) -> Any:
+        """Return the Trainer's loader; with a cache, its batches hold the examples' numbers too."""
+        if note := self.open_teacher_cache():
+            logger.log(logging.WARNING if self.cached is None else logging.INFO, note)
+        plain = self.train_dataset, self.data_collator
+        if self.cached is not None and self.lifecycle.state is State.PREPARED:
+            self.train_dataset, self.data_collator = Numbered(plain[0]), KeepNumbers(plain[1])
+        try:
+            return super().get_train_dataloader()  # type: ignore[misc]
+        finally:
+            self.train_dataset, self.data_collator = plain
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # The sampler may read lengths off a column: it gets the data set as it was.
+        plain = train_dataset.dataset if isinstance(train_dataset, Numbered) else train_dataset
+        return super()._get_train_sampler(plain)  # type: ignore[misc]
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        if NUMBER not in self._signature_columns:  # no input of the model, but not to be dropped before it is read
+            self._signature_columns = [*self._signature_columns, NUMBER]
+
+    def _why_live(self, teacher: Teacher) -> str | None:
+        """Return why the teacher has to run on every batch, in words, or None."""
+        if self.lifecycle.wants:
+            names = " and ".join(sorted(self.lifecycle.wants)).replace("_", " ")
+            return f"a method learns from its {names}, which are not kept"
+        if teacher.watched:
+            return "a method reads what goes on inside it, which is not kept"
+        if not (hasattr(self.train_dataset, "__len__") and hasattr(self.train_dataset, "__getitem__")):
+            return "the training data is a stream, whose examples have no number"
+        if len(self.train_dataset) == 0:
+            return "there is no training data"
+        if getattr(self.data_collator, "random_inputs", False):
+            return "the data collator masks other tokens each time"
+        return why_random(self.train_dataset, self._collate)
+
+    def _open(self, teacher: Teacher, cache: TeacherCache) -> str:
+        settings = {
+            "processor": processor_digest(self.processing_class),  # type: ignore[attr-defined]
+            "collator": collator_digest(self._collate, self.train_dataset[0]),
+            "precision": [self.args.bf16, self.args.fp16],
+        }
+        cached = CachedTeacher(teacher, self.train_dataset, cache.top_k, settings)
+        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            computed = cached.fill(
+                Computing(
+                    self._batch_of,
+                    size=self.args.train_batch_size,
+                    rank=self.args.process_index,
+                    ranks=self.args.world_size,
+                    wait=self.accelerator.wait_for_everyone,  # type: ignore[attr-defined]
+                    quiet=self.args.disable_tqdm or not self.args.should_log,
+                )
+            )
+        self.cached = cached
+        return f"teacher_cache: {len(self.train_dataset):,} examples, of which the teacher ran on {computed:,} now"
+
+    def _batch_of(self, numbers: Sequence[int]) -> Mapping[str, Any]:
+        batch = self._collate([self.train_dataset[number] for number in numbers])
+        return self._prepare_inputs(batch)  # type: ignore[attr-defined]
+
+    def _collate(self, examples: list[Any]) -> Mapping[str, Any]:
+        """Return a batch as the Trainer makes it, without columns that the model does not take."""
+        return self._get_collator_with_removed_columns(self.data_collator)(examples)  # type: ignore[attr-defined]
