@@ -234,3 +234,21 @@ CASES: dict[str, MethodCase] = {
     "sparsegpt": MethodCase({"sparsity": 0.5}, count_zeros),
     "gptq": MethodCase({"bits": 4, "group_size": 16, "embedding_bits": 4}, count_rounded),
 }
+
+# further settings of a method that the contract has to hold for, by what they are about
+VARIANTS: dict[str, dict[str, MethodCase]] = {
+    "distill": {
+        "inside": MethodCase(
+            {
+                "logits": {"weight": 0.5, "loss": "mse", "schedule": {"shape": "linear", "start": 0, "end": 1}},
+                "task": 0.5,
+                "hard": 0.1,
+                "hidden": {"layers": "nearest"},
+                "cosine": 0.5,
+                "maps": 0.5,
+                "attention": {"loss": "scores"},
+                "relations": {"of": ["query", "key", "value", "query_key"], "heads": 2, "layers": {0: 0, 2: -1}},
+            }
+        )
+    }
+}

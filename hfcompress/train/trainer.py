@@ -129,6 +129,12 @@ class HFCompressMixin(CheckpointMixin):
         loss = self.lifecycle.loss(loss, batch, outputs, taught)
         return (loss, outputs) if return_outputs else loss
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, the losses of training with what the methods add to them."""
+        if "loss" in logs and self.lifecycle.state is State.PREPARED:
+            logs = {**logs, **self.lifecycle.log()}
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimizer, with the parameters of methods moved to groups of their own."""
         optimizer = super().create_optimizer(model)  # type: ignore[misc]
