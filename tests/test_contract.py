@@ -11,7 +11,6 @@ import hfcompress.methods  # noqa: F401 - fills the registry
 from hfcompress.core.errors import HFCompressError
 from hfcompress.core.registry import list_methods
 
-
 SUBJECTS = {name: (name, case) for name, case in CASES.items()} | {
     f"{name}-{label}": (name, case) for name, cases in VARIANTS.items() for label, case in cases.items()
 }

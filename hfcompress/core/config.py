@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag
 
-# A setting that is a number or, to say more, a mapping, is annotated
-# `Annotated[Annotated[float, NUMBER] | Annotated[Settings, MAPPING], EITHER]`; messages leave the tags out of paths.
-_TAGS = ("<number>", "<mapping>")
-NUMBER, MAPPING = Tag(_TAGS[0]), Tag(_TAGS[1])
+# A setting that is one value or, to say more, a mapping, is annotated
+# `Annotated[Annotated[float, PLAIN] | Annotated[Settings, MAPPING], EITHER]`; messages leave the tags out of paths.
+_TAGS = ("<plain>", "<mapping>")
+PLAIN, MAPPING = Tag(_TAGS[0]), Tag(_TAGS[1])
 EITHER = Discriminator(lambda value: _TAGS[isinstance(value, Mapping | BaseModel)])
 
 

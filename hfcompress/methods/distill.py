@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..core.config import EITHER, MAPPING, NUMBER, StrictModel
+from ..core.config import EITHER, MAPPING, PLAIN, StrictModel
 from ..core.errors import LifecycleError
 from ..core.layer_map import LAYERS_HELP, FixedMap, layer_pairs
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
@@ -96,7 +96,7 @@ class RelationsPart(Weighted):
     )
 
 
-_Number = Annotated[float, Field(ge=0), NUMBER]
+_Number = Annotated[float, Field(ge=0), PLAIN]
 
 
 class DistillConfig(StrictModel):
