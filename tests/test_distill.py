@@ -252,6 +252,18 @@ def test_projections_train_resume_to_the_bit_and_leave(tmp_path, projection):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_a_projection_starts_where_the_two_tables_of_tokens_meet():
+    student, teacher = make("bert"), bert()
+    turn = torch.randn(32, 48)
+    teacher.bert.embeddings.word_embeddings.weight.data = student.bert.embeddings.word_embeddings.weight @ turn + 0.5
+    lifecycle = loss_of(student, teacher, {"hidden": 1})[2]
+    (projection,) = getattr(student, COMPANIONS)["distill"]
+    assert torch.allclose(projection.weight, turn.T, atol=1e-4) and torch.allclose(
+        projection.bias, torch.full((48,), 0.5), atol=1e-4
+    )
+    lifecycle.finalize(student)
+
+
 # --- weights and the log --------------------------------------------------------------------------------------------
 
 

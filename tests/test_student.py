@@ -8,11 +8,12 @@ import pytest
 import torch
 from project import NAMES, WORDS, text_project
 from test_run import hfcompress
-from tiny import MODELS, auto_class, calibration, logits, make, tokenizer
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+from tiny import MODELS, Examples, auto_class, calibration, logits, make, tokenizer
+from transformers import AutoModelForSequenceClassification, BertTokenizerFast, TrainingArguments
 
+from hfcompress import DistillConfig, HFCompressTrainer
 from hfcompress.checkpoint import load_model, save_checkpoint
-from hfcompress.core.errors import HFCompressError, RecipeError, TargetError
+from hfcompress.core.errors import HFCompressError, LifecycleError, RecipeError, TargetError
 from hfcompress.core.families import blocks_of, family_of
 from hfcompress.core.student import StudentConfig
 from hfcompress.measure.result import read_result
@@ -164,3 +165,14 @@ def test_mistakes_in_a_student_name_their_key(tmp_path, student, message):
 def test_a_student_that_does_not_learn_is_refused(tmp_path):
     with pytest.raises(HFCompressError, match="student: it has to learn"):
         load_recipe(text_project(tmp_path, student=HALF, stages=[{"methods": {"quantize_weights": {}}}]))
+
+
+def test_the_trainer_shows_another_tokenizer_of_its_teacher(tmp_path):
+    words = {word: i for i, word in enumerate([*WORDS, "more"])}
+    save_checkpoint(make("bert"), tmp_path / "teacher", BertTokenizerFast(vocab=words))
+    common = {"model": make("bert"), "train_dataset": Examples("bert"), "recipe": [DistillConfig()]}
+    common["args"] = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    ours = BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)})
+    with pytest.raises(LifecycleError, match="13 and 12 tokens; it alone has 'more'"):
+        HFCompressTrainer(**common, teacher=tmp_path / "teacher", processing_class=ours)
+    HFCompressTrainer(**common, teacher=tmp_path / "teacher")  # nothing is known of the model's

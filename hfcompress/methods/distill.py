@@ -26,6 +26,7 @@ from ..modules.pairing import (
     require_same,
     require_same_heads,
     require_same_labels,
+    token_tables,
 )
 from ..modules.seen import Seen, mean_over
 from ..ops.losses import hard_cross_entropy, hidden_cosine, hidden_mse, logits_mse, nearest_pairs, soft_cross_entropy
@@ -271,6 +272,9 @@ class Distill(Method[DistillConfig]):
         count = 1 if self.config.projection == "shared" or depth is None else depth + 1
         generator = torch.Generator().manual_seed(ctx.seed)
         modules = [Projection(ours[0], theirs[0], generator) for _ in range(count)]
+        tables = token_tables(model, ctx.teacher)
+        for module in modules if tables is not None else []:
+            module.fit_(*tables)  # the hidden states of all layers lie in the space that the tokens come in by
         attach_companion_(model, NAME, nn.ModuleList(modules))
 
     def _watch(self, model: nn.Module, teacher: nn.Module) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import FamilyError, LifecycleError
 from ..core.families import Attention, blocks_of, family_of, head_count, width_in
@@ -39,6 +39,17 @@ def hidden_widths(model: Any) -> list[int]:
         width = getattr(model.config, "hidden_size", None)
         return [] if width is None else [int(width)]
     return sorted({width_in(model.get_submodule(block.query)) for block in blocks})
+
+
+def token_tables(model: Any, teacher: Any) -> tuple[Tensor, Tensor] | None:
+    """Return both models' tables of the same tokens, as wide as their hidden states; None where they have none such."""
+    tables = [m.get_input_embeddings() for m in (model, teacher)]
+    widths = [hidden_widths(m) for m in (model, teacher)]
+    for table, width in zip(tables, widths, strict=True):
+        if type(table) is not nn.Embedding or [table.embedding_dim] != width or table.weight.is_meta:
+            return None
+    weights = [table.weight.detach() for table in tables]
+    return (weights[0], weights[1]) if len(weights[0]) == len(weights[1]) else None
 
 
 def depth_of(model: Any) -> int | None:

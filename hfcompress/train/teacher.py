@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from ..core.errors import LifecycleError
 
 
 class Teacher:
@@ -25,6 +29,19 @@ class Teacher:
 
 
 _SHOWN = 4
+
+
+def require_same_processor(source: str | Path, ours: Any) -> None:
+    """Raise LifecycleError that shows how the teacher in `source` reads its inputs in another way, if it says how."""
+    loader = AutoTokenizer if hasattr(ours, "get_vocab") else AutoImageProcessor
+    if ours is None:
+        return
+    try:
+        theirs = loader.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError):
+        return  # a teacher without one is taken to read what the model reads
+    if difference := processor_difference(theirs, ours):
+        raise LifecycleError(f"the teacher {source} was made for other inputs than the model: {difference}")
 
 
 def processor_difference(theirs: Any, ours: Any) -> str:

@@ -20,7 +20,7 @@ from .compress import run_oneshot
 from .data import corpus_of
 from .stages import RecipeLike, StageMethods, stages_of
 from .tasks import auto_class_for
-from .teacher import Teacher, output_flags
+from .teacher import Teacher, output_flags, require_same_processor
 
 
 class HFCompressMixin(CheckpointMixin):
@@ -71,6 +71,7 @@ class HFCompressMixin(CheckpointMixin):
     def _make_teacher(self) -> Teacher:
         source = self._teacher_source
         if isinstance(source, str | Path):
+            require_same_processor(source, self.processing_class)  # type: ignore[attr-defined]
             return Teacher(load_teacher(source, self.model), self.args.device)
         if source is None or source is self.model:  # a student that is its own teacher would be frozen
             source = copy.deepcopy(self.model)
