@@ -197,6 +197,17 @@ def count_mixed(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_separable(base: nn.Module, model: nn.Module) -> Report:
+    """Count the pairs in the state dict, their weights, and those of the kernels they stand for."""
+    state, before = model.state_dict(), base.state_dict()
+    pairs = [name.removesuffix(".depthwise.weight") for name in state if name.endswith(".depthwise.weight")]
+    return {
+        "convolutions": len(pairs),
+        "weights_before": sum(before[f"{p}.weight"].numel() for p in pairs),
+        "weights_after": sum(state[f"{p}.{part}wise.weight"].numel() for p in pairs for part in ("depth", "point")),
+    }
+
+
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
@@ -208,6 +219,9 @@ CASES: dict[str, MethodCase] = {
     ),
     "heads": MethodCase({"remove": 0.5}, count_part("heads")),
     "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
+    "depthwise_separable": MethodCase(
+        {}, count_separable, refuses=dict.fromkeys(("bert", "distilbert", "roberta"), "has no convolution larger than")
+    ),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
     "positions": MethodCase(
         {"length": 16, "image_size": 16},
@@ -237,6 +251,13 @@ CASES: dict[str, MethodCase] = {
 
 # further settings of a method that the contract has to hold for, by what they are about
 VARIANTS: dict[str, dict[str, MethodCase]] = {
+    "depthwise_separable": {
+        "weights": MethodCase(
+            {"fit": "weights", "multiplier": 2},
+            count_separable,
+            refuses=dict.fromkeys(("bert", "distilbert", "roberta"), "has no convolution larger than"),
+        )
+    },
     "distill": {
         "inside": MethodCase(
             {
@@ -250,5 +271,5 @@ VARIANTS: dict[str, dict[str, MethodCase]] = {
                 "relations": {"of": ["query", "key", "value", "query_key"], "heads": 2, "layers": {0: 0, 2: -1}},
             }
         )
-    }
+    },
 }

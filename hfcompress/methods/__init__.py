@@ -2,6 +2,7 @@
 
 from . import (
     bitsandbytes,
+    depthwise_separable,
     distill,
     ffn,
     gptq,
@@ -23,6 +24,7 @@ from . import (
 
 __all__ = [
     "bitsandbytes",
+    "depthwise_separable",
     "distill",
     "ffn",
     "gptq",
