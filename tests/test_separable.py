@@ -66,9 +66,8 @@ def test_a_convolutional_network_is_smaller_and_loads(tmp_path):
     small = compress(resnet(), DepthwiseSeparableConfig(), calibration=images())
     pairs = [p for p, m in small.named_modules() if isinstance(m, SeparableConv2d)]
     assert len(pairs) == 9  # the stem's, and two in each of four blocks; shortcuts are 1 x 1
-    sizes = [
-        (save_checkpoint(m, tmp_path / n) / "model.safetensors").stat().st_size for n, m in (("a", base), ("b", small))
-    ]
+    folders = [save_checkpoint(m, tmp_path / name) for name, m in (("a", base), ("b", small))]
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in folders]
     assert sizes[1] < sizes[0] / 3
     loaded = load_model(tmp_path / "b", AUTO)
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in small.state_dict().items())

@@ -30,8 +30,8 @@ def compose(depthwise: Tensor, pointwise: Tensor, channels: int) -> Tensor:
 def fit_pointwise(moments: Tensor, products: Tensor, start: Tensor, ridge: float) -> Tensor:
     """Return the pointwise kernel (out, in * m, 1, 1) of least squared error, pulled towards `start`.
 
-    moments: (in * m, in * m) sum of d d^T over positions, d what the depthwise kernel gives; products: (in * m, out) sum
-    of d y^T, y the outputs wanted. ridge: of the pull, relative to the mean square of d.
+    moments: (in * m, in * m) sum of d d^T over positions, d what the depthwise kernel gives; products: (in * m, out)
+    sum of d y^T, y the outputs wanted. ridge: of the pull, relative to the mean square of d.
     """
     size = len(moments)
     pull = ridge * moments.diagonal().mean().clamp_min(1e-12) * torch.eye(size, dtype=moments.dtype)
