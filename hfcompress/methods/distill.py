@@ -41,6 +41,7 @@ _ATTENTION_LOSSES = {"mse": attention_mse, "scores": attention_scores_mse, "kl":
 class LogitsPart(Weighted):
     """Learning from the teacher's logits."""
 
+    weight: float = Field(0.9, ge=0, description="Factor on this part of the loss; with a schedule, at its end.")
     loss: Literal["kl", "mse"] = Field(
         "kl", description="kl: softened by the temperature (Hinton 2015); mse: squared error (Ba & Caruana 2014)."
     )

@@ -36,12 +36,12 @@ class SeparableConv2d(nn.Module):
         self.pointwise = nn.Conv2d(inner, out_channels, 1, bias=bias)
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The pointwise kernel: models ask a convolution's weight for its dtype and device."""
         return self.pointwise.weight
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Tensor | None:
         """The bias, which the pointwise convolution adds."""
         return self.pointwise.bias
 
@@ -72,12 +72,10 @@ class SeparableKernel(nn.Module):
 
 def separable(module: nn.Module) -> bool:
     """Say whether a layer is a plain convolution with a kernel larger than 1 x 1 and every channel in one group."""
-    return (
-        parametrize.type_before_parametrizations(module) is nn.Conv2d
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and max(module.kernel_size) > 1  # type: ignore[arg-type,type-var]
-    )
+    if parametrize.type_before_parametrizations(module) is not nn.Conv2d:
+        return False
+    layer: Any = module
+    return bool(layer.groups == 1 and layer.padding_mode == "zeros" and max(layer.kernel_size) > 1)
 
 
 def sizes(module: Any, multiplier: int) -> tuple[int, int]:
