@@ -177,7 +177,7 @@ def test_queries_and_keys_give_the_attention_the_model_returns(name):
 
 
 def test_models_of_other_width_heads_and_depth_meet_in_relation_heads():
-    settings = {"logits": 0, "task": 0, "relations": {"heads": 2, "layer": "last"}}
+    settings = {"logits": 0, "task": 0, "relations": {"heads": 2, "layers": "last"}}
     loss, parts, lifecycle = loss_of(make("bert"), bert(), settings)
     assert set(parts) == {"distill/relations"}
     assert loss == pytest.approx(parts["distill/relations"])

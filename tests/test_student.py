@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast, 
 
 from hfcompress import DistillConfig, HFCompressTrainer
 from hfcompress.checkpoint import load_model, save_checkpoint
-from hfcompress.core.errors import HFCompressError, LifecycleError, RecipeError, TargetError
+from hfcompress.core.errors import HFCompressError, LifecycleError, RecipeError
 from hfcompress.core.families import blocks_of, family_of
 from hfcompress.core.student import StudentConfig
 from hfcompress.measure.result import read_result
@@ -86,15 +86,28 @@ def test_which_blocks_stay(choose, kept):
     [
         ({"layers": 7}, "student.layers: 7 is more than the model's 3"),
         ({"choose": [2, 1]}, r"\[2, 1\] are not numbers of blocks in order; there are 0 to 2"),
+        ({"embedding_size": 8}, "a bert has embeddings as wide as its hidden state"),
         ({"heads": 5}, "student.heads: 5 is more than the model's 4"),
     ],
 )
 def test_a_student_that_cannot_be_made_is_refused(settings, message):
-    with pytest.raises(TargetError, match=message):
+    with pytest.raises(HFCompressError, match=message):
         derived("bert", settings)
 
 
-RELATIONS = {"distill": {"logits": 0, "task": 0, "relations": {"heads": 2, "layer": "last"}, "hidden": 0.1}}
+@pytest.mark.parametrize("name", ["electra", "albert"])
+def test_embeddings_narrower_than_the_hidden_state_get_narrower_still(name, tmp_path):
+    student = derived(name, {"embedding_size": 0.5, "round_to": 4})
+    assert student.config.embedding_size == 8
+    save_checkpoint(student, tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert torch.allclose(logits(loaded, name), logits(student, name), atol=1e-6)
+    whole, part = (m.get_input_embeddings().weight for m in (make(name), loaded))
+    assert all(any(torch.equal(column, other) for other in whole.T) for column in part.T)
+
+
+RELATIONS = {"distill": {"logits": 0, "task": 0, "relations": {"heads": 2, "layers": "last"}, "hidden": 0.1}}
 STAGES = [
     {"name": "inside", "methods": RELATIONS, "train": {"max_steps": 4, "per_device_train_batch_size": 8}},
     {"name": "answers", "methods": {"distill": {}}, "train": {"max_steps": 4, "per_device_train_batch_size": 8}},
@@ -153,7 +166,7 @@ def test_tokenizers_that_read_differently_are_shown():
     ("student", "message"),
     [
         ({"layer": 2}, r"student.layer: unknown key.*Did you mean 'layers'"),
-        ({}, "student: set layers, hidden_size, heads or ffn"),
+        ({}, "student: set layers, hidden_size, heads, ffn or"),
         ({"layers": 2, "choose": [1]}, "leave layers out"),
     ],
 )

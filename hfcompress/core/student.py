@@ -32,6 +32,10 @@ class StudentConfig(StrictModel):
     ffn: Size | None = Field(
         None, description="Feed-forward units per block: those of most Fisher information; default: all."
     )
+    embedding_size: Size | None = Field(
+        None,
+        description="Width of embeddings where it is not that of the hidden state (ALBERT, ELECTRA); default: theirs.",
+    )
     round_to: int = Field(8, ge=1, description="Shares of channels and units are rounded to a multiple of this.")
     examples: int = Field(512, ge=1, description="Training examples to measure importance on.")
 
@@ -42,14 +46,16 @@ class StudentConfig(StrictModel):
                 raise ValueError(
                     f"layers: {self.layers} and a list of {len(self.choose)} in `choose`; leave layers out"
                 )
-        elif self.layers is None and self.hidden_size is None and self.heads is None and self.ffn is None:
-            raise ValueError("set layers, hidden_size, heads or ffn (or several); else the student is the model itself")
+        elif self.layers is None and not self.measures:
+            raise ValueError(
+                "set layers, hidden_size, heads, ffn or embedding_size (or several); else the student is the model itself"
+            )
         return self
 
     @property
     def measures(self) -> bool:
         """Say whether importance is measured on data."""
-        return any(size is not None for size in (self.hidden_size, self.heads, self.ffn))
+        return any(size is not None for size in (self.hidden_size, self.heads, self.ffn, self.embedding_size))
 
 
 def resolve(size: Size | None, total: int, where: str, multiple: int = 1) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -86,7 +86,7 @@ class AttentionPart(Weighted):
 class RelationsPart(Weighted):
     """Learning which tokens are alike to the teacher's queries, keys and values (MiniLM, MiniLMv2)."""
 
-    layers: FixedMap = Field("last", validation_alias=AliasChoices("layers", "layer"), description=LAYERS_HELP)
+    layers: FixedMap = Field("last", description=LAYERS_HELP)
     of: tuple[_Relation, ...] = Field(
         ("query", "key", "value"),
         min_length=1,
@@ -104,7 +104,7 @@ _Number = Annotated[float, Field(ge=0), PLAIN]
 class DistillConfig(StrictModel):
     """Settings of distillation: the loss is the sum of its parts, each a weight or, to say more, a mapping.
 
-    MiniLMv2: `{logits: 0, task: 0, relations: {heads: 12, layer: last}}`. TinyBERT: `{logits: 0, task: 0, hidden: 1,
+    MiniLMv2: `{logits: 0, task: 0, relations: {heads: 12, layers: last}}`. TinyBERT: `{logits: 0, task: 0, hidden: 1,
     attention: {loss: scores}}`, then the default. DistilBERT: `{logits: 0.5, cosine: 0.1}`.
     """
 
@@ -274,8 +274,9 @@ class Distill(Method[DistillConfig]):
         generator = torch.Generator().manual_seed(ctx.seed)
         modules = [Projection(ours[0], theirs[0], generator) for _ in range(count)]
         tables = token_tables(model, ctx.teacher)
-        for module in modules if tables is not None else []:
-            module.fit_(*tables)  # the hidden states of all layers lie in the space that the tokens come in by
+        if tables is not None:
+            for module in modules:  # the hidden states of all layers lie in the space that the tokens come in by
+                module.fit_(*tables)
         attach_companion_(model, NAME, nn.ModuleList(modules))
 
     def _watch(self, model: nn.Module, teacher: nn.Module) -> None:

@@ -23,6 +23,7 @@ from ..core.families import (
 from ..core.student import StudentConfig, resolve
 from ..ops.masks import keep_highest
 from .depth import droppable_stacks, keep_blocks_
+from .embedding_width import EmbeddingWidth
 from .importance import Batch, fisher
 from .matrix import matrix
 from .shrink import keep_heads_, keep_units_
@@ -55,6 +56,7 @@ def derive_student_(
     heads, units = _head_groups(model, blocks, config), _unit_groups(model, blocks, config)
     keep = _most_important(model, [*heads, *units], data, seed)
     channels = _channels(model, family, blocks, config, data)
+    embeddings = _embedding_channels(model, family, config, data)
     notes = [_layers_note(stack, kept, depth) for stack, kept, depth in chosen]
     for attention, group in zip(_attentions(blocks), heads, strict=False):
         keep_heads_(model, attention, keep[group.path])
@@ -62,6 +64,8 @@ def derive_student_(
         keep_units_(model, block, keep[group.path])
     if channels is not None:
         keep_channels_(model, stream_axes(model, family), channels)
+    if embeddings is not None:
+        EmbeddingWidth(model, family).keep_(model, embeddings)
     for stack, kept, depth in chosen:
         if len(kept) < depth:
             keep_blocks_(model, family, stack, kept)
@@ -69,6 +73,8 @@ def derive_student_(
     notes += _size_notes("feed-forward units per block, of most Fisher information", units)
     if channels is not None:
         notes.append(f"{int(channels.sum())} of {len(channels)} channels of the hidden state, of largest mean |h|")
+    if embeddings is not None:
+        notes.append(f"{int(embeddings.sum())} of {len(embeddings)} channels of embeddings, of largest mean |h|")
     return [*notes, "embeddings and task head: the model's own"]
 
 
@@ -173,6 +179,17 @@ def _channels(
         return keep_highest(magnitudes(model, axes, width), left)
     with torch.no_grad():
         return keep_highest(activations(model, [block.path for block in blocks], data), left)
+
+
+def _embedding_channels(
+    model: nn.Module, family: Family, config: StudentConfig, data: Sequence[Batch] | None
+) -> Tensor | None:
+    """Return which channels of embeddings narrower than the hidden state stay; None when all do."""
+    if config.embedding_size is None:
+        return None
+    found = EmbeddingWidth(model, family)
+    left = resolve(config.embedding_size, found.width, "student.embedding_size", config.round_to)
+    return keep_highest(found.scores(model, data), left)
 
 
 def _layers_note(stack: Stack, kept: Sequence[int], depth: int) -> str:
