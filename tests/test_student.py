@@ -166,7 +166,7 @@ def test_tokenizers_that_read_differently_are_shown():
     ("student", "message"),
     [
         ({"layer": 2}, r"student.layer: unknown key.*Did you mean 'layers'"),
-        ({}, "student: set layers, hidden_size, heads, ffn or"),
+        ({}, "student: set layers, hidden_size, heads, ffn, embedding_size or"),
         ({"layers": 2, "choose": [1]}, "leave layers out"),
     ],
 )

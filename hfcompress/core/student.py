@@ -48,7 +48,7 @@ class StudentConfig(StrictModel):
                 )
         elif self.layers is None and not self.measures:
             raise ValueError(
-                "set layers, hidden_size, heads, ffn or embedding_size (or several); else the student is the model itself"
+                "set layers, hidden_size, heads, ffn, embedding_size or several; else the student is the model itself"
             )
         return self
 

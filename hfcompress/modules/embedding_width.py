@@ -1,4 +1,4 @@
-"""Embeddings narrower than the hidden state (ALBERT, ELECTRA): their channels, what each is worth, and their removal."""
+"""Embeddings narrower than the hidden state (ALBERT, ELECTRA): channels, what each is worth, and their removal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class EmbeddingWidth:
 
     @torch.no_grad()
     def scores(self, model: nn.Module, batches: Iterable[Batch] | None) -> Tensor:
-        """Return, by channel, mean |h| over tokens times the norm of the column that reads it; without data, of weights."""
+        """Return, by channel, mean |h| over tokens times the norm of the column that reads it, or of weights alone."""
         if batches is None:
             return magnitudes(model, self._axes(), self.width)
         columns: Tensor = model.get_submodule(self.widening).weight  # type: ignore[assignment]
