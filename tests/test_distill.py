@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import Examples, batch, make
+from tiny import Examples, batch, calibration, make
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
-from hfcompress import DistillConfig, HFCompressTrainer
+from hfcompress import DistillConfig, HFCompressTrainer, WidthConfig, compress
+from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import LifecycleError, RecipeError
 from hfcompress.core.families import blocks_of, family_of
 from hfcompress.core.layer_map import layer_pairs
@@ -313,3 +314,33 @@ def test_labels_that_differ_are_shown():
 def test_mistakes_in_the_settings_name_their_key(settings, message):
     with pytest.raises(RecipeError, match=message):
         create("distill", settings)
+
+
+def test_activation_checkpointing_gives_the_same_losses_and_gradients():
+    settings = {"attention": 1, "relations": {"layers": "uniform"}, "hidden": 1}
+    found = []
+    for checkpointing in (False, True):
+        student = make("bert")
+        if checkpointing:
+            student.gradient_checkpointing_enable()
+        loss, _, lifecycle = loss_of(student, make("bert", 1), settings)
+        gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+        lifecycle.finalize(student)
+        found.append((loss, gradients))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert found[0][1].keys() == found[1][1].keys()
+    assert all(torch.allclose(found[0][1][name], found[1][1][name], atol=1e-6) for name in found[0][1])
+
+
+def test_a_student_of_fewer_channels_learns_from_hidden_states(tmp_path):
+    student = compress(make("bert"), WidthConfig(keep=0.75), calibration=calibration("bert"))
+    assert student.bert.encoder.layer[0].output.dense.out_features == 24
+    run = trainer(
+        tmp_path, [DistillConfig(hidden=1.0, relations=1.0)], student, make("bert"), max_steps=8, learning_rate=1e-3
+    )
+    run.train()
+    losses = [entry["distill/hidden"] for entry in run.state.log_history if "distill/hidden" in entry]
+    assert losses[-1] < losses[0]
+    save_checkpoint(run.model, tmp_path / "saved")
+    loaded = load_model(tmp_path / "saved", "AutoModelForSequenceClassification")
+    assert loaded.state_dict().keys() == make("bert").state_dict().keys()

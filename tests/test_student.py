@@ -9,7 +9,12 @@ import torch
 from project import NAMES, WORDS, text_project
 from test_run import hfcompress
 from tiny import MODELS, Examples, auto_class, calibration, logits, make, tokenizer
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertTokenizerFast,
+    TrainingArguments,
+    ViTImageProcessorPil,
+)
 
 from hfcompress import DistillConfig, HFCompressTrainer
 from hfcompress.checkpoint import load_model, save_checkpoint
@@ -189,3 +194,12 @@ def test_the_trainer_shows_another_tokenizer_of_its_teacher(tmp_path):
     with pytest.raises(LifecycleError, match="13 and 12 tokens; it alone has 'more'"):
         HFCompressTrainer(**common, teacher=tmp_path / "teacher", processing_class=ours)
     HFCompressTrainer(**common, teacher=tmp_path / "teacher")  # nothing is known of the model's
+
+
+def test_image_processors_that_differ_are_shown_by_their_fields():
+    ours, theirs = ViTImageProcessorPil(), ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3])
+    assert processor_difference(ours, ViTImageProcessorPil()) == ""
+    assert processor_difference(theirs, ours) == "image_mean: [0.1, 0.2, 0.3] and [0.5, 0.5, 0.5]"
+    smaller = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    assert "size: " in processor_difference(smaller, ours)
+    assert processor_difference(ours, tokenizer("bert")) == "a ViTImageProcessorPil and a BertTokenizer"

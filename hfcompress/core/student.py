@@ -27,10 +27,12 @@ class StudentConfig(StrictModel):
         None, description="Channels of the hidden state: those of the largest mean |h| on training data; default: all."
     )
     heads: Size | None = Field(
-        None, description="Attention heads per block, of the same size: those of most Fisher information; default: all."
+        None,
+        description="Attention heads per block, of the same size: those of most Fisher information, what reads them "
+        "refitted.",
     )
     ffn: Size | None = Field(
-        None, description="Feed-forward units per block: those of most Fisher information; default: all."
+        None, description="Feed-forward units per block: those of most Fisher information, what reads them refitted."
     )
     embedding_size: Size | None = Field(
         None,

@@ -26,6 +26,7 @@ from .depth import droppable_stacks, keep_blocks_
 from .embedding_width import EmbeddingWidth
 from .importance import Batch, fisher
 from .matrix import matrix
+from .removal import refit_without_
 from .shrink import keep_heads_, keep_units_
 from .width import activations, keep_channels_, magnitudes, stream_axes, stream_width
 
@@ -57,6 +58,8 @@ def derive_student_(
     keep = _most_important(model, [*heads, *units], data, seed)
     channels = _channels(model, family, blocks, config, data)
     embeddings = _embedding_channels(model, family, config, data)
+    if data is not None and keep:
+        refit_without_(model, keep, data, "Student: refitting")
     notes = [_layers_note(stack, kept, depth) for stack, kept, depth in chosen]
     for attention, group in zip(_attentions(blocks), heads, strict=False):
         keep_heads_(model, attention, keep[group.path])
@@ -69,8 +72,8 @@ def derive_student_(
     for stack, kept, depth in chosen:
         if len(kept) < depth:
             keep_blocks_(model, family, stack, kept)
-    notes += _size_notes("heads per block, of most Fisher information", heads)
-    notes += _size_notes("feed-forward units per block, of most Fisher information", units)
+    notes += _size_notes("heads per block, of most Fisher information, the rest refitted", heads)
+    notes += _size_notes("feed-forward units per block, of most Fisher information, the rest refitted", units)
     if channels is not None:
         notes.append(f"{int(channels.sum())} of {len(channels)} channels of the hidden state, of largest mean |h|")
     if embeddings is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ _PROBES = ("A Café, 12.5% BIGGER!", " two  spaces\nand a line", "東京 isn't e
 
 def _field_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """Return the fields of other values; those that name a class, or that one side lacks, do not count."""
+    theirs, ours = (json.loads(json.dumps(values, default=str)) for values in (theirs, ours))  # tuples are lists
     shared = [k for k in theirs if k in ours and not k.endswith(("_type", "_class")) and not k.startswith("_")]
     return "; ".join(f"{k}: {_short(theirs[k])} and {_short(ours[k])}" for k in shared if theirs[k] != ours[k])
 
