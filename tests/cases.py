@@ -249,6 +249,17 @@ def count_streams(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_separable(base: nn.Module, model: nn.Module) -> Report:
+    """Count the pairs in the state dict, their weights, and those of the kernels they stand for."""
+    state, before = model.state_dict(), base.state_dict()
+    pairs = [name.removesuffix(".depthwise.weight") for name in state if name.endswith(".depthwise.weight")]
+    return {
+        "convolutions": len(pairs),
+        "weights_before": sum(before[f"{p}.weight"].numel() for p in pairs),
+        "weights_after": sum(state[f"{p}.{part}wise.weight"].numel() for p in pairs for part in ("depth", "point")),
+    }
+
+
 CASES: dict[str, MethodCase] = {
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "cluster_weights": MethodCase({"clusters": 8, "rows": None}, count_clustered),
@@ -278,6 +289,9 @@ CASES: dict[str, MethodCase] = {
     ),
     "heads": MethodCase({"remove": 0.5}, count_part("heads")),
     "ffn": MethodCase({"remove": 0.5, "round_to": 4}, count_part("units")),
+    "depthwise_separable": MethodCase(
+        {}, count_separable, refuses=dict.fromkeys(("bert", "distilbert", "roberta"), "has no convolution larger than")
+    ),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
     "positions": MethodCase(
         {"length": 16, "image_size": 16},
@@ -304,4 +318,29 @@ CASES: dict[str, MethodCase] = {
     "wanda": MethodCase({"sparsity": 0.5}, count_zeros),
     "sparsegpt": MethodCase({"sparsity": 0.5}, count_zeros),
     "gptq": MethodCase({"bits": 4, "group_size": 16, "embedding_bits": 4}, count_rounded),
+}
+
+# further settings of a method that the contract has to hold for, by what they are about
+VARIANTS: dict[str, dict[str, MethodCase]] = {
+    "depthwise_separable": {
+        "weights": MethodCase(
+            {"fit": "weights", "multiplier": 2},
+            count_separable,
+            refuses=dict.fromkeys(("bert", "distilbert", "roberta"), "has no convolution larger than"),
+        )
+    },
+    "distill": {
+        "inside": MethodCase(
+            {
+                "logits": {"weight": 0.5, "loss": "mse", "schedule": {"shape": "linear", "start": 0, "end": 1}},
+                "task": 0.5,
+                "hard": 0.1,
+                "hidden": {"layers": "nearest"},
+                "cosine": 0.5,
+                "maps": 0.5,
+                "attention": {"loss": "scores"},
+                "relations": {"of": ["query", "key", "value", "query_key"], "heads": 2, "layers": {0: 0, 2: -1}},
+            }
+        )
+    },
 }

@@ -12,6 +12,8 @@ from ..core.errors import CheckpointError, FamilyError
 from ..core.families import Block, Family, blocks_of, family_of, head_count, unit_count, width_in
 from .structure import apply_structure_, read_structure, skeleton
 
+_HEADS = "num_attention_heads"
+
 
 def fold_into_config_(model: nn.Module) -> None:
     """Set the config's feed-forward width, head count and hidden size where blocks agree and the config can say it."""
@@ -23,6 +25,7 @@ def fold_into_config_(model: nn.Module) -> None:
     _fold_ffn(model, family, blocks)
     _fold_heads(model, family, blocks)
     _fold_width(model, family, blocks)
+    _fold_split(model, family, blocks)
 
 
 def _fold_ffn(model: nn.Module, family: Family, blocks: list[Block]) -> None:
@@ -50,6 +53,23 @@ def _fold_width(model: nn.Module, family: Family, blocks: list[Block]) -> None:
     if len(widths) > 1 or not family.head_size_key or widths == {getattr(model.config, family.hidden_key)}:
         return
     _set_if_buildable(model, {family.hidden_key: widths.pop(), family.head_size_key: blocks[0].key_size})
+
+
+def _fold_split(model: nn.Module, family: Family, blocks: list[Block]) -> None:
+    """Set hidden size and number of heads of a model type that cuts the one into the other, where they do fit."""
+    config: Any = model.config
+    heads = getattr(config, "attribute_map", {}).get(_HEADS, _HEADS)
+    count, width = (
+        _common(blocks, lambda b: head_count(model, b)),
+        _common(blocks, lambda b: width_in(model.get_submodule(b.query))),
+    )
+    values = {family.hidden_key: width, heads: count}
+    if family.head_size_key or not (count and width) or count * blocks[0].head_size != width:
+        return
+    if all(type(getattr(config, key, None)) is int for key in values) and values != {
+        key: getattr(config, key) for key in values
+    }:
+        _set_if_buildable(model, values)
 
 
 def _set_if_buildable(model: nn.Module, values: dict[str, Any]) -> None:

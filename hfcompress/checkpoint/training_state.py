@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..core.files import writing
+from ..modules.companion import COMPANIONS
 
 FILE = "training_state.safetensors"
 _ORIGINAL = re.compile(r"\.parametrizations\.(\w+)\.original$")
-_WRAPPER = re.compile(r"\.parametrizations\.\w+\.\d+\.")
+_WRAPPER = re.compile(rf"\.parametrizations\.\w+\.\d+\.|^{COMPANIONS}\.")  # and what trains beside the model
 
 
 def clean_state_dict(model: nn.Module) -> dict[str, Tensor]:

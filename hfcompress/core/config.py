@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+
+# A setting that is one value or, to say more, a mapping, is annotated
+# `Annotated[Annotated[float, PLAIN] | Annotated[Settings, MAPPING], EITHER]`; messages leave the tags out of paths.
+_TAGS = ("<plain>", "<mapping>")
+PLAIN, MAPPING = Tag(_TAGS[0]), Tag(_TAGS[1])
+EITHER = Discriminator(lambda value: _TAGS[isinstance(value, Mapping | BaseModel)])
 
 
 class StrictModel(BaseModel):
     """A frozen pydantic model that refuses unknown keys; field descriptions are the only documentation of a field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def key_path(where: str, loc: tuple[Any, ...]) -> str:
+    """Return the dotted path of a key from where pydantic says it is."""
+    return ".".join([where, *(str(part) for part in loc if part not in _TAGS)]).strip(".")

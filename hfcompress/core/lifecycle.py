@@ -100,6 +100,10 @@ class Lifecycle:
         extra = (m.extra_loss(batch, student, teacher) for m in self.methods)
         return sum((e for e in extra if e is not None), start=task)
 
+    def log(self) -> dict[str, float]:
+        """Return what the methods have to say of the training since the last call, as ``method/number``."""
+        return {f"{m.info.name}/{key}": value for m in self.methods for key, value in m.log().items()}
+
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the optimizer groups of all methods."""
         return [group for m in self.methods for group in m.param_groups(model)]

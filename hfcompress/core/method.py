@@ -156,6 +156,10 @@ class Method(Generic[C]):
         """Return a scalar per-batch mean to add to the loss; `student` and `teacher` are model outputs."""
         return None
 
+    def log(self) -> dict[str, float]:
+        """Return numbers about the training since the last call, for the training's log."""
+        return {}
+
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return optimizer groups for parameters that need their own settings."""
         return []

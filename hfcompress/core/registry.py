@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from .config import StrictModel
+from .config import StrictModel, key_path
 from .errors import RecipeError, nearest
 from .method import Method
 
@@ -60,7 +60,7 @@ def explain(error: ValidationError, model: type[StrictModel], where: str = "") -
 
 
 def _line(item: Any, model: type[StrictModel], where: str) -> str:
-    path = ".".join([where, *(str(p) for p in item["loc"])]).strip(".")
+    path = key_path(where, item["loc"])
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
         return f"{path}: unknown key (got {item['input']!r}).{nearest(str(key), _keys_at(model, tuple(parents)))}"

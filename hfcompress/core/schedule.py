@@ -33,3 +33,33 @@ class Schedule(StrictModel):
             return 0.0
         t = (fraction - self.start) / (self.end - self.start)
         return t if self.shape == "linear" else 1.0 - (1.0 - t) ** 3
+
+
+class Weighted(StrictModel):
+    """A term of the loss: its weight, which may change once over the stage."""
+
+    weight: float = Field(1.0, ge=0, description="Factor on this part of the loss; with a schedule, at its end.")
+    initial: float | None = Field(
+        None, ge=0, description="Weight before the schedule starts; 0 unless set. Above `weight`: the part fades out."
+    )
+    schedule: Schedule | None = Field(
+        None, description="When the weight moves from `initial` to `weight`; without one it never changes."
+    )
+
+    @model_validator(mode="after")
+    def _moves(self) -> Weighted:
+        if self.initial is not None and self.schedule is None:
+            raise ValueError("initial: it needs a schedule, such as {shape: linear, start: 0.3, end: 0.6}")
+        return self
+
+    def at(self, fraction: float) -> float:
+        """Return the weight at `fraction` of the stage."""
+        if self.schedule is None:
+            return self.weight
+        initial = self.initial or 0.0
+        return initial + (self.weight - initial) * self.schedule(fraction)
+
+    @property
+    def ever(self) -> bool:
+        """Say whether the weight is above 0 at any time."""
+        return max(self.weight, self.initial or 0.0) > 0

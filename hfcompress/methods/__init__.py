@@ -3,6 +3,7 @@
 from . import (
     bitsandbytes,
     cluster_weights,
+    depthwise_separable,
     distill,
     entropy_coding,
     ffn,
@@ -30,6 +31,7 @@ from . import (
 __all__ = [
     "bitsandbytes",
     "cluster_weights",
+    "depthwise_separable",
     "distill",
     "entropy_coding",
     "ffn",

@@ -1,121 +1,380 @@
-"""Knowledge distillation from a frozen teacher: softened logits and hidden states."""
+"""Knowledge distillation from a frozen teacher: logits, decisions, hidden states, attention and relations of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..core.config import StrictModel
+from ..core.config import EITHER, MAPPING, PLAIN, StrictModel
 from ..core.errors import LifecycleError
+from ..core.layer_map import LAYERS_HELP, FixedMap, layer_pairs
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
-from ..ops.losses import hidden_mse, soft_cross_entropy
-from ..ops.reductions import IGNORED
+from ..core.schedule import Weighted
+from ..modules.capture import KEY, QUERY, VALUE, AttentionMaps, Capture
+from ..modules.companion import Projection, attach_companion_, companion, detach_companion_
+from ..modules.pairing import (
+    attentions_of,
+    depth_of,
+    hidden_widths,
+    relation_heads,
+    require_same,
+    require_same_heads,
+    require_same_labels,
+    token_tables,
+)
+from ..modules.seen import Seen, mean_over
+from ..ops.losses import hard_cross_entropy, hidden_cosine, hidden_mse, logits_mse, nearest_pairs, soft_cross_entropy
+from ..ops.relations import activation_map_mse, attention_kl, attention_mse, attention_scores_mse, relation_kl
+
+NAME = "distill"
+_Relation = Literal["query", "key", "value", "query_key"]
+_ENDS = {"query": (QUERY, QUERY), "key": (KEY, KEY), "value": (VALUE, VALUE), "query_key": (QUERY, KEY)}
+_ATTENTION_LOSSES = {"mse": attention_mse, "scores": attention_scores_mse, "kl": attention_kl}
+
+
+class LogitsPart(Weighted):
+    """Learning from the teacher's logits."""
+
+    weight: float = Field(0.9, ge=0, description="Factor on this part of the loss; with a schedule, at its end.")
+    loss: Literal["kl", "mse"] = Field(
+        "kl", description="kl: softened by the temperature (Hinton 2015); mse: squared error (Ba & Caruana 2014)."
+    )
+
+
+class HiddenPart(Weighted):
+    """Learning from hidden states; where widths differ, a projection is trained beside the student."""
+
+    layers: FixedMap | Literal["nearest"] = Field(
+        "uniform",
+        description=f"{LAYERS_HELP} nearest: to each the one with the smallest squared error in this batch (CoFi).",
+    )
+    embeddings: bool = Field(True, description="Whether what the embeddings give meets too, with a fixed map.")
+
+
+class CosinePart(HiddenPart):
+    """Learning the direction of hidden states (DistilBERT)."""
+
+    layers: FixedMap | Literal["nearest"] = Field("last", description="As in `hidden`.")
+    embeddings: bool = Field(False, description="As in `hidden`.")
+
+
+class MapsPart(Weighted):
+    """Learning where activations are strong, whatever their width (attention transfer, Zagoruyko 2017)."""
+
+    layers: FixedMap = Field("uniform", description=LAYERS_HELP)
+    power: float = Field(2.0, gt=0, description="Activations are summed over channels to this power (eq. 1: p).")
+
+
+class AttentionPart(Weighted):
+    """Learning from attention; both models then compute it eagerly, the one way that returns it."""
+
+    layers: FixedMap = Field("uniform", description=LAYERS_HELP)
+    loss: Literal["mse", "scores", "kl"] = Field(
+        "mse",
+        description="mse: squared error of probabilities; scores: of the scores before softmax (TinyBERT); kl: "
+        "divergence of probabilities (MiniLM, with `layers: last`).",
+    )
+    heads: Literal["each", "mean"] = Field("each", description="mean: of all heads, for models that differ in number.")
+
+
+class RelationsPart(Weighted):
+    """Learning which tokens are alike to the teacher's queries, keys and values (MiniLM, MiniLMv2)."""
+
+    layers: FixedMap = Field("last", description=LAYERS_HELP)
+    of: tuple[_Relation, ...] = Field(
+        ("query", "key", "value"),
+        min_length=1,
+        description="Relations of queries, keys, values, each among themselves (MiniLMv2; MiniLM: [value]); query_key: "
+        "of queries with keys, which is attention itself.",
+    )
+    heads: int | None = Field(
+        None, ge=1, description="Relation heads that every width is cut into; by default the teacher's attention heads."
+    )
+
+
+_Number = Annotated[float, Field(ge=0), PLAIN]
 
 
 class DistillConfig(StrictModel):
-    """Settings of distillation; the loss is task * L(labels) + logits * L(soft) + hidden * L(hidden states)."""
+    """Settings of distillation: the loss is the sum of its parts, each a weight or, to say more, a mapping.
+
+    MiniLMv2: `{logits: 0, task: 0, relations: {heads: 12, layers: last}}`. TinyBERT: `{logits: 0, task: 0, hidden: 1,
+    attention: {loss: scores}}`, then the default. DistilBERT: `{logits: 0.5, cosine: 0.1}`.
+    """
 
     temperature: float = Field(2.0, gt=0, description="Softening of both models' logits (Hinton 2015).")
-    logits: float = Field(0.9, ge=0, description="Weight of the loss against the teacher's logits.")
-    hidden: float = Field(0.0, ge=0, description="Weight of the mean squared error of hidden states.")
-    task: float | None = Field(None, ge=0, description="Weight of the loss against the labels; default 1 - logits.")
+    logits: Annotated[_Number | Annotated[LogitsPart, MAPPING], EITHER] = Field(
+        0.9, description="Weight of the loss against the teacher's logits."
+    )
+    hard: Annotated[_Number | Annotated[Weighted, MAPPING], EITHER] = Field(
+        0.0, description="Weight of the cross-entropy against the teacher's decisions (DeiT)."
+    )
+    hidden: Annotated[_Number | Annotated[HiddenPart, MAPPING], EITHER] = Field(
+        0.0, description="Weight of the mean squared error of hidden states (TinyBERT)."
+    )
+    cosine: Annotated[_Number | Annotated[CosinePart, MAPPING], EITHER] = Field(
+        0.0, description="Weight of 1 - cosine of hidden states (DistilBERT)."
+    )
+    maps: Annotated[_Number | Annotated[MapsPart, MAPPING], EITHER] = Field(
+        0.0, description="Weight of the distance of activation maps (attention transfer, Zagoruyko 2017)."
+    )
+    attention: Annotated[_Number | Annotated[AttentionPart, MAPPING], EITHER] = Field(
+        0.0, description="Weight of the loss on attention (TinyBERT, MiniLM)."
+    )
+    relations: Annotated[_Number | Annotated[RelationsPart, MAPPING], EITHER] = Field(
+        0.0, description="Weight of the loss on relations of queries, keys and values (MiniLMv2)."
+    )
+    projection: Literal["shared", "each"] = Field(
+        "shared",
+        description="Where hidden widths differ: one projection for all layers, or one for each of the student.",
+    )
+    task: Annotated[_Number | Annotated[Weighted, MAPPING], EITHER] | None = Field(
+        None, description="Weight of the loss against the labels; default 1 - logits."
+    )
 
     @model_validator(mode="after")
     def _teaches_something(self) -> DistillConfig:
-        if self.logits == 0 and self.hidden == 0:
-            raise ValueError("set logits or hidden above 0; with both at 0 the teacher would not be heard")
+        if not self.parts():
+            raise ValueError(
+                f"set one of {', '.join(_PARTS)}, or several, above 0; with all at 0 the teacher would not be heard"
+            )
         return self
+
+    def parts(self) -> dict[str, Weighted]:
+        """Return the parts that teach at any time, as mappings."""
+        parts = {name: _mapping(getattr(self, name), kind) for name, kind in _PARTS.items()}
+        return {name: part for name, part in parts.items() if part.ever}
 
 
 @register
 class Distill(Method[DistillConfig]):
-    """Trains the student towards the teacher's outputs; leaves nothing behind in the model."""
+    """Trains the student towards what the teacher gives and how it gets there; leaves nothing behind in the model."""
 
     info = MethodInfo(
-        name="distill",
+        name=NAME,
         title="Knowledge distillation",
-        summary="The frozen teacher's softened logits and hidden states join the loss.",
+        summary="The frozen teacher's logits, decisions, hidden states, attention or token relations join the loss.",
         category=Category.DISTILLATION,
         phase=Phase.COMPANION,
-        papers=("https://arxiv.org/abs/1503.02531", "https://arxiv.org/abs/1909.10351"),
+        papers=(
+            "https://arxiv.org/abs/1503.02531",
+            "https://arxiv.org/abs/1909.10351",
+            "https://arxiv.org/abs/2012.15828",
+            "https://arxiv.org/abs/1612.03928",
+            "https://arxiv.org/abs/2012.12877",
+            "https://arxiv.org/abs/2204.00408",
+        ),
         needs=Needs(training=True, teacher=True),
-        examples={"logits": {}, "hidden": {"hidden": 1.0}},
+        examples={
+            "logits": {},
+            "hidden": {"hidden": 1.0},
+            "attention": {"attention": 1.0},
+            "relations": {"relations": 1.0},
+        },
     )
     Config = DistillConfig
 
+    def __init__(self, config: DistillConfig) -> None:
+        self.config = config
+        self._fraction, self._parts = 0.0, config.parts()
+        self._sums: dict[str, tuple[Any, int]] = {}
+        self._captures: list[Capture] = []
+        self._watchers: list[Capture | AttentionMaps] = []
+
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Check that teacher and student can be compared, and return the outputs that will be."""
+        """Check that teacher and student can be compared, and return what will be; see `modules.capture` for hooks."""
         if ctx.teacher is None:
             raise LifecycleError("distill: there is no teacher")
-        _same(model, ctx.teacher, "num_labels", "numbers of labels")
         self._next_token = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         if self._next_token:
-            _same(model, ctx.teacher, "vocab_size", "vocabularies")
-        if self.config.hidden:
-            _same(model, ctx.teacher, "hidden_size", "hidden sizes")
-            if getattr(model.config, "is_encoder_decoder", False):
-                raise LifecycleError("distill.hidden: an encoder-decoder has two rows of hidden states; set it to 0")
-        return ["logits"] * bool(self.config.logits) + ["hidden_states"] * bool(self.config.hidden)
+            require_same(model, ctx.teacher, "vocab_size", "vocabularies", NAME)
+        else:
+            require_same_labels(model, ctx.teacher, NAME)
+        inner = [name for name in self._parts if name in _INSIDE]
+        if inner and getattr(model.config, "is_encoder_decoder", False):
+            raise LifecycleError(f"distill.{inner[0]}: an encoder-decoder has two rows of hidden states; set it to 0")
+        self._check_attention(model, ctx.teacher)
+        self._project(model, ctx)
+        self._watch(model, ctx.teacher)
+        return [_OUTPUTS.get(name, name) for name in self._parts]
+
+    def on_step(self, model: nn.Module, fraction: float) -> None:
+        """Weights follow their schedules."""
+        self._fraction = fraction
 
     @property
     def wants(self) -> frozenset[str]:
-        """Hidden states are asked for only when they are used."""
-        return frozenset({"hidden_states"}) if self.config.hidden else frozenset()
+        """Hidden states and attention are asked for only while they are used."""
+        return frozenset(_WANTS[name] for name, _ in self._active() if name in _WANTS)
 
     @property
     def task_weight(self) -> float:
-        """Weight of the loss against the labels."""
-        return max(0.0, 1.0 - self.config.logits) if self.config.task is None else self.config.task
+        """Weight of the loss against the labels; while nothing is said of it, what the logits leave of 1."""
+        if self.config.task is None:
+            return max(0.0, 1.0 - _mapping(self.config.logits, LogitsPart).at(self._fraction))
+        return _mapping(self.config.task, Weighted).at(self._fraction)
 
-    def extra_loss(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> torch.Tensor | None:
-        """Return the weighted sum of both losses, a mean over the batch, or over its tokens where they have logits."""
-        loss = student["logits"].new_zeros(())
-        if self.config.logits:
-            mask = _counted(batch, student["logits"], self._next_token)
-            soft = soft_cross_entropy(student["logits"], teacher["logits"], self.config.temperature, mask)
-            loss = loss + self.config.logits * soft
-        if self.config.hidden:
-            loss = loss + self.config.hidden * _hidden_loss(batch, student, teacher)
+    def extra_loss(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> Tensor | None:
+        """Return the weighted sum of the parts, each a mean over the batch or over its tokens."""
+        loss = student["logits"].new_zeros((), dtype=torch.float32)
+        seen = Seen(batch, student, teacher)
+        for name, weight in self._active():
+            value: Tensor = getattr(self, f"_{name}")(self._parts[name], seen)
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value.detach(), count + 1)
+            loss = loss + weight * value
         return loss
 
+    def log(self) -> dict[str, float]:
+        """Return the mean of every part, unweighted, since the last call."""
+        means = {name: float(total) / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return means
+
     def finalize(self, model: nn.Module) -> None:
-        """Nothing stays in the model."""
+        """Take off everything that watched or trained beside the models."""
+        detach_companion_(model, NAME)
+        for watcher in self._watchers:
+            watcher.remove()
+        self._watchers, self._captures = [], []
+
+    # ------------------------------------------------------------------ what prepare attaches
+
+    def _check_attention(self, model: nn.Module, teacher: nn.Module) -> None:
+        """Raise LifecycleError for attention or relations that could not be compared."""
+        for name in ("attention", "relations"):
+            part: Any = self._parts.get(name)
+            if part is None or (name == "attention" and part.heads == "mean"):
+                continue
+            ours, theirs = attentions_of(model), attentions_of(teacher)
+            pairs = layer_pairs(part.layers, len(ours), len(theirs), f"distill.{name}.layers")
+            sides = (model, teacher, ours, theirs, pairs)
+            if name == "attention":
+                require_same_heads(*sides, where="distill.attention")
+            else:
+                self._relation_heads = relation_heads(*sides, part.heads, where="distill.relations")
+
+    def _project(self, model: nn.Module, ctx: Context) -> None:
+        """Attach the projections from the student's width to the teacher's, where they differ."""
+        names = [name for name in ("hidden", "cosine") if name in self._parts]
+        ours, theirs = hidden_widths(model), hidden_widths(ctx.teacher)
+        self._model, self._projected = model, bool(names) and ours != theirs
+        if not self._projected:
+            return
+        if max(len(ours), len(theirs)) != 1:
+            raise LifecycleError(f"distill.{names[0]}: hidden states differ in width, {theirs} and {ours}, by stage")
+        depth = depth_of(model)
+        count = 1 if self.config.projection == "shared" or depth is None else depth + 1
+        generator = torch.Generator().manual_seed(ctx.seed)
+        modules = [Projection(ours[0], theirs[0], generator) for _ in range(count)]
+        tables = token_tables(model, ctx.teacher)
+        if tables is not None:
+            for module in modules:  # the hidden states of all layers lie in the space that the tokens come in by
+                module.fit_(*tables)
+        attach_companion_(model, NAME, nn.ModuleList(modules))
+
+    def _watch(self, model: nn.Module, teacher: nn.Module) -> None:
+        """Attach what reads inside the two models: the student while it trains, the teacher always."""
+        if "relations" in self._parts:
+            blocks = [list(dict.fromkeys(attentions_of(m))) for m in (model, teacher)]
+            self._captures = [Capture(model, blocks[0], always=False), Capture(teacher, blocks[1], always=True)]
+            self._watchers += self._captures
+        if "attention" in self._parts:
+            self._watchers += [AttentionMaps(model, always=False), AttentionMaps(teacher, always=True)]
+
+    # ------------------------------------------------------------------ the parts of the loss
+
+    def _active(self) -> Iterator[tuple[str, float]]:
+        """Yield the parts that count now, with their weights."""
+        for name, part in self._parts.items():
+            weight = part.at(self._fraction)
+            # what trains beside the model has to be in every step's graph, or distributed training waits for it
+            if weight > 0 or (name in ("hidden", "cosine") and self._projected):
+                yield name, weight
+
+    def _logits(self, part: LogitsPart, seen: Seen) -> Tensor:
+        mask = seen.counted(next_token=self._next_token)
+        if part.loss == "mse":
+            return logits_mse(*seen.logits(), mask)
+        return soft_cross_entropy(*seen.logits(), self.config.temperature, mask)
+
+    def _hard(self, part: Weighted, seen: Seen) -> Tensor:
+        return hard_cross_entropy(*seen.logits(), seen.counted(next_token=self._next_token))
+
+    def _hidden(self, part: HiddenPart, seen: Seen) -> Tensor:
+        return self._states(part, seen, hidden_mse, "distill.hidden")
+
+    def _cosine(self, part: HiddenPart, seen: Seen) -> Tensor:
+        return self._states(part, seen, hidden_cosine, "distill.cosine")
+
+    def _states(self, part: HiddenPart, seen: Seen, loss: Callable[..., Tensor], where: str) -> Tensor:
+        """Return the mean over pairs of hidden states, the student's through its projection."""
+        ours, theirs = seen.states(where)
+        if part.layers == "nearest":
+            wide = [self._as_wide(i, hidden) for i, hidden in enumerate(ours)]
+            pairs = nearest_pairs(wide[1:], theirs[1:], seen.mask(ours[-1]))
+        else:
+            pairs = layer_pairs(part.layers, len(ours) - 1, len(theirs) - 1, f"{where}.layers")
+        pairs = [(s + 1, t + 1) for s, t in pairs]
+        if part.embeddings and part.layers != "nearest":
+            pairs = [(0, 0), *pairs]
+        projected = {s: self._as_wide(s, ours[s]) for s, _ in pairs}
+        return mean_over(pairs, lambda s, t: loss(s, t, seen.mask(s)), projected, theirs, where)
+
+    def _as_wide(self, index: int, hidden: Tensor) -> Tensor:
+        """Return the student's hidden state number `index` as wide as the teacher's."""
+        if not self._projected:
+            return hidden
+        projections: Any = companion(self._model, NAME)
+        wide: Tensor = projections[min(index, len(projections) - 1)](hidden)
+        return wide
+
+    def _maps(self, part: MapsPart, seen: Seen) -> Tensor:
+        ours, theirs = (states[1:] for states in seen.states("distill.maps"))
+        pairs = layer_pairs(part.layers, len(ours), len(theirs), "distill.maps.layers")
+        losses = [activation_map_mse(ours[s], theirs[t], part.power, seen.mask(ours[s])) for s, t in pairs]
+        return torch.stack(losses).mean()
+
+    def _attention(self, part: AttentionPart, seen: Seen) -> Tensor:
+        ours, theirs = seen.attentions("distill.attention")
+        if part.heads == "mean":
+            ours, theirs = ([a.mean(1, keepdim=True) for a in maps] for maps in (ours, theirs))
+        pairs = layer_pairs(part.layers, len(ours), len(theirs), "distill.attention.layers")
+        loss = _ATTENTION_LOSSES[part.loss]
+        return mean_over(pairs, lambda s, t: loss(s, t, seen.mask(s[:, 0])), ours, theirs, "distill.attention")
+
+    def _relations(self, part: RelationsPart, seen: Seen) -> Tensor:
+        """Return the mean over pairs of layers of the sum over relations (MiniLMv2, eq. 3)."""
+        ours, theirs = (capture.take() for capture in self._captures)
+        losses = []
+        for s, t in layer_pairs(part.layers, len(ours), len(theirs), "distill.relations.layers"):
+            mask = seen.mask(ours[s]["value"])
+            for relation in part.of:
+                left, right = _ENDS[relation]
+                student, teacher = ((layer[left], layer[right]) for layer in (ours[s], theirs[t]))
+                losses.append(relation_kl(student, teacher, self._relation_heads, mask))
+        return torch.stack(losses).mean() * len(part.of)
 
 
-def _counted(batch: Mapping[str, Any], logits: torch.Tensor, next_token: bool) -> torch.Tensor | None:
-    """Return which positions (batch, length) of token logits count; None when all do, or when there is one per example.
-
-    Padding does not, nor does a position whose label is -100; a causal model's position has the next token's label.
-    """
-    if logits.dim() != 3:
-        return None
-    masks = []
-    attention, labels = batch.get("attention_mask"), batch.get("labels")
-    if attention is not None and attention.shape == logits.shape[:2]:
-        masks.append(attention.bool())
-    if labels is not None and labels.shape == logits.shape[:2]:
-        labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED) if next_token else labels
-        masks.append(labels != IGNORED)
-    return torch.stack(masks).all(0) if masks else None
+def _mapping(value: Any, kind: type[Weighted]) -> Any:
+    return value if isinstance(value, Weighted) else kind(weight=value)
 
 
-def _hidden_loss(batch: Mapping[str, Any], student: Any, teacher: Any) -> torch.Tensor:
-    """Return the mean over layers; a shallower student meets every n-th layer of the teacher (uniform map)."""
-    ours, theirs = student["hidden_states"], teacher["hidden_states"]
-    last = len(theirs) - 1
-    chosen = [theirs[round(i * last / (len(ours) - 1))] for i in range(len(ours))]
-    mask = batch.get("attention_mask")
-    return torch.stack([hidden_mse(s, t, mask) for s, t in zip(ours, chosen, strict=True)]).mean()
-
-
-def _same(model: nn.Module, teacher: nn.Module, key: str, what: str) -> None:
-    ours, theirs = getattr(model.config, key, None), getattr(teacher.config, key, None)
-    if ours != theirs:
-        raise LifecycleError(f"distill: teacher and model have different {what}: {theirs} and {ours}")
+_PARTS: dict[str, type[Weighted]] = {
+    "logits": LogitsPart,
+    "hard": Weighted,
+    "hidden": HiddenPart,
+    "cosine": CosinePart,
+    "maps": MapsPart,
+    "attention": AttentionPart,
+    "relations": RelationsPart,
+}
+_WANTS = {"hidden": "hidden_states", "cosine": "hidden_states", "maps": "hidden_states", "attention": "attentions"}
+_INSIDE = (*_WANTS, "relations")  # parts that look inside the models
+_OUTPUTS = {"hidden": "hidden_states"}

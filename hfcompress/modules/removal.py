@@ -129,6 +129,24 @@ class Removal:
         return (counts * found.tokens * (weights + scores_and_values)).round()
 
 
+def refit_without_(
+    model: nn.Module, keep: Mapping[str, Tensor], batches: Sequence[Batch], title: str, ridge: float = 0.01
+) -> None:
+    """Refit every layer of `keep`, in place, to do without the groups of its input columns where its mask is False.
+
+    keep: by path, a mask over groups of columns. Block by block, on inputs from blocks that are fitted already; the
+    columns themselves stay, as zeros. ridge: as in RemovalConfig.
+    """
+    for path, mask in keep.items():
+        module: Any = model.get_submodule(path)
+        cut = ColumnCut(matrix(module), len(mask), width_in(module) // len(mask), "weights", ridge)
+        attach_cut(model, path, cut)
+        cut.keep.copy_(mask)
+    _fit(model, set(keep), batches, title)
+    for path in keep:
+        bake_cut_(model, path)
+
+
 def _fit(model: nn.Module, paths: Collection[str], batches: Sequence[Batch], title: str) -> None:
     """Fit the layers `paths`, block by block, on inputs from fitted blocks."""
     found = {path: (cut, bias) for path, cut, bias in cuts(model) if path in paths and cut.tune != "none"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from ..ops.hashing import Combine
 from ..ops.quantization import Grid
 from .hashed import HashedEmbedding
 from .packed import FORMS, Form, PackedLinear
+from .separable import SeparableConv2d
 from .storage import Packed
 
 Spec = Mapping[str, Any]
@@ -41,6 +43,7 @@ _FREE = (
     "padding_idx",
     "buckets",
     "combine",
+    "multiplier",
 )  # flags a checkpoint may change; the others are what the config says
 _DEFAULTS = {field.name: field.default for field in fields(Grid)}
 _BOOK = {field.name: field.default for field in fields(Codebook)}
@@ -83,6 +86,14 @@ KINDS["hashed_embedding"] = Kind(
     ("padding_idx", "buckets", "combine"),
     (nn.Embedding, HashedEmbedding),
     lambda spec, dtype: HashedEmbedding(**{k: v for k, v in spec.items() if k != "kind"}, dtype=dtype),
+)
+KINDS["separable_conv2d"] = Kind(
+    "separable_conv2d",
+    SeparableConv2d,
+    ("in_channels", "out_channels"),
+    ("kernel_size", "stride", "padding", "dilation", "multiplier", "bias"),
+    (nn.Conv2d,),
+    lambda spec, dtype: SeparableConv2d(**{k: _tuple(v) for k, v in spec.items() if k != "kind"}).to(dtype),
 )
 KINDS["layer_norm"] = Kind(
     "layer_norm", nn.LayerNorm, ("normalized_shape",), ("eps", "bias"), (nn.LayerNorm,), _layer_norm
@@ -135,6 +146,10 @@ def _check_flags(kind: Kind, spec: Spec, old: nn.Module, where: str) -> None:
         raise CheckpointError(f"{where}: padding_idx={padding!r} is not a row of the table")
     if "buckets" in kind.flags:
         _check_hashed(spec, where)
+    if "multiplier" in spec:
+        most, multiplier = math.prod(old.kernel_size), spec["multiplier"]  # type: ignore[arg-type]
+        if old.groups != 1 or type(multiplier) is not int or not 1 <= multiplier <= most:
+            raise CheckpointError(f"{where}: multiplier={multiplier!r} is not between 1 and {most}, for one group")
     for name in kind.flags:
         if name not in _FREE and spec[name] != _flag(old, name):
             raise CheckpointError(f"{where}: {name}={spec[name]!r} is not the config's {_flag(old, name)!r}")
@@ -151,7 +166,7 @@ def _numel(spec: Spec, old: nn.Module, where: str) -> int:
     sizes = [value for name, value in spec.items() if name in ("in_features", "out_features", "nf", "nx")]
     sizes += [value for name, value in spec.items() if name in ("num_embeddings", "embedding_dim")]
     if "in_channels" in spec:
-        groups, (height, width) = spec["groups"], spec["kernel_size"]
+        groups, (height, width) = spec.get("groups", 1), spec["kernel_size"]
         inner = spec["in_channels"] // groups
         if spec["in_channels"] % groups or spec["out_channels"] % groups or inner > old.in_channels // old.groups:  # type: ignore[operator]
             raise CheckpointError(f"{where}: {groups} groups do not fit {spec['in_channels']} channels")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..core.layer_map import Pairs
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
@@ -23,21 +27,57 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, mas
     return divergence / max(1, len(student)) * temperature**2
 
 
+def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the squared error of logits, a mean over classes and the rows that count (Ba & Caruana 2014, eq. 1).
+
+    Shapes as in `soft_cross_entropy`.
+    """
+    return _mean((student.float() - teacher.float()).square().mean(-1), mask)
+
+
+def hard_cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy against the teacher's own decisions (DeiT, Touvron 2021, eq. 3).
+
+    Shapes as in `soft_cross_entropy`.
+    """
+    losses = F.cross_entropy(student.float().movedim(-1, 1), teacher.argmax(-1), reduction="none")
+    return _mean(losses, mask)
+
+
+def hidden_cosine(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return 1 - cosine of hidden states, a mean over real tokens (DistilBERT, Sanh 2019).
+
+    Shapes as in `hidden_mse`.
+    """
+    return _mean(1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1), mask)
+
+
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean squared error of hidden states over real tokens (TinyBERT, Jiao 2020, eq. 8, equal widths).
+    """Return the mean squared error of hidden states over real tokens (TinyBERT, Jiao 2020, eq. 8).
 
     student, teacher: (batch, length, width); mask: (batch, length), 1 for real tokens, None when all are.
     """
-    error = (student.float() - teacher.float()).pow(2).mean(-1)
-    if mask is None:
-        return error.mean()
-    mask = mask.to(error.dtype)
-    return (error * mask).sum() / mask.sum().clamp(min=1)
+    return _mean((student.float() - teacher.float()).pow(2).mean(-1), mask)
+
+
+@torch.no_grad()
+def nearest_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None) -> Pairs:
+    """Return (s, t) for every layer s of the student, t the teacher's of the smallest `hidden_mse` (CoFi, Xia 2022)."""
+    errors = torch.stack([torch.stack([hidden_mse(s, t, mask) for t in teacher]) for s in student])
+    return list(enumerate(errors.argmin(1).tolist()))
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """Return `hard` in the forward pass while the gradient flows to `soft` unchanged (Bengio 2013)."""
     return _StraightThrough.apply(hard, soft)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean over everything, or over where the mask is 1; zero where it nowhere is."""
+    if mask is None:
+        return values.mean()
+    mask = mask.to(values.dtype)
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -17,6 +17,8 @@ from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..core.position_tables import longest_input
 from ..core.registry import create
+from ..core.student import StudentConfig
+from ..modules.student import derive_student_
 from .schema import Recipe, Stage
 
 _DEFAULT_EPOCHS, _DEFAULT_BATCH = 3.0, 8
@@ -42,6 +44,15 @@ class PlannedStage(StrictModel):
     )
 
 
+class PlannedStudent(StrictModel):
+    """What the stages act on, where that is not the model itself."""
+
+    origin: list[str] = Field(description="Where each part of its weights comes from, in words.")
+    parameters: int
+    weight_bytes: int
+    stock: bool = Field(description="Whether its config alone describes it, so that it loads without this package.")
+
+
 class Plan(StrictModel):
     """What a run would do."""
 
@@ -53,6 +64,7 @@ class Plan(StrictModel):
     parameters: int
     weight_bytes: int
     max_length: int = Field(0, description="Longest text in tokens that the compressed model takes; 0: no limit.")
+    student: PlannedStudent | None = Field(None, description="None: the stages act on the model itself.")
     stages: list[PlannedStage]
     recipe_hash: str
 
@@ -67,6 +79,8 @@ def make_plan(
     unlabelled_examples: int = 0,
     processor: Any = None,
     corpus: Corpus | None = None,
+    student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
 ) -> Plan:
     """Walk through the stages on a copy of `model`, at full strength and without training.
 
@@ -74,14 +88,17 @@ def make_plan(
     rounding per layer. Of a large model (see `is_large`) only the shapes are copied: what a method decides by the
     values of weights is then not known, nor what follows it. Raises what the run would: RecipeError, TargetError,
     FamilyError, LifecycleError.
+
+    student: the checkpoint the recipe names as such. teacher: the one it names, of which shapes are enough.
     """
-    large = is_large(model)
-    scratch = (meta_copy(model) if large else copy.deepcopy(model)).eval()
-    surroundings = {"teacher": model, "processor": copy.deepcopy(processor), "corpus": corpus}
+    source = student or model
+    large = is_large(source)
+    scratch = (meta_copy(source) if large else copy.deepcopy(source)).eval()
+    planned_student = _plan_student(recipe, scratch)
+    surroundings = {"teacher": teacher or model, "processor": copy.deepcopy(processor), "corpus": corpus}
     stages = _plan_stages(recipe, scratch, surroundings, (train_examples, unlabelled_examples), by_shape=large)
-    source = recipe.model if isinstance(recipe.model, str) else f"{recipe.model['model_type']} from scratch"
     return Plan(
-        model=source,
+        model=recipe.model if isinstance(recipe.model, str) else f"{recipe.model['model_type']} from scratch",
         task=recipe.task,
         train_examples=train_examples,
         evaluate_examples=evaluate_examples,
@@ -89,8 +106,22 @@ def make_plan(
         parameters=count(model),
         weight_bytes=weight_bytes(model),
         max_length=longest_input(scratch.config),
+        student=planned_student,
         stages=stages,
         recipe_hash=recipe_hash,
+    )
+
+
+def _plan_student(recipe: Recipe, scratch: nn.Module) -> PlannedStudent | None:
+    """Make `scratch` the student, in place, where the recipe wants one."""
+    if recipe.student is None:
+        return None
+    origin = [f"a checkpoint of its own, {recipe.student}"]
+    if isinstance(recipe.student, StudentConfig):
+        origin = derive_student_(scratch, recipe.student, seed=recipe.seed)
+    structure = attach_structure_(scratch)
+    return PlannedStudent(
+        origin=origin, parameters=count(scratch), weight_bytes=weight_bytes(scratch), stock=not structure
     )
 
 

@@ -10,9 +10,10 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .. import methods as _builtin  # noqa: F401 - importing it fills the registry that `create` reads
-from ..core.config import StrictModel
+from ..core.config import EITHER, MAPPING, PLAIN, StrictModel
 from ..core.errors import RecipeError, nearest
 from ..core.registry import create
+from ..core.student import StudentConfig
 from .training import check_train
 
 Engine = Literal["pytorch", "onnxruntime", "onnxruntime-int8", "onnxruntime-static-int8", "openvino", "openvino-int8"]
@@ -256,6 +257,11 @@ class Recipe(StrictModel):
     teacher: str | None = Field(
         None, description="Hub id or folder of the model distilled from; by default the baseline."
     )
+    student: Annotated[Annotated[str, PLAIN] | Annotated[StudentConfig, MAPPING], EITHER] | None = Field(
+        None,
+        description="What the stages act on, if not the model itself, which is then baseline and teacher: Hub id or "
+        "folder of a smaller one, or the sizes of one to derive from it.",
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
     stages: list[Stage] = Field(min_length=1, description="The passes of compression, in order.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="How quality is measured.")
@@ -277,6 +283,8 @@ class Recipe(StrictModel):
     @model_validator(mode="after")
     def _check_contents(self) -> Recipe:
         problems = [] if self.finetune is None else check_train(self.finetune.train, "finetune.train")
+        if self.student is not None and all(stage.train is None for stage in self.stages):
+            problems.append("student: it has to learn: add a stage with `train:`.")
         for index, stage in enumerate(self.stages):
             problems += _check_methods(stage, f"stages.{index}.methods")
             problems += check_train(stage.train or {}, f"stages.{index}.train")

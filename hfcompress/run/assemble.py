@@ -53,7 +53,9 @@ def assemble(
 
 def _methods(records: list[StageRecord]) -> list[Method]:
     table = list_methods()
-    infos = [table[name].info for name in dict.fromkeys(n for record in records for n in record.methods)]
+    infos = [
+        table[name].info for name in dict.fromkeys(n for record in records for n in record.methods) if name in table
+    ]
     return [Method(name=i.name, title=i.title, category=str(i.category), papers=list(i.papers)) for i in infos]
 
 

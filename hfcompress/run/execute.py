@@ -11,15 +11,18 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint import load_model, release_, save_checkpoint
+from ..checkpoint.memory import weight_bytes
 from ..checkpoint.structure import read_structure
 from ..core.files import write_text
 from ..core.machine import Stopwatch
 from ..core.method import Method, Phase
 from ..measure.result import Result, StageRecord
+from ..modules.student import derive_student_
 from ..modules.tokens import follow_tokenizer_
 from ..publish.card import write_card
 from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
+from ..recipe.plan import count
 from ..recipe.schema import Recipe
 from ..train.allocator import keep_freed_memory
 from ..train.compress import run_oneshot
@@ -27,12 +30,12 @@ from ..train.data import calibration_batches
 from ..train.stages import StageMethods, stage_methods
 from .assemble import assemble
 from .folder import RunFolder, open_folder
-from .measuring import measure
+from .measuring import base_name, measure
 from .reporter import Reporter
 from .setup import Setup, open_recipe
 from .training import clean, train
 
-_RECORD = "record.json"
+_RECORD, _STUDENT = "record.json", "student"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,10 @@ def run_recipe(
     folder.write_plan(setup.plan)
     control = _wants_control(setup.recipe)
     baseline = _baseline(state)
-    compressed, records, state_after = _stages(state, baseline, keep=control)
+    teacher = _teacher(state, baseline)
+    student, made = _student(state, baseline, keep=control)
+    compressed, records, state_after = _stages(state, student, teacher)
+    records = [*made, *records]
     save_checkpoint(compressed, folder.model, state_after.setup.processor)
     structure = read_structure(compressed)
     release_(compressed)  # what is measured is what lies on disk
@@ -95,13 +101,48 @@ def _train_plain(run: Run, model: nn.Module, target: Path) -> nn.Module:
     return _trained(run, model, arguments, methods=None, teacher=None, target=target, title="fine-tuning").eval()
 
 
-def _stages(run: Run, baseline: nn.Module, *, keep: bool) -> tuple[nn.Module, list[StageRecord], Run]:
-    """Run every stage in turn, or take over what an earlier run left of it; the run's data follow the tokenizer.
+def _student(run: Run, baseline: nn.Module, *, keep: bool) -> tuple[nn.Module, list[StageRecord]]:
+    """Return what the stages act on: a checkpoint of its own, or the baseline, made smaller if the recipe says so.
+
+    With it, where it is not the baseline as it is, comes the record of how it was made.
 
     The baseline itself is compressed, in place, unless it is to be kept: a large model has no room for a copy.
     """
-    teacher = _teacher(run, baseline)
-    model, records = copy.deepcopy(baseline) if keep else baseline, []
+    setup, config = run.setup, run.setup.recipe.student
+    if isinstance(config, str):
+        if not keep:
+            release_(baseline)
+        student: Any = setup.student
+        return student, [_student_record(student, {"checkpoint": base_name(config)}, 0.0)]
+    model = copy.deepcopy(baseline) if keep else baseline
+    if config is None:
+        return model, []
+
+    def execute() -> nn.Module:
+        watch, batches = Stopwatch(), None
+        if config.measures:
+            size = setup.recipe.evaluate.batch_size
+            found = calibration_batches(setup.train, setup.collator, config.examples, size, setup.recipe.seed)
+            batches = list(found)
+        for line in derive_student_(model, config, batches, setup.recipe.seed):
+            run.reporter.say(line)
+        record = _student_record(model, config.model_dump(mode="json"), round(watch.seconds, 1))
+        write_text(run.folder.student / _RECORD, record.model_dump_json(indent=2) + "\n")
+        save_checkpoint(model, run.folder.student / "model", setup.processor)
+        return model
+
+    model = _kept(run, run.folder.student / "model", "Deriving the student", execute, instead=model)
+    return model, [StageRecord.model_validate_json((run.folder.student / _RECORD).read_text(encoding="utf-8"))]
+
+
+def _student_record(model: nn.Module, settings: dict[str, Any], seconds: float) -> StageRecord:
+    report = {"parameters": float(count(model)), "weight_bytes": float(weight_bytes(model))}
+    return StageRecord(name=_STUDENT, methods={_STUDENT: settings}, report={_STUDENT: report}, seconds=seconds)
+
+
+def _stages(run: Run, model: nn.Module, teacher: nn.Module | None) -> tuple[nn.Module, list[StageRecord], Run]:
+    """Run every stage in turn, or take over what an earlier run left of it; the run's data follow the tokenizer."""
+    records: list[StageRecord] = []
     for index, stage in enumerate(run.setup.recipe.stages):
         methods = stage_methods(stage, f"stages.{index}")
         folder = run.folder.stage(index)

@@ -34,6 +34,11 @@ class RunFolder:
         return self.path / "baseline"
 
     @property
+    def student(self) -> Path:
+        """The folder of the student as it was before any stage, if the recipe names one."""
+        return self.path / "stages" / "student"
+
+    @property
     def control(self) -> Path:
         """The uncompressed model after the same training."""
         return self.path / "control"

@@ -12,7 +12,8 @@ from transformers import AutoConfig, set_seed
 
 from ..checkpoint import load_model
 from ..checkpoint.load import dtype_of
-from ..core.errors import CheckpointError
+from ..checkpoint.memory import meta_copy
+from ..core.errors import CheckpointError, RecipeError
 from ..core.method import Corpus, Method
 from ..export.runtime import require_engine
 from ..measure.require import parse_requirement
@@ -23,6 +24,7 @@ from ..recipe.schema import Recipe
 from ..train.data import Splits, corpus_of, load_data
 from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
+from ..train.teacher import processor_difference
 from .shapes import shapes_of
 
 
@@ -41,6 +43,7 @@ class Setup:
     model: nn.Module  # as the recipe names it, before any fine-tuning
     plan: Plan
     shapes: list[Shape]  # to time inference at
+    student: nn.Module | None = None  # the checkpoint the recipe names as such
 
     @property
     def recipe(self) -> Recipe:
@@ -84,9 +87,12 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
     model, processor = _open_model(recipe, task, splits)
     train, mixed, evaluate = _encode(task, splits, processor, recipe)
     task.check_encoded(model.config, mixed, evaluate)
+    student, teacher = _open_student(recipe, task, model, processor), _look_at_teacher(recipe, task, model, processor)
     plan = make_plan(
         recipe,
         model,
+        student=student,
+        teacher=teacher,
         recipe_hash=loaded.hash,
         train_examples=len(train),
         evaluate_examples=len(evaluate),
@@ -105,6 +111,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         collator=task.collator(processor, recipe.data, recipe.seed),
         model=model,
         plan=plan,
+        student=student,
         shapes=shapes_of(recipe, task, processor, plan.max_length),
     )
 
@@ -137,6 +144,40 @@ def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, 
         task.check_labels(model.config, splits.label_names, splits.label_count)
     source = recipe.processor or recipe.model
     return model, task.load_processor(source, model.config, recipe.data, recipe.revision)
+
+
+def _open_student(recipe: Recipe, task: Task, model: Any, processor: Any) -> nn.Module | None:
+    """Return the checkpoint named as student, its head new where it has none for these labels; None without one."""
+    if not isinstance(recipe.student, str):
+        return None
+    labels = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
+    head = {**task.head_config(labels), "ignore_mismatched_sizes": True}
+    set_seed(recipe.seed)
+    student = load_model(recipe.student, task.auto_class, new_head=True, dtype=recipe.dtype, **head)
+    _require_same_processor(recipe, task, recipe.student, student.config, processor, "student")
+    return student
+
+
+def _look_at_teacher(recipe: Recipe, task: Task, model: Any, processor: Any) -> nn.Module | None:
+    """Return the shapes of the teacher the recipe names, once it is known to read and answer as the model does."""
+    if recipe.teacher is None:
+        return None
+    teacher = load_model(recipe.teacher, task.auto_class, dtype=recipe.dtype)
+    _require_same_processor(recipe, task, recipe.teacher, teacher.config, processor, "teacher")
+    return meta_copy(teacher)
+
+
+def _require_same_processor(recipe: Recipe, task: Task, source: str, config: Any, processor: Any, whose: str) -> None:
+    """Raise RecipeError that shows how the checkpoint `source` reads its inputs in another way, if it says how."""
+    try:
+        own = task.load_processor(source, config, recipe.data)
+    except RecipeError:
+        return
+    if difference := processor_difference(own, processor):
+        raise RecipeError(
+            f"{whose}: {source} was made for other inputs than the model: {difference}. Choose one of the same "
+            "tokenizer or image processor."
+        )
 
 
 def _from_scratch(recipe: Recipe, given: dict[str, Any], task: Task, head: dict[str, Any]) -> tuple[nn.Module, Any]:

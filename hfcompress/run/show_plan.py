@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group
 from rich.table import Table
 
-from ..recipe.plan import Plan, PlannedMethod, PlannedStage
+from ..recipe.plan import Plan, PlannedMethod, PlannedStage, PlannedStudent
 
 
 def plan_table(plan: Plan) -> Group:
@@ -16,6 +16,13 @@ def plan_table(plan: Plan) -> Group:
     for name in ("parameters", "bytes"):
         table.add_column(name, justify="right")
     table.add_row("as it is", "", "", f"{plan.parameters:,}", _mb(plan.weight_bytes))
+    if plan.student is not None:
+        origin = [
+            *plan.student.origin,
+            "loads with transformers alone" if plan.student.stock else "loads with hfcompress",
+        ]
+        left = _left(plan.student, plan.weight_bytes)
+        table.add_row("student", "", "\n".join(origin), *left)
     for stage in plan.stages:
         methods = "\n".join(_method(m) for m in stage.methods)
         steps = "one-shot" if stage.steps is None else f"{stage.steps:,}"
@@ -27,7 +34,7 @@ def plan_table(plan: Plan) -> Group:
     return Group(table, "", data, "Nothing was trained; which parts go is learned, how many is as shown." + note)
 
 
-def _left(stage: PlannedStage, before: int) -> tuple[str, str]:
+def _left(stage: PlannedStage | PlannedStudent, before: int) -> tuple[str, str]:
     if stage.parameters is None or stage.weight_bytes is None:
         return "decided by the run", ""
     return f"{stage.parameters:,}", f"{_mb(stage.weight_bytes)}\n{before / stage.weight_bytes:.2f}× smaller"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from ..core.errors import LifecycleError
 
 
 class Teacher:
@@ -27,6 +32,70 @@ class Teacher:
     def watched(self) -> bool:
         """Whether something listens to what goes on inside the teacher while it runs."""
         return any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
+
+
+_SHOWN = 4
+
+
+def require_same_processor(source: str | Path, ours: Any) -> None:
+    """Raise LifecycleError that shows how the teacher in `source` reads its inputs in another way, if it says how."""
+    loader = AutoTokenizer if hasattr(ours, "get_vocab") else AutoImageProcessor
+    if ours is None:
+        return
+    try:
+        theirs = loader.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError):
+        return  # a teacher without one is taken to read what the model reads
+    if difference := processor_difference(theirs, ours):
+        raise LifecycleError(f"the teacher {source} was made for other inputs than the model: {difference}")
+
+
+def processor_difference(theirs: Any, ours: Any) -> str:
+    """Return in words how two tokenizers or image processors read their input differently; "" when they do not."""
+    if hasattr(theirs, "get_vocab") and hasattr(ours, "get_vocab"):
+        return _token_difference(theirs.get_vocab(), ours.get_vocab()) or _reading_difference(theirs, ours)
+    if hasattr(theirs, "image_mean") and hasattr(ours, "image_mean"):
+        return _field_difference(theirs.to_dict(), ours.to_dict())
+    kinds = [type(p).__name__ for p in (theirs, ours)]
+    return "" if kinds[0] == kinds[1] else f"a {kinds[0]} and a {kinds[1]}"
+
+
+def _token_difference(theirs: Mapping[str, int], ours: Mapping[str, int]) -> str:
+    if theirs == ours:
+        return ""
+    lines = [f"{len(theirs):,} and {len(ours):,} tokens"] if len(theirs) != len(ours) else []
+    for only, what in ((theirs.keys() - ours.keys(), "it alone has"), (ours.keys() - theirs.keys(), "it lacks")):
+        if only:
+            lines.append(f"{what} {', '.join(map(repr, sorted(only)[:_SHOWN]))}{' …' if len(only) > _SHOWN else ''}")
+    moved = sorted(token for token in theirs.keys() & ours.keys() if theirs[token] != ours[token])
+    if moved:
+        token = moved[0]
+        lines.append(f"{len(moved):,} tokens have other ids, such as {token!r}: {theirs[token]} and {ours[token]}")
+    return "; ".join(lines)
+
+
+def _reading_difference(theirs: Any, ours: Any) -> str:
+    """Return which text two tokenizers with the same tokens read differently."""
+    for text in _PROBES:
+        ids = [tokenizer(text)["input_ids"] for tokenizer in (theirs, ours)]
+        if ids[0] != ids[1]:
+            return f"{text!r} is {ids[0]} and {ids[1]}"
+    return ""
+
+
+_PROBES = ("A Café, 12.5% BIGGER!", " two  spaces\nand a line", "東京 isn't e-mail")
+
+
+def _field_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Return the fields of other values; those that name a class, or that one side lacks, do not count."""
+    theirs, ours = (json.loads(json.dumps(values, default=str)) for values in (theirs, ours))  # tuples are lists
+    shared = [k for k in theirs if k in ours and not k.endswith(("_type", "_class")) and not k.startswith("_")]
+    return "; ".join(f"{k}: {_short(theirs[k])} and {_short(ours[k])}" for k in shared if theirs[k] != ours[k])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def output_flags(wants: frozenset[str]) -> dict[str, bool]:

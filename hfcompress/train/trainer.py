@@ -24,7 +24,7 @@ from .compress import run_oneshot
 from .data import corpus_of
 from .stages import RecipeLike, StageMethods, stages_of
 from .tasks import auto_class_for
-from .teacher import Teacher, output_flags
+from .teacher import Teacher, output_flags, require_same_processor
 
 
 class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
@@ -80,6 +80,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
     def _make_teacher(self) -> Teacher:
         source = self._teacher_source
         if isinstance(source, str | Path):
+            require_same_processor(source, self.processing_class)  # type: ignore[attr-defined]
             return Teacher(load_teacher(source, self.model), self.args.device)
         if source is None or source is self.model:  # a student that is its own teacher would be frozen
             source = copy.deepcopy(self.model)
@@ -139,6 +140,12 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         loss = _counted(loss, batch, outputs)
         loss = self.lifecycle.loss(loss, batch, outputs, self.taught(batch, numbers, wants))
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, the losses of training with what the methods add to them."""
+        if "loss" in logs and self.lifecycle.state is State.PREPARED:
+            logs = {**logs, **self.lifecycle.log()}
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimizer, with the parameters of methods moved to groups of their own."""

@@ -1,0 +1,72 @@
+"""What one training step shows of student and teacher, in the shape losses take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.errors import LifecycleError
+from ..core.layer_map import Pairs
+from ..ops.reductions import IGNORED
+
+
+class Seen:
+    """The batch and both models' outputs."""
+
+    def __init__(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> None:
+        self.batch, self.student, self.teacher = batch, student, teacher
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """Return both models' logits."""
+        return self.student["logits"], self.teacher["logits"]
+
+    def states(self, where: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Return both models' hidden states; LifecycleError when one returns none."""
+        return self._every("hidden_states", where), self._every("hidden_states", where, "teacher")
+
+    def attentions(self, where: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Return both models' attention (batch, heads, length, length) by layer; LifecycleError when one gives none."""
+        return self._every("attentions", where), self._every("attentions", where, "teacher")
+
+    def _every(self, key: str, where: str, whose: str = "student") -> list[Tensor]:
+        found = getattr(self, whose).get(key)
+        if not found or any(layer is None for layer in found):
+            raise LifecycleError(
+                f"{where}: the {whose} returns no {key.replace('_', ' ')}, so there is nothing to compare; set it to 0"
+            )
+        return list(found)
+
+    def mask(self, hidden: Tensor) -> Tensor | None:
+        """Return 1 for real tokens (batch, length) of (batch, length, …); None where nothing is padded."""
+        mask: Tensor | None = self.batch.get("attention_mask")
+        return mask if mask is not None and mask.shape == hidden.shape[:2] else None
+
+    def counted(self, *, next_token: bool) -> Tensor | None:
+        """Return which positions (batch, length) of token logits count; None when all do, or with one per example.
+
+        Padding does not, nor does a position whose label is -100; a causal model's position has the next token's label.
+        """
+        shape = self.student["logits"].shape
+        if len(shape) != 3:
+            return None
+        masks = []
+        attention, labels = self.batch.get("attention_mask"), self.batch.get("labels")
+        if attention is not None and attention.shape == shape[:2]:
+            masks.append(attention.bool())
+        if labels is not None and labels.shape == shape[:2]:
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED) if next_token else labels
+            masks.append(labels != IGNORED)
+        return torch.stack(masks).all(0) if masks else None
+
+
+def mean_over(pairs: Pairs, loss: Callable[[Tensor, Tensor], Tensor], ours: Any, theirs: Any, where: str) -> Tensor:
+    """Return the mean of `loss` over pairs of layers; LifecycleError for two that have not the same shape."""
+    for s, t in pairs:
+        if ours[s].shape != theirs[t].shape:
+            shapes = f"{tuple(theirs[t].shape)} and {tuple(ours[s].shape)}"
+            raise LifecycleError(f"{where}: what teacher and student give has different shapes, {shapes}")
+    return torch.stack([loss(ours[s], theirs[t]) for s, t in pairs]).mean()
