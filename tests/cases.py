@@ -197,7 +197,28 @@ def count_mixed(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_split(base: nn.Module, model: nn.Module) -> Report:
+    """Count factors in the state dict against the weights of linear layers in numbered blocks of the base model."""
+    state = model.state_dict()
+    layers = {p: m for p, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D) and re.search(r"\.\d+\.", p)}
+    ranks = {p: state[f"{p}.down.weight"].shape[0] for p in layers if f"{p}.down.weight" in state}
+    assert ranks.keys() == {name.removesuffix(".down.weight") for name in state if name.endswith(".down.weight")}
+    before = sum(m.weight.numel() for m in layers.values())
+    left = sum(state[f"{p}.weight"].numel() for p in layers)  # a split layer's own is empty
+    left += sum(state[f"{p}.{part}.weight"].numel() for p in ranks for part in ("down", "up"))
+    assert left <= 0.6 * before
+    return {
+        "layers": len(ranks),
+        "layers_left_whole": len(layers) - len(ranks),
+        "weights_before": before,
+        "weights_after": left,
+        "rank_min": min(ranks.values()),
+        "rank_max": max(ranks.values()),
+    }
+
+
 CASES: dict[str, MethodCase] = {
+    **dict.fromkeys(("svd", "weighted_svd", "activation_svd"), MethodCase({"keep": 0.6, "round_to": 2}, count_split)),
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "mixed_bits": MethodCase({"average_bits": 5, "choices": [2, 4, 8], "clip": "max"}, count_mixed),
     "movement": MethodCase({"heads": 0.5, "ffn": 0.5, "score_learning_rate": 0.1, "round_to": 4}, count_structure),

@@ -1,6 +1,7 @@
 """One file per method; importing this package fills the registry."""
 
 from . import (
+    activation_svd,
     bitsandbytes,
     distill,
     ffn,
@@ -16,12 +17,15 @@ from . import (
     quantize_weights,
     smooth_quant,
     sparsegpt,
+    svd,
     vocabulary,
     wanda,
+    weighted_svd,
     width,
 )
 
 __all__ = [
+    "activation_svd",
     "bitsandbytes",
     "distill",
     "ffn",
@@ -37,7 +41,9 @@ __all__ = [
     "quantize_weights",
     "smooth_quant",
     "sparsegpt",
+    "svd",
     "vocabulary",
     "wanda",
+    "weighted_svd",
     "width",
 ]
