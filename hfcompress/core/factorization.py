@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
+from .config import StrictModel
 from .method import CALIBRATION_EXAMPLES
 from .sparsity import Targets
 
@@ -26,6 +29,11 @@ class RankConfig(Targets):
         description="Share of all these layers' weights that is left, spent where it lowers the error most; layers "
         "that are better left whole stay so. Instead of rank or energy.",
     )
+    compare: Literal["relative", "absolute"] = Field(
+        "relative",
+        description="For keep: how errors of different layers compare. relative: as shares of what each layer has in "
+        "all; absolute: as they are.",
+    )
     round_to: int = Field(8, ge=1, description="For energy and keep: ranks are multiples of this; kernels like it.")
 
     @model_validator(mode="after")
@@ -41,3 +49,13 @@ class CalibratedRankConfig(RankConfig):
     examples: int = Field(
         CALIBRATION_EXAMPLES, ge=1, description="Calibration examples to read, where the caller provides that many."
     )
+
+
+class KernelConfig(StrictModel):
+    """Settings shared by the methods that split the kernels of convolutions."""
+
+    keep: float = Field(0.5, gt=0, lt=1, description="Share of each kernel's weights that may be left.")
+    targets: list[str] | None = Field(
+        None, description="Module paths, re:<regex>, or class names (Conv2d); default: every convolution."
+    )
+    ignore: list[str] = Field(default_factory=list, description="Modules to leave alone, in the same notation.")

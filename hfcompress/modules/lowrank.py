@@ -1,4 +1,4 @@
-"""Splitting layers of a model into two factors: which layers, at what rank, and showing the result before it is made."""
+"""Splitting layers of a model into factors: which layers, at what rank, and showing the result before it is made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
-from ..core.factorization import RankConfig
+from ..core.factorization import KernelConfig, RankConfig
 from ..core.targets import select
 from ..ops.lowrank import Decomposition, allocate_ranks, largest_saving_rank, rank_of_energy
 from .chains import LINEAR, block_layers, layers_of
@@ -78,10 +78,11 @@ class Split:
         """
         config = self.config
         if config.keep is not None:
+            errors = [squares[path] for path in self.shapes]
+            if config.compare == "relative":
+                errors = [e / e.sum().clamp(min=torch.finfo(e.dtype).tiny) for e in errors]
             try:
-                ranks = allocate_ranks(
-                    [squares[p] for p in self.shapes], list(self.shapes.values()), config.keep, config.round_to
-                )
+                ranks = allocate_ranks(errors, list(self.shapes.values()), config.keep, config.round_to)
             except TargetError as error:
                 raise TargetError(f"{self.name}.keep: {error}") from error
             self.ranks = dict(zip(self.shapes, ranks, strict=True))
@@ -161,3 +162,33 @@ def _refuse_rank(rank: int, shapes: Mapping[str, Shape], name: str) -> None:
                 f"{name}.rank: {rank} saves nothing at {path} ({shape[0]} x {shape[1]}), where a rank of at most "
                 f"{largest_saving_rank(*shape)} does; lower it, or add the layer to `ignore`"
             )
+
+
+def choose_kernels(model: nn.Module, config: KernelConfig, name: str) -> list[str]:
+    """Return the convolutions that `config` names, by default all.
+
+    Raises TargetError where there are none, and for one whose channels are in groups: what a group reads is narrow
+    already, and factors over all channels would undo the grouping.
+    """
+    layers = layers_of(model, (nn.Conv2d,))
+    if not layers:
+        raise TargetError(f"{name}: a {type(model).__name__} has no convolution (nn.Conv2d)")
+    chosen = select(layers, config.targets, config.ignore, f"{name}.targets")
+    for path, module in chosen:
+        refuse_unsplittable(model, path, (nn.Conv2d,), name)
+        if module.groups != 1:
+            raise TargetError(
+                f"{name}: {path}: its {module.in_channels} channels are in {module.groups} groups, and factors over "
+                "all channels would be larger; add it to `ignore`"
+            )
+        if module.padding_mode != "zeros":
+            raise TargetError(f"{name}: {path}: its padding is {module.padding_mode!r}, not zeros; add it to `ignore`")
+    return [path for path, _ in chosen]
+
+
+def kernel_report(model: nn.Module, paths: Sequence[str], before: int) -> dict[str, float]:
+    """Return how many convolutions were split, and their weights before and after."""
+    parameters = [
+        p for path in paths for n, p in model.get_submodule(path).named_parameters() if not n.endswith("bias")
+    ]
+    return {"layers": len(paths), "weights_before": before, "weights_after": sum(p.numel() for p in parameters)}

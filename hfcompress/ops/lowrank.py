@@ -57,7 +57,7 @@ def decompose(weight: Tensor, *, rows: Tensor | None = None, root: Tensor | None
 
 
 def gram_root(gram: Tensor) -> Tensor:
-    """Return S (columns, columns) with S S^T = `gram`, by its eigenvalues: it may have none but zeros in a direction."""
+    """Return S (columns, columns) with S S^T = `gram`, by its eigenvalues: some of them may be zero."""
     values, vectors = torch.linalg.eigh(gram.double())
     return vectors * values.clamp(min=0).sqrt()
 
