@@ -29,10 +29,10 @@ class RankConfig(Targets):
         description="Share of all these layers' weights that is left, spent where it lowers the error most; layers "
         "that are better left whole stay so. Instead of rank or energy.",
     )
-    compare: Literal["relative", "absolute"] = Field(
-        "relative",
-        description="For keep: how errors of different layers compare. relative: as shares of what each layer has in "
-        "all; absolute: as they are.",
+    compare: Literal["absolute", "relative"] = Field(
+        "absolute",
+        description="For keep: how errors of different layers compare. absolute: as they are; relative: as shares of "
+        "what each layer has in all.",
     )
     round_to: int = Field(8, ge=1, description="For energy and keep: ranks are multiples of this; kernels like it.")
 
