@@ -18,6 +18,7 @@ from ..modules.chains import layers_of
 from ..modules.factorized import refuse_unsplittable, split_
 from ..modules.lowrank import Show
 from ..modules.matrix import as_matrix, stored
+from ..modules.ties import sharers
 from ..ops.lowrank import decompose, largest_saving_rank
 
 
@@ -61,6 +62,7 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
         """
         self._paths = self._select(model)
         for path in self._paths:
+            self._refuse_tied(model, path)
             refuse_unsplittable(model, path, (nn.Embedding,), self.info.name)
             self._refuse_rank(model, path)
         self._words = model.get_input_embeddings()  # type: ignore[operator]
@@ -105,6 +107,14 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
         if not isinstance(words, nn.Embedding):
             raise TargetError(f"{self.info.name}: the input embeddings are a {type(words).__name__}, no token table")
         return [next(path for path, module in model.named_modules() if module is words)]
+
+    def _refuse_tied(self, model: nn.Module, path: str) -> None:
+        tied = [other for other, _ in sharers(model, path)[1:]]
+        if tied:
+            raise TargetError(
+                f"{self.info.name}: {path}: its weight is shared with {', '.join(tied)}, which would go on reading the "
+                "whole table; only tables of their own are split (tie_word_embeddings: false in the model's config)"
+            )
 
     def _refuse_rank(self, model: nn.Module, path: str) -> None:
         tokens, width = model.get_submodule(path).weight.shape  # type: ignore[misc]

@@ -13,15 +13,22 @@ from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.sparsity import Targets
 from ..core.targets import matches, select
-from ..modules.adapters import adapter_parameters, add_adapters_, keeps_codes, settle_adapters_
+from ..modules.adapters import (
+    adapter_parameters,
+    add_adapters_,
+    keeps_codes,
+    settle_adapters_,
+    start_from_rounding_,
+)
 from ..modules.chains import LINEAR, block_layers, layers_of
 from ..modules.ties import sharers
 
-_OURS = ("keep", "learning_rate", "targets", "ignore", "modules_to_save")
+_OURS = ("keep", "learning_rate", "loftq_iterations", "targets", "ignore", "modules_to_save")
 _INSTEAD = {
     "target_modules": "use `targets`",
     "exclude_modules": "use `ignore`",
     "inference_mode": "the stage trains",
+    "loftq_config": "use `loftq_iterations`; it rounds to NF4",
     **dict.fromkeys(("layers_to_transform", "layers_pattern"), "use `targets`"),
     **dict.fromkeys(
         ("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -55,6 +62,7 @@ class LoRAConfig(Targets):
     modules_to_save: list[str] | None = Field(
         None, description="Other modules that train too: paths, re:<regex>, or class names, such as classifier."
     )
+    loftq_iterations: int = Field(1, ge=1, description="For loftq: how often rounding and adapter are fitted in turn.")
     keep: bool = Field(
         False,
         description="Keep adapters in the model beside their layers, whatever these are. false: only beside layers "
@@ -85,7 +93,9 @@ class LoRAConfig(Targets):
 
     def peft_fields(self) -> dict[str, Any]:
         """Return what goes to peft's LoraConfig."""
-        return {k: v for k, v in self.model_dump().items() if k not in _OURS}
+        found = {k: v for k, v in self.model_dump().items() if k not in _OURS}
+        # peft's own LoftQ computes on a GPU only; ours follows once the adapters are there
+        return found | {"init_lora_weights": True} if self.init_lora_weights == "loftq" else found
 
 
 @register
@@ -125,6 +135,8 @@ class LoRA(Method[LoRAConfig]):
         self._thawed = [p for p in model.parameters() if p.requires_grad]
         others = self._others(model)
         add_adapters_(model, paths, self.config.peft_fields(), ctx.seed)
+        if self.config.init_lora_weights == "loftq":
+            start_from_rounding_(model, self.config.loftq_iterations)
         for module in others:
             for parameter in module.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())

@@ -11,8 +11,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
+from ..ops.lowrank import decompose
 from .adapted import Adapted, AdaptedConv1D, AdaptedLinear
-from .bnb import is_bnb
+from .bnb import BnbFormat, BnbRounded, is_bnb
+from .matrix import matrix, set_matrix_
 from .packed import PackedConv1D, PackedLinear
 from .storage import Packed
 from .ties import sharers
@@ -31,12 +33,12 @@ def add_adapters_(model: nn.Module, paths: Sequence[str], settings: Mapping[str,
     from peft.tuners.lora import Linear
 
     groups = [sharers(model, path) for path in paths]
-    config = peft.LoraConfig(**settings, target_modules=[group[0][0] for group in groups])
-    config._register_custom_module({PackedLinear: Linear})  # it computes with the layer, and is never merged into it
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that PackedLinear is not known, that Conv1D keeps its weight the other way
         torch.manual_seed(seed)
         try:
+            config = peft.LoraConfig(**settings, target_modules=[group[0][0] for group in groups])
+            config._register_custom_module({PackedLinear: Linear})  # computes with the layer, is never merged into it
             peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
         except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
             raise TargetError(f"peft can't put an adapter with these settings on this model: {error}") from error
@@ -87,6 +89,29 @@ def settle_adapters_(model: nn.Module, keep: bool) -> tuple[int, int]:
     if hasattr(model, "peft_config"):
         del model.peft_config
     return merged, kept
+
+
+@torch.no_grad()
+def start_from_rounding_(model: nn.Module, sweeps: int) -> None:
+    """Round the layers under the adapters to NF4, and let the adapters start with what that loses (LoftQ, Li 2023).
+
+    Alternates Q = round(W - BA) and BA = the best approximation of W - Q of the adapter's rank (algorithm 1). The
+    layers are left in float, with the values that quantizing them to NF4 in blocks of 64 will keep.
+    """
+    rounded = BnbRounded(BnbFormat("nf4"))
+    rounded.on.fill_(True)
+    for path, layer in adapter_layers(model):
+        base = layer.get_base_layer()
+        if not isinstance(base, nn.Linear | Conv1D):
+            raise TargetError(f"{path}: LoftQ starts adapters of linear layers only, not of a {type(base).__name__}")
+        weight = matrix(base).float()
+        values, down, up = weight, weight[:0], weight[:, :0]
+        for _ in range(sweeps):
+            values = rounded(weight - up @ down)
+            down, up = (f.float() for f in decompose(weight - values).cut(layer.r[_NAME]))
+        set_matrix_(base, values)
+        layer.lora_A[_NAME].weight.copy_(down)
+        layer.lora_B[_NAME].weight.copy_(up / layer.scaling[_NAME])
 
 
 def _share_(model: nn.Module, group: Sequence[tuple[str, nn.Module]]) -> None:
