@@ -340,3 +340,64 @@ def test_a_hostile_spec_is_refused(change, tmp_path):
 
 def test_the_corpus_of_images_has_no_tokens():
     assert is_image("vit") and not list(corpus("vit").token_ids())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("heads", {"remove": 0.5}),
+        ("ffn", {"remove": 0.5}),
+        ("movement", {"heads": 0.5, "ffn": 0.5}),
+        ("width", {"keep": 0.5}),
+        ("vocabulary", {}),
+        ("svd", {"rank": 2, "targets": ["FactorizedLinear"]}),
+    ],
+)
+def test_what_cuts_structure_comes_before(name, settings):
+    from tiny import tokenizer
+
+    model = compress(make("bert"), SVDConfig(rank=5))
+    compress(model, FactorizeEmbeddingsConfig(rank=4, by_frequency=False))
+    method = create(name, settings)
+    cycle = Lifecycle([method], training=method.needs.training)
+    with pytest.raises(TargetError, match="before|matches no module"):
+        cycle.prepare(model, processor=tokenizer("bert"), corpus=corpus("bert"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gptq", {"group_size": 4}),
+        ("wanda", {}),
+        ("sparsegpt", {}),
+        ("qat", {}),
+        ("smooth_quant", {}),
+        ("mixed_bits", {"average_bits": 5}),
+        ("bitsandbytes", {}),
+        ("magnitude", {}),
+        ("layers", {"keep": 2, "choose": "top"}),
+    ],
+)
+def test_what_compresses_layers_takes_factors(name, settings, tmp_path):
+    model = compress(make("bert"), SVDConfig(rank=5))
+    method = create(name, settings)
+    cycle = Lifecycle([method], training=not method.needs.calibration)
+    cycle.prepare(model)
+    cycle.observe(model, lambda: calibration("bert"))
+    cycle.finalize(model)
+    loaded = load_model(save_checkpoint(model.eval(), tmp_path), auto_class("bert"))
+    assert torch.allclose(logits(loaded, "bert"), logits(model, "bert"), atol=1e-5)
+
+
+def test_inspecting_a_checkpoint_with_factors(tmp_path):
+    from rich.console import Console
+
+    from hfcompress.run.inspect import inspect_checkpoint
+
+    model = compress(make("bert"), SVDConfig(rank=5))
+    compress(model, QuantizeWeightsConfig())
+    save_checkpoint(model, tmp_path / "m")
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(inspect_checkpoint(str(tmp_path / "m")))
+    text = console.export_text()
+    assert "factors of rank 5" in text and "int8" in text
