@@ -15,7 +15,7 @@ from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
 from ..core.targets import select
 from ..modules.chains import layers_of
-from ..modules.factorized import refuse_unsplittable, split_
+from ..modules.factorized import refuse_unsplittable, split_tied_
 from ..modules.lowrank import Show
 from ..modules.matrix import as_matrix, stored
 from ..modules.ties import sharers
@@ -61,15 +61,19 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
         Raises TargetError for a model without token table, one that does not split, and a rank that saves nothing.
         """
         self._paths = self._select(model)
+        self._groups = {path: sharers(model, path) for path in self._paths}
         for path in self._paths:
-            self._refuse_tied(model, path)
-            refuse_unsplittable(model, path, (nn.Embedding,), self.info.name)
+            for tied, _ in self._groups[path]:
+                refuse_unsplittable(model, tied, (nn.Embedding, nn.Linear), self.info.name, shared=True)
             self._refuse_rank(model, path)
         self._words = model.get_input_embeddings()  # type: ignore[operator]
         self._counts = _counted(ctx.corpus.token_ids()) if self.config.by_frequency else Counter()
         self._words_path = next((p for p in self._paths if model.get_submodule(p) is self._words), None)
         self._before = sum(model.get_submodule(p).weight.numel() for p in self._paths)  # type: ignore[operator,misc]
-        self._show = Show(model, self._paths)
+        self._places = {
+            path: list({id(m): p for p, m in reversed(group)}.values()) for path, group in self._groups.items()
+        }
+        self._show = Show(model, [place for places in self._places.values() for place in places])
         return self._paths
 
     @torch.no_grad()
@@ -79,18 +83,21 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
             self._show.off(model)
             return
         self._cuts = {path: self._cut(model, path) for path in self._paths}
-        self._show.on(model, {path: up @ down for path, (down, up) in self._cuts.items()})
+        tables = {path: up @ down for path, (down, up) in self._cuts.items()}
+        self._show.on(model, {place: tables[path] for path in self._paths for place in self._places[path]})
 
     def finalize(self, model: nn.Module) -> None:
         """Put the factors in place."""
         self._show.remove(model)
         for path, (down, up) in self._cuts.items():
-            split_(model, path, down, up)
+            split_tied_(model, self._groups[path], down, up)
         del self._cuts
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return tables, rank, their numbers before and after, and how many tokens of the corpus weighed them."""
-        after = sum(p.numel() for path in self._paths for p in model.get_submodule(path).parameters())
+        places = [place for places in self._places.values() for place in places]
+        factors = {id(p): p for place in places for p in model.get_submodule(place).parameters() if p.ndim > 1}
+        after = sum(p.numel() for p in factors.values())
         return {
             "tables": len(self._paths),
             "rank": self.config.rank,
@@ -107,14 +114,6 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
         if not isinstance(words, nn.Embedding):
             raise TargetError(f"{self.info.name}: the input embeddings are a {type(words).__name__}, no token table")
         return [next(path for path, module in model.named_modules() if module is words)]
-
-    def _refuse_tied(self, model: nn.Module, path: str) -> None:
-        tied = [other for other, _ in sharers(model, path)[1:]]
-        if tied:
-            raise TargetError(
-                f"{self.info.name}: {path}: its weight is shared with {', '.join(tied)}, which would go on reading the "
-                "whole table; only tables of their own are split (tie_word_embeddings: false in the model's config)"
-            )
 
     def _refuse_rank(self, model: nn.Module, path: str) -> None:
         tokens, width = model.get_submodule(path).weight.shape  # type: ignore[misc]

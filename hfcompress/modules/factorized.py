@@ -8,6 +8,7 @@ fails instead of leaving a weight at random.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ..core.errors import TargetError
 from ..core.families import direct_weights
 from .parametrizations import trainable
-from .ties import refuse_shared
+from .ties import declare_ties_, refuse_shared
 
 Pair = tuple[int, int]
 
@@ -154,9 +155,17 @@ PRODUCTS = tuple(_PRODUCTS)  # the classes of layers that split into two matrice
 
 
 def refuse_unsplittable(
-    model: nn.Module, path: str, kinds: tuple[type[nn.Module], ...] = PRODUCTS, where: str = ""
+    model: nn.Module,
+    path: str,
+    kinds: tuple[type[nn.Module], ...] = PRODUCTS,
+    where: str = "",
+    *,
+    shared: bool = False,
 ) -> None:
-    """Raise TargetError for a layer that can't be replaced by factors: of another class, shared, or read directly."""
+    """Raise TargetError for a layer that can't be replaced by factors: of another class, or read by the model itself.
+
+    One that shares its weight is refused too, unless `shared` says that those it shares it with are split along.
+    """
     module = model.get_submodule(path)
     kind = parametrize.type_before_parametrizations(module)
     prefix = f"{where}: " if where else ""
@@ -168,7 +177,8 @@ def refuse_unsplittable(
         )
     if path in direct_weights(model):
         raise TargetError(f"{prefix}{path}: the model reads this weight itself, so it can't be split; ignore it")
-    refuse_shared(model, path)
+    if not shared:
+        refuse_shared(model, path)
 
 
 @torch.no_grad()
@@ -203,3 +213,28 @@ def split_(model: nn.Module, path: str, down: Tensor, up: Tensor) -> None:
     kind = _PRODUCTS[type(model.get_submodule(path))]
     first, second = (up, down.T) if kind is FactorizedEmbedding else (down, up)
     factorize_(model, path, kind, {"down": first, "up": second}, rank=len(down))
+
+
+def split_tied_(model: nn.Module, group: Sequence[tuple[str, nn.Module]], down: Tensor, up: Tensor) -> None:
+    """Split a token table as `split_` does, and every layer tied to it: other tables, and a layer that gives logits.
+
+    The narrow table stays one, and so does the projection of tables among themselves. A layer that gives logits reads
+    it transposed, for which a plain linear layer needs a copy of its own; the two may come to differ in training, as in
+    ALBERT's head for masked words.
+    """
+    path, module = group[0]
+    split_(model, path, down, up)
+    first: Any = model.get_submodule(path)
+    made: dict[int, nn.Module] = {id(module): first}
+    for other, twin in group[1:]:
+        if id(twin) not in made:
+            split_(model, other, down, up)
+            new: Any = model.get_submodule(other)
+            table = isinstance(new, FactorizedEmbedding)
+            (new.down if table else new.up).weight = first.down.weight
+            if table:
+                new.up.weight = first.up.weight
+            new.weight = first.weight
+            made[id(twin)] = new
+        model.set_submodule(other, made[id(twin)])
+    declare_ties_(model)
