@@ -27,6 +27,7 @@ class MethodCase:
     settings: dict[str, Any] = field(default_factory=dict)
     expected_report: Callable[[nn.Module, nn.Module], Report] = lambda base, model: {}
     refuses: Mapping[str, str] = field(default_factory=dict)  # tiny model: what the reason for refusing it has to match
+    same_size: bool = False  # it gives back what was lost, and saves nothing itself
     same_answers: bool = False  # what it removes was not used by the test's inputs
 
 
@@ -260,7 +261,67 @@ def count_separable(base: nn.Module, model: nn.Module) -> Report:
     }
 
 
+def count_split(base: nn.Module, model: nn.Module) -> Report:
+    """Count factors in the state dict against the weights of linear layers in numbered blocks of the base model."""
+    state = model.state_dict()
+    layers = {p: m for p, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D) and re.search(r"\.\d+\.", p)}
+    ranks = {p: state[f"{p}.down.weight"].shape[0] for p in layers if f"{p}.down.weight" in state}
+    assert ranks.keys() == {name.removesuffix(".down.weight") for name in state if name.endswith(".down.weight")}
+    before = sum(m.weight.numel() for m in layers.values())
+    left = sum(state[f"{p}.weight"].numel() for p in layers)  # a split layer's own is empty
+    left += sum(state[f"{p}.{part}.weight"].numel() for p in ranks for part in ("down", "up"))
+    assert left <= 0.6 * before
+    return {
+        "layers": len(ranks),
+        "layers_left_whole": len(layers) - len(ranks),
+        "weights_before": before,
+        "weights_after": left,
+        "rank_min": min(ranks.values()),
+        "rank_max": max(ranks.values()),
+    }
+
+
+def count_tables(base: nn.Module, model: nn.Module) -> Report:
+    """Count the token table of the base model, and the factors in the state dict; the corpus is the training data."""
+    before = base.get_input_embeddings().weight.numel()
+    factors = [t for name, t in model.state_dict().items() if re.search(r"word_embeddings\.(up|down)\.", name)]
+    after, tokens = sum(t.numel() for t in factors), 24 * 9
+    return {"tables": 1, "rank": 4, "weights_before": before, "weights_after": after, "corpus_tokens": tokens}
+
+
+def count_adapters(base: nn.Module, model: nn.Module) -> Report:
+    """Count the linear layers in numbered blocks that changed, and what adapters of rank 2 on them take."""
+    before, after = base.state_dict(), model.state_dict()
+    names = [
+        f"{p}.weight" for p, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D) and re.search(r"\.\d+\.", p)
+    ]
+    assert {name for name in before if not torch.equal(before[name], after[name])} == set(names)
+    return {"merged": len(names), "kept": 0, "trained_parameters": sum(2 * sum(before[name].shape) for name in names)}
+
+
+def count_kernels(base: nn.Module, model: nn.Module) -> Report:
+    """Count the one convolution of the base model, and its factors in the state dict."""
+    ((path, layer),) = [(p, m) for p, m in base.named_modules() if isinstance(m, nn.Conv2d)]
+    factors = [t for n, t in model.state_dict().items() if n.startswith(f"{path}.") and not n.endswith("bias")]
+    after = sum(t.numel() for t in factors)
+    assert len(factors) >= 4 and after <= 0.5 * layer.weight.numel()
+    return {"layers": 1, "weights_before": layer.weight.numel(), "weights_after": after}
+
+
 CASES: dict[str, MethodCase] = {
+    **dict.fromkeys(
+        ("tucker", "cp"),
+        MethodCase(
+            {"keep": 0.5},
+            count_kernels,
+            refuses=dict.fromkeys(("bert", "distilbert", "roberta"), "has no convolution"),
+        ),
+    ),
+    "factorize_embeddings": MethodCase(
+        {"rank": 4}, count_tables, refuses=dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "no token table")
+    ),
+    "lora": MethodCase({"r": 2}, count_adapters, same_size=True),
+    **dict.fromkeys(("svd", "weighted_svd", "activation_svd"), MethodCase({"keep": 0.6, "round_to": 2}, count_split)),
     "bitsandbytes": MethodCase({"mode": "nf4"}, count_nf4),
     "cluster_weights": MethodCase({"clusters": 8, "rows": None}, count_clustered),
     "entropy_coding": MethodCase({}, count_streams, same_answers=True),

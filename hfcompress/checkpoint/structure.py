@@ -19,7 +19,7 @@ from ..modules.bnb import float_twin, is_bnb
 from ..modules.sharing import tie_
 from ..modules.sized import KIND as SIZES
 from ..modules.sized import resize_, sizes_of
-from ..modules.spec import build, spec_of
+from ..modules.spec import build, is_composite, spec_of
 from ..modules.ties import declare_ties_
 from .paths import POOLER, absolute, optional, relative
 
@@ -37,11 +37,16 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 def read_structure(model: nn.Module) -> Modules:
     """Return the specs of the modules that differ from the skeleton, by relative path; a state, not a history."""
-    plain = _specs(skeleton(model))
+    specs, base = _specs(model), skeleton(model)
+    composites = [path for path, module in model.named_modules(remove_duplicate=False) if is_composite(module)]
+    for path in composites:  # of their parts, too, only what differs is said
+        base.set_submodule(path, build(specs[path], base.get_submodule(path), path))
+    plain = _specs(base)
     return {
         relative(model, path): spec
-        for path, spec in _specs(model).items()
-        if plain.get(path) != spec and (path in plain or spec["kind"] != SIZES)  # training wrappers have sizes too
+        for path, spec in specs.items()
+        if path in composites
+        or (plain.get(path) != spec and (path in plain or spec["kind"] != SIZES))  # training wrappers have sizes too
     }
 
 

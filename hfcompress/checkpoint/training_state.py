@@ -11,22 +11,28 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..core.files import writing
+from ..modules.bnb import bnb_layers
 from ..modules.companion import COMPANIONS
 
 FILE = "training_state.safetensors"
 _ORIGINAL = re.compile(r"\.parametrizations\.(\w+)\.original$")
-_WRAPPER = re.compile(rf"\.parametrizations\.\w+\.\d+\.|^{COMPANIONS}\.")  # and what trains beside the model
+# torch's parametrizations, peft's adapters, and what trains beside the model
+_WRAPPER = re.compile(rf"\.parametrizations\.\w+\.\d+\.|\.lora_\w+\.|^{COMPANIONS}\.")
 
 
 def clean_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict under the names the model has without training wrappers, which are left out."""
     state = model.state_dict()
-    return {_ORIGINAL.sub(r".\1", name): tensor for name, tensor in state.items() if not _WRAPPER.search(name)}
+    return {_plain(name): tensor for name, tensor in state.items() if not _WRAPPER.search(name)}
 
 
 def wrapped_name(model: nn.Module) -> dict[str, str]:
     """Return, by plain name, the name each tensor has in the model as it stands."""
-    return {_ORIGINAL.sub(r".\1", name): name for name in model.state_dict() if not _WRAPPER.search(name)}
+    return {_plain(name): name for name in model.state_dict() if not _WRAPPER.search(name)}
+
+
+def _plain(name: str) -> str:
+    return _ORIGINAL.sub(r".\1", name.replace(".base_layer.", "."))
 
 
 def save_training_state(model: nn.Module, folder: str | Path) -> None:
@@ -48,7 +54,13 @@ def load_training_state_(model: nn.Module, weights: dict[str, Tensor], folder: s
     path = Path(folder) / FILE
     try:
         state |= load_file(path) if path.exists() else {}
-        model.load_state_dict(state, strict=True)
+        frozen = tuple(
+            f"{path}." for path, _ in bnb_layers(model)
+        )  # codes never change, and the library reads no state
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(frozen)}
+        missing, unexpected = model.load_state_dict(state, strict=not frozen)
+        if frozen and (unexpected or [name for name in missing if not name.startswith(frozen)]):
+            raise RuntimeError(f"missing: {missing[:3]}, unexpected: {unexpected[:3]}")
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     except RuntimeError as error:

@@ -60,6 +60,7 @@ class MethodInfo:
     phase: Phase
     papers: tuple[str, ...]
     needs: Needs = field(default_factory=Needs)
+    adapts: bool = False  # trains parameters of its own while the model is frozen, which then may be quantized
     alone: bool = False  # what it leaves has other paths: in its stage, only methods that leave nothing may join it
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by what they act on, where the
     # defaults are not all there is to say about the model types it works on

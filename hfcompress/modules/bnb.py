@@ -103,6 +103,7 @@ def flat_codes(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     Their own shape is that of the float weight: a loader that does not know them would take the codes for it.
     """
     codes = {f"{path}.weight" for path, module in bnb_layers(model) if module.weight.dtype is torch.int8}
+    codes |= {name.replace(".base_layer.", ".") for name in codes}  # while an adapter of peft is on the layer
     return {name: tensor.flatten() if name in codes else tensor for name, tensor in state.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..core.errors import DataError, TargetError
 from ..core.progress import track
+from .matrix import as_matrix
 
 Batch = Mapping[str, Tensor]
 
@@ -51,6 +52,57 @@ def fisher(
     if not found:
         raise DataError("there are no calibration batches")
     return found
+
+
+@torch.enable_grad()
+def weight_fisher(
+    model: nn.Module, paths: Sequence[str], batches: Sequence[Batch], seed: int, title: str = "importance"
+) -> dict[str, Tensor]:
+    """Return the diagonal empirical Fisher information of each layer's weight, laid out as `matrix` has it.
+
+    The mean over examples of (dL/dW)^2, one example at a time (Hsu 2022, eq. 5); L as for `fisher`. Raises DataError
+    when there are no batches or a layer is never reached, TargetError when the model gives no loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    weights = [model.get_submodule(path).weight for path in paths]
+    frozen = [weight for weight in weights if not weight.requires_grad]  # type: ignore[union-attr]
+    sums: list[Tensor] = [torch.zeros_like(weight) for weight in weights]  # type: ignore[arg-type]
+    examples = [example for batch in batches for example in _examples(batch, device)]
+    if not examples:
+        raise DataError("there are no calibration batches")
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)  # type: ignore[operator]
+        for example in track(examples, lambda _: title):
+            loss = loss_of(model, example, generator)
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[arg-type]
+            for path, total, gradient in zip(paths, sums, gradients, strict=True):
+                if gradient is None:
+                    raise DataError(f"{path} is never reached by the calibration batches; add it to `ignore`")
+                total += gradient.square()
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)  # type: ignore[operator]
+    return {
+        path: as_matrix(model.get_submodule(path), total / len(examples))
+        for path, total in zip(paths, sums, strict=True)
+    }
+
+
+def _examples(batch: Batch, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield every example of a batch as a batch of one, without the padding on its right."""
+    size = len(next(iter(batch.values())))
+    for i in range(size):
+        example = {k: v[i : i + 1].to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        mask = example.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.any():
+            length, end = mask.shape[1], int(mask[0].nonzero().max()) + 1
+            example = {
+                k: v[:, :end] if isinstance(v, Tensor) and v.ndim == 2 and v.shape[1] == length else v
+                for k, v in example.items()
+            }
+        yield example
 
 
 def _mask_gradients(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from ..core.errors import LifecycleError
+from ..core.errors import LifecycleError, TargetError
 
 P = TypeVar("P", bound=nn.Module)
 TENSOR = "weight"
@@ -31,15 +31,27 @@ def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) 
     """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already.
 
     as_matrix: it sees the weight with one row per output, as `matrix` does; else as the layer keeps it. Raises
-    TargetError for a layer that is quantized already: its class may promise a weight where it keeps codes.
+    TargetError for a layer that is quantized already: its class may promise a weight where it keeps codes, and for one
+    made of other layers, which have the weights.
     """
     module = model.get_submodule(path)
+    refuse_composite(path, module)
     device: torch.device = module.weight.device  # type: ignore[assignment]
     # On the meta device there is nothing to compute with, but what a wrapper decides is still wanted.
     wrapper.to("cpu" if device.type == "meta" else device).train(module.training)
     registered = Transposed(wrapper) if as_matrix and isinstance(module, Conv1D) else wrapper
     parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)
     return wrapper
+
+
+def refuse_composite(path: str, module: nn.Module) -> None:
+    """Raise TargetError for a module made of layers of its own, which have the weights."""
+    parts = [name for name, _ in module.named_children() if name != "parametrizations"]
+    if parts:
+        raise TargetError(
+            f"{path}: a {type(module).__name__} is made of layers of its own ({', '.join(parts)}): do this before what "
+            "splits it or puts an adapter beside it"
+        )
 
 
 def find(model: nn.Module, path: str, kind: type[P]) -> P:

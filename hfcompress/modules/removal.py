@@ -21,6 +21,7 @@ from .blockwise import walk_
 from .cut import BiasCut, ColumnCut, attach_cut, bake_cut_, cuts, switch
 from .importance import Batch, Importance, fisher
 from .matrix import matrix
+from .parametrizations import refuse_composite
 from .ties import refuse_shared
 
 
@@ -51,6 +52,7 @@ class Removal:
         for layer in self.layers:
             refuse_shared(model, layer.path)
             module: Any = model.get_submodule(layer.path)
+            refuse_composite(layer.path, module)
             groups = width_in(module) // layer.size
             attach_cut(model, layer.path, ColumnCut(matrix(module), groups, layer.size, config.tune, config.ridge))
         ramps = [torch.arange(len(keep), 0, -1) / len(keep) for keep in self.keep(model)]

@@ -16,6 +16,8 @@ from ..core.errors import CheckpointError
 from ..ops.codebooks import Codebook
 from ..ops.hashing import Combine
 from ..ops.quantization import Grid
+from .adapted import Adapted, AdaptedConv1D, AdaptedLinear
+from .factorized import CPConv2d, Factorized, FactorizedConv1D, FactorizedEmbedding, FactorizedLinear, TuckerConv2d
 from .hashed import HashedEmbedding
 from .packed import FORMS, Form, PackedLinear
 from .separable import SeparableConv2d
@@ -35,6 +37,7 @@ class Kind:
     replaces: tuple[type[nn.Module], ...]
     build: Callable[[Spec, torch.dtype], nn.Module]
     optional: tuple[str, ...] = ()  # keys that may be left out: how a packed weight is stored
+    ranks: tuple[str, ...] = ()  # attributes that are inner widths of factors, which the layer replaced does not have
 
 
 _NAMES = {nn.Linear: "linear", nn.Embedding: "embedding", Conv1D: "conv1d", nn.Conv2d: "conv2d"}
@@ -100,6 +103,33 @@ KINDS["layer_norm"] = Kind(
 )
 
 
+def _composite(name: str, cls: Any, plain: type[nn.Module], *ranks: str) -> Kind:
+    form = next(form for form in FORMS if form.plain is plain)
+    sizes, flags = ([n for n in names if n != "groups"] for names in (form.sizes, form.others))
+
+    def make(spec: Spec, dtype: torch.dtype) -> nn.Module:
+        return cls(**{n: _tuple(spec[n]) for n in (*sizes, *flags, *ranks)}, dtype=dtype)
+
+    return Kind(name, cls, tuple(sizes), tuple(flags), (plain,), make, ranks=ranks)
+
+
+for _kind in (
+    _composite("factorized_linear", FactorizedLinear, nn.Linear, "rank"),
+    _composite("factorized_conv1d", FactorizedConv1D, Conv1D, "rank"),
+    _composite("factorized_embedding", FactorizedEmbedding, nn.Embedding, "rank"),
+    _composite("tucker_conv2d", TuckerConv2d, nn.Conv2d, "rank_in", "rank_out"),
+    _composite("cp_conv2d", CPConv2d, nn.Conv2d, "rank"),
+    _composite("adapted_linear", AdaptedLinear, nn.Linear, "rank"),
+    _composite("adapted_conv1d", AdaptedConv1D, Conv1D, "rank"),
+):
+    KINDS[_kind.name] = _kind
+
+
+def is_composite(module: nn.Module) -> bool:
+    """Say whether a module is made of layers that have specs of their own."""
+    return isinstance(module, Factorized | Adapted)
+
+
 def spec_of(module: nn.Module) -> dict[str, Any] | None:
     """Return the spec of a module, or None when its class is none of ours to change; training wrappers do not count."""
     cls = parametrize.type_before_parametrizations(module)
@@ -110,7 +140,7 @@ def spec_of(module: nn.Module) -> dict[str, Any] | None:
     for kind in KINDS.values():
         if cls is kind.cls:
             spec: dict[str, Any] = {"kind": kind.name, **{name: _size(module, name) for name in kind.sizes}}
-            spec |= {name: _flag(module, name) for name in kind.flags}
+            spec |= {name: _flag(module, name) for name in (*kind.flags, *kind.ranks)}
             return spec | (_storage_of(module) if isinstance(module, Packed) else {})
     return None
 
@@ -124,16 +154,18 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     kind = KINDS.get(str(spec.get("kind")))
     if kind is None or spec_of(old) is None or not isinstance(old, kind.replaces):
         raise CheckpointError(f"{where}: {spec.get('kind')!r} can't stand for a {type(old).__name__}")
-    if set(spec) - set(kind.optional) != {"kind", *kind.sizes, *kind.flags}:
+    if set(spec) - set(kind.optional) != {"kind", *kind.sizes, *kind.flags, *kind.ranks}:
         raise CheckpointError(f"{where}: keys {sorted(spec)} do not describe a {kind.name}")
     for name in kind.sizes:
         size, limit = spec[name], _size(old, name)
         if type(size) is not int or not 1 <= size <= limit:
             raise CheckpointError(f"{where}: {name}={size!r} is not between 1 and the config's {limit}")
     _check_flags(kind, spec, old, where)
-    if issubclass(kind.cls, Packed) or kind.cls in _NAMES:
-        _check_storage(kind, spec, _numel(spec, old, where), where)
     weight: Any = old.weight
+    if kind.ranks:
+        _check_ranks(kind, spec, weight, where)
+    elif issubclass(kind.cls, Packed) or kind.cls in _NAMES:
+        _check_storage(kind, spec, _numel(spec, old, where), where)
     with torch.device(weight.device):
         return kind.build(spec, weight.dtype).train(old.training)
 
@@ -159,6 +191,18 @@ def _check_hashed(spec: Spec, where: str) -> None:
     buckets, rows = spec["buckets"], spec["num_embeddings"]
     if type(buckets) is not int or not 1 <= buckets <= rows or spec["combine"] not in get_args(Combine):
         raise CheckpointError(f"{where}: buckets={buckets!r}, combine={spec['combine']!r} describe no pair of tables")
+
+
+def _check_ranks(kind: Kind, spec: Spec, weight: Any, where: str) -> None:
+    """Raise CheckpointError for ranks whose factors would hold more numbers than the layer they are beside."""
+    for name in kind.ranks:
+        if type(spec[name]) is not int or not 1 <= spec[name] <= weight.numel():
+            raise CheckpointError(f"{where}: {name}={spec[name]!r} is not a rank of a {tuple(weight.shape)} weight")
+    with torch.device("meta"):
+        made = kind.build(spec, weight.dtype)
+    factors = [p for name, p in made.named_parameters() if not name.endswith("bias") and not name.startswith("base.")]
+    if sum(p.numel() for p in factors) > weight.numel():
+        raise CheckpointError(f"{where}: its factors are larger than the config's {tuple(weight.shape)} weight")
 
 
 def _numel(spec: Spec, old: nn.Module, where: str) -> int:

@@ -75,7 +75,12 @@ def declare_ties_(model: nn.Module) -> None:
     if not ties:
         return
     plain = {target: source for target, source in ties.items() if target.rpartition(".")[2] not in AUXILIARY}
-    new: dict[str, str] = {}
+    parts: dict[str, str] = {}
+    for target, source in plain.items():
+        parts |= _part_ties(model, target, source)
+    plain |= parts
+    plain = {t: s for t, s in plain.items() if not (t.endswith(".bias") and _has_parts(model, t))}
+    new: dict[str, str] = dict(parts)
     for target, source in plain.items():
         owners = [_owner(model, name) for name in (target, source)]
         if all(isinstance(owner, Packed) for owner in owners):
@@ -85,9 +90,35 @@ def declare_ties_(model: nn.Module) -> None:
         return
     model.all_tied_weights_keys = {**plain, **new}  # type: ignore[assignment]
     declared: Any = model._tied_weights_keys or {}
-    declared = {t: s for t, s in declared.items() if t.rpartition(".")[2] not in AUXILIARY}
+    declared = {
+        t: s
+        for t, s in declared.items()
+        if t.rpartition(".")[2] not in AUXILIARY and not (t.endswith(".bias") and _has_parts(model, t))
+    }
     model._tied_weights_keys = {**declared, **new}  # type: ignore[assignment]
     keep_biases_(model)
+
+
+def _part_ties(model: nn.Module, target: str, source: str) -> dict[str, str]:
+    """Return the ties between parts of two tied layers that are both split: their table, and what else fits.
+
+    A table (num, rank) is the first part of an embedding and the last of a linear layer, which has the bias too.
+    """
+    if target.endswith(".bias"):
+        return {f"{target.removesuffix('bias')}up.bias": source} if _has_parts(model, target) else {}
+    owners = [_owner(model, name) for name in (target, source)]
+    if not all(owner is not None and hasattr(owner, "rank") and hasattr(owner, "down") for owner in owners):
+        return {}
+    tables = [hasattr(owner, "num_embeddings") for owner in owners]
+    names = ["down.weight" if table else "up.weight" for table in tables]
+    pairs = [names] + ([["up.weight", "up.weight"]] if all(tables) else [])
+    stems = [name.removesuffix("weight") for name in (target, source)]
+    return {stems[0] + first: stems[1] + second for first, second in pairs}
+
+
+def _has_parts(model: nn.Module, name: str) -> bool:
+    owner = _owner(model, f"{name.rpartition('.')[0]}.weight")
+    return owner is not None and hasattr(owner, "rank") and hasattr(owner, "up")
 
 
 def _adjust_bias(output: nn.Module, source: Any) -> None:

@@ -14,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 from ..core.errors import DataError, FamilyError, TargetError
 from ..core.families import Block, base_prefix, blocks_of, has_module, output_layers, width_in
 from ..core.family import Family
+from .adapted import Adapted
 from .chains import first
+from .factorized import Factorized
 from .importance import Batch, loss_of
 from .storage import Packed
 from .ties import own_ties
@@ -215,6 +217,10 @@ def _last_layers(model: Any) -> frozenset[str]:
 def _refuse_packed(model: nn.Module) -> None:
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")
+        if isinstance(module, Factorized | Adapted):
+            raise TargetError(
+                f"{path}: a {type(module).__name__} can't be cut; remove channels before layers are split or adapted"
+            )
         if isinstance(module, Packed) or (weight is not None and not weight.is_floating_point()):
             raise TargetError(
                 f"{path}: a {type(module).__name__} can't be cut; remove channels before layers are packed"

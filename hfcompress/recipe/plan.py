@@ -133,7 +133,7 @@ def _plan_stages(
         methods = [create(name, settings, f"stages.{index}.methods") for name, settings in stage.methods.items()]
         known = not planned or planned[-1].parameters is not None
         try:
-            if stage.train is not None:
+            if stage.train is not None and not any(m.info.adapts for m in methods):
                 refuse_untrainable(scratch)
             lifecycle = Lifecycle(methods, training=stage.train is not None)
             targets = _walk(lifecycle, scratch, surroundings, by_shape) if known else None

@@ -17,6 +17,8 @@ from ..core.errors import CheckpointError, FamilyError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
+from ..modules.adapted import Adapted
+from ..modules.factorized import Factorized
 from ..modules.storage import Packed
 from ..ops.codebooks import Codebook
 from ..ops.quantization import TERNARY
@@ -84,8 +86,21 @@ def _block_row(model: nn.Module, block: Block) -> list[str]:
             stored[kind] += count
     total = sum(stored.values())
     shares = [f"{kind} {number / total:.0%}" for kind, number in stored.most_common() if number / total > 0.005]
+    shares += _ranks(model.get_submodule(block.path))
     heads, units = head_count(model, block), unit_count(model, block)
     return [block.path, str(heads), str(units), f"{total:,}", ", ".join(shares)]
+
+
+def _ranks(block: nn.Module) -> list[str]:
+    """Return the ranks of layers that are split into factors, and of adapters kept beside layers."""
+    found = []
+    for kind, title in ((Factorized, "factors"), (Adapted, "adapters")):
+        ranks = sorted(
+            {int(module.rank) for module in block.modules() if isinstance(module, kind) and hasattr(module, "rank")}
+        )  # type: ignore[arg-type]
+        if ranks:
+            found.append(f"{title} of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else ""))
+    return found
 
 
 def _stored_as(module: nn.Module, name: str, parameter: nn.Parameter) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,8 +54,11 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         self._ask_for_cache(teacher_cache)
         if args is None and self._stage.train is not None:
             args = TrainingArguments(**{"output_dir": "trainer_output", **self._stage.train})
-        refuse_untrainable(model)
-        super().__init__(model, args, *positional, **kwargs)  # type: ignore[call-arg]
+        adapts = any(method.info.adapts for method in self._stage.methods)
+        if not adapts:
+            refuse_untrainable(model)
+        with _adapted(model if adapts else None):
+            super().__init__(model, args, *positional, **kwargs)  # type: ignore[call-arg]
         self._begin_stage()
 
     # ------------------------------------------------------------------ the stage
@@ -177,6 +181,20 @@ def _counted(loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any) -> torc
     if labels is None or labels.is_floating_point() or (labels != IGNORED).any():
         return loss
     return outputs["logits"].sum() * 0.0
+
+
+@contextlib.contextmanager
+def _adapted(model: Any) -> Iterator[None]:
+    """Tell the Trainer, which refuses a quantized model without adapters, that this one is about to get some."""
+    if not isinstance(model, PreTrainedModel):
+        yield
+        return
+    before = model._hf_peft_config_loaded
+    model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        model._hf_peft_config_loaded = before
 
 
 def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:

@@ -1,0 +1,100 @@
+"""Activation-aware SVD: two factors that lose least in a layer's output on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..core.factorization import CalibratedRankConfig
+from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
+from ..core.registry import register
+from ..modules.blockwise import observe_all, walk_
+from ..modules.factorized import split_
+from ..modules.lowrank import Split, split_all_
+from ..modules.matrix import matrix
+from ..ops.lowrank import decompose, gram_root
+from ..ops.moments import Gram
+
+
+class ActivationSVDConfig(CalibratedRankConfig):
+    """Settings of the activation-aware singular value decomposition."""
+
+    sequential: bool = Field(
+        False,
+        description="Fit every block to what the blocks before it give once they are split, not to the inputs of the "
+        "original model; with energy or keep, ranks are chosen by the original inputs.",
+    )
+
+
+@register
+class ActivationSVD(Method[ActivationSVDConfig]):
+    """Whitens each layer's inputs by their Gram matrix: singular values are then errors of the output (SVD-LLM, 3.1).
+
+    The truncated decomposition in that norm is the projection of the outputs on their principal directions (DRONE,
+    theorem 1), which needs no inverse of a Gram matrix that may be singular.
+    """
+
+    info = MethodInfo(
+        name="activation_svd",
+        title="Activation-aware SVD",
+        summary="One-shot: two factors per linear layer that keep its outputs on calibration data best.",
+        category=Category.LOW_RANK,
+        phase=Phase.FACTOR,
+        papers=(
+            "https://arxiv.org/abs/2403.07378",
+            "https://papers.nips.cc/paper/2021/hash/f56de5ef149cf0aedcc8f4797031e229-Abstract.html",
+            "https://arxiv.org/abs/2312.05821",
+        ),
+        needs=Needs(calibration=True),
+        alone=True,
+        examples={"": {"keep": 0.5}},
+    )
+    Config = ActivationSVDConfig
+
+    @property
+    def calibration_examples(self) -> int:
+        """Return how many calibration examples to read."""
+        return self.config.examples
+
+    def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
+        """Choose the layers; TargetError for one that does not split, or a rank that saves nothing."""
+        self._split, self._done = Split.choose(model, self.config, self.info.name, tables=False), False
+        return self._split.paths
+
+    @torch.no_grad()
+    def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """Observe inputs, divide the rank, and split."""
+        batches, split = list(batches), self._split
+        found = {}
+        roots: dict[int, Tensor] = {}  # layers with the same inputs share one
+        for path, inputs in observe_all(model, batches, split.paths, Gram, self.info.title).items():
+            root = roots.setdefault(id(inputs), gram_root(inputs.matrix))
+            found[path] = decompose(matrix(model.get_submodule(path)), root=root)
+        ranks = split.decide({path: f.squares for path, f in found.items()})
+        if not self.config.sequential:
+            split_all_(model, found, ranks)
+        else:
+            found.clear()
+
+            def compress(paths: list[str], inputs: Gram) -> None:
+                root = gram_root(inputs.matrix)
+                for path in paths:
+                    weight = matrix(model.get_submodule(path))
+                    split_(model, path, *decompose(weight, root=root).cut(ranks[path] or 0))
+
+            walk_(model, batches, [p for p, r in ranks.items() if r is not None], Gram, compress, self.info.title)
+        self._done = True
+
+    @torch.no_grad()
+    def finalize(self, model: nn.Module) -> None:
+        """Nothing is left to do; unobserved, as in a plan, all inputs count alike."""
+        if not self._done:
+            found = {path: decompose(matrix(model.get_submodule(path))) for path in self._split.paths}
+            split_all_(model, found, self._split.decide({path: f.squares for path, f in found.items()}))
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Return layers split and left whole, their weights before and after, and the least and largest rank."""
+        return self._split.report()
