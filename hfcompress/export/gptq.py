@@ -105,9 +105,10 @@ def _layers(model: nn.Module) -> dict[str, Packed]:
     if not found:
         raise ExportError("no linear layer of this checkpoint is in few bits: there is nothing to write as GPTQ")
     for path, module in found.items():
-        if module.grid is None or module.grid.bits not in BITS or module.grid.per_tensor:
+        grid = module.grid
+        if not isinstance(grid, Grid) or grid.bits not in BITS or grid.per_tensor:
             raise ExportError(
-                f"{path} has {_described(module.grid)}; the GPTQ format holds 2, 4 or 8 bits by row or group"
+                f"{path} has {_described(grid)}; the GPTQ format holds 2, 4 or 8 bits by row or group"
             )
         if module.input_bits is not None:
             raise ExportError(f"{path} rounds its inputs, which the GPTQ format cannot say; export it for an engine")
@@ -118,9 +119,9 @@ def _layers(model: nn.Module) -> dict[str, Packed]:
     return found
 
 
-def _described(grid: Grid | None) -> str:
-    if grid is None:
-        return "floats"
+def _described(grid: Grid | Codebook | None) -> str:
+    if not isinstance(grid, Grid):
+        return "floats" if grid is None else "codewords"
     bits = f"{grid.bits} bits" if isinstance(grid.bits, int) else str(grid.bits)
     return f"{bits}, {'symmetric' if grid.symmetric else 'asymmetric'}, group size {grid.group_size}"
 

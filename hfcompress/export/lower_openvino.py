@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from onnx import ModelProto, helper
 
+from ..core.errors import ExportError
 from ..ops.quantization import TERNARY
 from .graph import FLOAT, Graph, add_bias, lower
 from .lower_float import rounded_inputs
 from .notes import kind_of
 from .trace import Traced
-from .weights import SMALL, Coded, Dense, Layer, coded8
+from .weights import SMALL, Coded, Dense, Layer, Worded, coded8
 
 
 @dataclass
@@ -71,6 +72,8 @@ class NamedWeights:
     def _input(self, layer: Layer) -> str:
         name = f"{layer.name}/weight"
         plain = layer.weight
+        if isinstance(plain, Worded):
+            raise ExportError(f"{layer.path}: OpenVINO has no form of weights that share codewords; use ONNX Runtime")
         if self.int8 and isinstance(plain, Dense) and plain.values.size >= SMALL:
             plain = self.weights.get(name) or coded8(plain.values)
         self.weights[name] = plain

@@ -61,7 +61,7 @@ class ActivationSVD(Method[ActivationSVDConfig]):
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers; TargetError for one that does not split, or a rank that saves nothing."""
-        self._split, self._done = Split.choose(model, self.config, self.info.name, tables=False), False
+        self._split = Split.choose(model, self.config, self.info.name, tables=False)
         return self._split.paths
 
     @torch.no_grad()
@@ -86,14 +86,14 @@ class ActivationSVD(Method[ActivationSVDConfig]):
                     split_(model, path, *decompose(weight, root=root).cut(ranks[path] or 0))
 
             walk_(model, batches, [p for p, r in ranks.items() if r is not None], Gram, compress, self.info.title)
-        self._done = True
 
-    @torch.no_grad()
+    def assume(self, model: nn.Module) -> None:
+        """Let all inputs count alike."""
+        found = {path: decompose(matrix(model.get_submodule(path))) for path in self._split.paths}
+        split_all_(model, found, self._split.decide({path: f.squares for path, f in found.items()}))
+
     def finalize(self, model: nn.Module) -> None:
-        """Nothing is left to do; unobserved, as in a plan, all inputs count alike."""
-        if not self._done:
-            found = {path: decompose(matrix(model.get_submodule(path))) for path in self._split.paths}
-            split_all_(model, found, self._split.decide({path: f.squares for path, f in found.items()}))
+        """Nothing is left to do."""
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return layers split and left whole, their weights before and after, and the least and largest rank."""

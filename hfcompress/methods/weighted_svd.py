@@ -53,7 +53,7 @@ class WeightedSVD(Method[WeightedSVDConfig]):
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers; TargetError for one that does not split, or a rank that saves nothing."""
-        self._split, self._seed, self._done = Split.choose(model, self.config, self.info.name), ctx.seed, False
+        self._split, self._seed = Split.choose(model, self.config, self.info.name), ctx.seed
         return self._split.paths
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
@@ -61,10 +61,12 @@ class WeightedSVD(Method[WeightedSVDConfig]):
         fisher = weight_fisher(model, self._split.paths, list(batches), self._seed, self.info.title)
         self._apply(model, fisher)
 
+    def assume(self, model: nn.Module) -> None:
+        """Let all weights count alike."""
+        self._apply(model, {})
+
     def finalize(self, model: nn.Module) -> None:
-        """Nothing is left to do; unobserved, as in a plan, all weights count alike."""
-        if not self._done:
-            self._apply(model, {})
+        """Nothing is left to do."""
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return layers split and left whole, their weights before and after, and the least and largest rank."""
@@ -77,7 +79,6 @@ class WeightedSVD(Method[WeightedSVDConfig]):
             for path in track(self._split.paths, lambda path: f"{self.info.title}: {path}")
         }
         split_all_(model, found, self._split.decide({path: f.squares for path, f in found.items()}))
-        self._done = True
 
     def _decomposed(self, module: nn.Module, fisher: Tensor | None) -> Decomposition:
         if fisher is None:
