@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..core.errors import CheckpointError
 from ..core.files import writing
@@ -15,27 +16,37 @@ from ..modules.bnb import bnb_layers
 
 FILE = "training_state.safetensors"
 _ORIGINAL = re.compile(r"\.parametrizations\.(\w+)\.original$")
-_WRAPPER = re.compile(r"\.parametrizations\.\w+\.\d+\.|\.lora_\w+\.")  # torch's, and peft's adapters
+_WRAPPER = re.compile(r"\.parametrizations\.\w+\.\d+\.")
+_ADAPTER = re.compile(r"\.lora_\w+\.")  # of peft, when a method has put it on
 
 
 def clean_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict under the names the model has without training wrappers, which are left out."""
     state = model.state_dict()
-    return {_plain(name): tensor for name, tensor in state.items() if not _WRAPPER.search(name)}
+    return {_plain(model, name): tensor for name, tensor in state.items() if not _is_wrapper(model, name)}
 
 
 def wrapped_name(model: nn.Module) -> dict[str, str]:
     """Return, by plain name, the name each tensor has in the model as it stands."""
-    return {_plain(name): name for name in model.state_dict() if not _WRAPPER.search(name)}
+    return {_plain(model, name): name for name in model.state_dict() if not _is_wrapper(model, name)}
 
 
-def _plain(name: str) -> str:
-    return _ORIGINAL.sub(r".\1", name.replace(".base_layer.", "."))
+def _plain(model: nn.Module, name: str) -> str:
+    return _ORIGINAL.sub(r".\1", name if _is_users(model) else name.replace(".base_layer.", "."))
+
+
+def _is_wrapper(model: nn.Module, name: str) -> bool:
+    return bool(_WRAPPER.search(name) or (_ADAPTER.search(name) and not _is_users(model)))
+
+
+def _is_users(model: nn.Module) -> bool:
+    """Say whether adapters on this model are the user's own, who saves them alone, and not a method's."""
+    return not isinstance(model, PreTrainedModel) or model._hf_peft_config_loaded
 
 
 def save_training_state(model: nn.Module, folder: str | Path) -> None:
     """Write the wrappers' tensors (scores, masks) to `folder`; nothing is written when there are none."""
-    found = {name: t for name, t in model.state_dict().items() if _WRAPPER.search(name)}
+    found = {name: t for name, t in model.state_dict().items() if _is_wrapper(model, name)}
     first = {t.untyped_storage()._cdata: name for name, t in reversed(found.items())}  # shared ones are written twice
     state = {name: t.contiguous() if name in first.values() else t.clone() for name, t in found.items()}
     if state:
