@@ -260,5 +260,9 @@ def test_mistakes_are_named():
         prepared(tied(), keep=True)
     with pytest.raises(TargetError, match="peft can't put an adapter"):
         prepared(make("bert"), init_lora_weights="pisa")
+    adapted = make("bert")
+    prepared(adapted)
+    with pytest.raises(TargetError, match="has adapters already"):
+        prepared(adapted)
     with pytest.raises(LifecycleError, match="acts while training"):
         compress(make("bert"), LoRAConfig())

@@ -32,6 +32,7 @@ from hfcompress.core.registry import create
 from hfcompress.modules.blockwise import observe_all
 from hfcompress.modules.chains import block_layers
 from hfcompress.modules.factorized import CPConv2d, Factorized, TuckerConv2d, factorize_
+from hfcompress.modules.importance import weight_fisher
 from hfcompress.modules.matrix import matrix
 from hfcompress.ops.lowrank import allocate_ranks, decompose, gram_root, largest_saving_rank, rank_of_energy
 from hfcompress.ops.moments import Gram
@@ -226,6 +227,23 @@ def test_exported_factors_compute_the_same(tmp_path):
         wanted = model(**inputs).logits
     got = torch.as_tensor(engine({name: tensor.numpy() for name, tensor in inputs.items()}))
     assert torch.allclose(got, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_fisher_is_the_mean_squared_gradient_of_single_examples(name):
+    model, batches = make(name), calibration(name)
+    paths = [path for path, _ in block_layers(model)][:2]
+    found = weight_fisher(model, paths, batches, 0)
+    wanted = dict.fromkeys(paths, 0.0)
+    for one in batches:
+        for i in range(4):
+            model.zero_grad()
+            model(**{key: value[i : i + 1] for key, value in one.items()}).loss.backward()
+            for path in paths:
+                layer = model.get_submodule(path)
+                gradient = layer.weight.grad.T if isinstance(layer, Conv1D) else layer.weight.grad
+                wanted[path] += gradient.square() / 16
+    assert all(torch.allclose(found[path], wanted[path], rtol=1e-4, atol=1e-9) for path in paths)
 
 
 # ------------------------------------------------------------------ convolutions

@@ -26,6 +26,13 @@ def layer_pairs(layers: FixedMap, student: int, teacher: int, where: str) -> Pai
     return [(_index(s, student, "student", where), _index(t, teacher, "teacher", where)) for s, t in named]
 
 
+def student_layers(layers: FixedMap | Literal["nearest"], student: int) -> set[int]:
+    """Return which of the student's layers, of so many, meet one of the teacher's."""
+    if layers == "last":
+        return {student - 1}
+    return {s % student for s in layers} if isinstance(layers, Mapping) else set(range(student))
+
+
 def _named(layers: FixedMap, student: int, where: str) -> Sequence[tuple[int, int]]:
     if isinstance(layers, Mapping):
         return sorted(layers.items())

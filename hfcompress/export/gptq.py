@@ -25,6 +25,7 @@ from ..core.families import blocks_of, family_of
 from ..core.files import write_text
 from ..modules.packed import PackedConv2d, PackedEmbedding, dequantize_
 from ..modules.storage import Packed
+from ..ops.codebooks import Codebook
 from ..ops.quantization import Grid, Quantized
 from .inputs import is_image
 
@@ -107,9 +108,7 @@ def _layers(model: nn.Module) -> dict[str, Packed]:
     for path, module in found.items():
         grid = module.grid
         if not isinstance(grid, Grid) or grid.bits not in BITS or grid.per_tensor:
-            raise ExportError(
-                f"{path} has {_described(grid)}; the GPTQ format holds 2, 4 or 8 bits by row or group"
-            )
+            raise ExportError(f"{path} has {_described(grid)}; the GPTQ format holds 2, 4 or 8 bits by row or group")
         if module.input_bits is not None:
             raise ExportError(f"{path} rounds its inputs, which the GPTQ format cannot say; export it for an engine")
     grids = {module.grid: path for path, module in found.items()}
@@ -152,9 +151,7 @@ def _dense(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _config(grid: Grid | None, second: bool, block: str, inside: list[str]) -> dict[str, Any]:
-    if grid is None:
-        raise ExportError("floats have no grid")
+def _config(grid: Any, second: bool, block: str, inside: list[str]) -> dict[str, Any]:
     version = f"{FORMAT}_v2" if second else FORMAT
     return {
         "quant_method": FORMAT,

@@ -12,12 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..core.config import EITHER, MAPPING, PLAIN, StrictModel
 from ..core.errors import LifecycleError
-from ..core.layer_map import LAYERS_HELP, FixedMap, layer_pairs
+from ..core.layer_map import LAYERS_HELP, FixedMap, layer_pairs, student_layers
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.schedule import Weighted
 from ..modules.capture import KEY, QUERY, VALUE, AttentionMaps, Capture
-from ..modules.companion import Projection, attach_companion_, companion, detach_companion_
+from ..modules.companion import ProjectedStates, Projection, attach_companion_, detach_companion_
 from ..modules.pairing import (
     attentions_of,
     depth_of,
@@ -185,7 +185,9 @@ class Distill(Method[DistillConfig]):
         self._fraction, self._parts = 0.0, config.parts()
         self._sums: dict[str, tuple[Any, int]] = {}
         self._captures: list[Capture] = []
-        self._watchers: list[Capture | AttentionMaps] = []
+        self._projected: ProjectedStates | None = None  # where hidden widths differ
+        self._wide: dict[int, Tensor] = {}
+        self._watchers: list[Capture | AttentionMaps | ProjectedStates] = []
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Check that teacher and student can be compared, and return what will be; see `modules.capture` for hooks."""
@@ -229,6 +231,7 @@ class Distill(Method[DistillConfig]):
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value.detach(), count + 1)
             loss = loss + weight * value
+        self._wide = {}
         return loss
 
     def log(self) -> dict[str, float]:
@@ -242,7 +245,7 @@ class Distill(Method[DistillConfig]):
         detach_companion_(model, NAME)
         for watcher in self._watchers:
             watcher.remove()
-        self._watchers, self._captures = [], []
+        self._watchers, self._captures, self._wide = [], [], {}
 
     # ------------------------------------------------------------------ what prepare attaches
 
@@ -264,20 +267,21 @@ class Distill(Method[DistillConfig]):
         """Attach the projections from the student's width to the teacher's, where they differ."""
         names = [name for name in ("hidden", "cosine") if name in self._parts]
         ours, theirs = hidden_widths(model), hidden_widths(ctx.teacher)
-        self._model, self._projected = model, bool(names) and ours != theirs
-        if not self._projected:
+        if not names or ours == theirs:
             return
         if max(len(ours), len(theirs)) != 1:
             raise LifecycleError(f"distill.{names[0]}: hidden states differ in width, {theirs} and {ours}, by stage")
         depth = depth_of(model)
         count = 1 if self.config.projection == "shared" or depth is None else depth + 1
         generator = torch.Generator().manual_seed(ctx.seed)
-        modules = [Projection(ours[0], theirs[0], generator) for _ in range(count)]
+        modules = nn.ModuleList([Projection(ours[0], theirs[0], generator) for _ in range(count)])
         tables = token_tables(model, ctx.teacher)
         if tables is not None:
             for module in modules:  # the hidden states of all layers lie in the space that the tokens come in by
                 module.fit_(*tables)
-        attach_companion_(model, NAME, nn.ModuleList(modules))
+        attach_companion_(model, NAME, modules)
+        self._projected = ProjectedStates(model, modules, self._wanted)
+        self._watchers.append(self._projected)
 
     def _watch(self, model: nn.Module, teacher: nn.Module) -> None:
         """Attach what reads inside the two models: the student while it trains, the teacher always."""
@@ -295,7 +299,7 @@ class Distill(Method[DistillConfig]):
         for name, part in self._parts.items():
             weight = part.at(self._fraction)
             # what trains beside the model has to be in every step's graph, or distributed training waits for it
-            if weight > 0 or (name in ("hidden", "cosine") and self._projected):
+            if weight > 0 or (name in ("hidden", "cosine") and self._projected is not None):
                 yield name, weight
 
     def _logits(self, part: LogitsPart, seen: Seen) -> Tensor:
@@ -315,28 +319,36 @@ class Distill(Method[DistillConfig]):
 
     def _states(self, part: HiddenPart, seen: Seen, loss: Callable[..., Tensor], where: str) -> Tensor:
         """Return the mean over pairs of hidden states, the student's through its projection."""
-        ours, theirs = seen.states(where)
+        own, theirs = self._hidden_states(seen, where)
+        ours, depth = self._wide or dict(enumerate(own)), len(own) - 1
         if part.layers == "nearest":
-            wide = [self._as_wide(i, hidden) for i, hidden in enumerate(ours)]
-            pairs = nearest_pairs(wide[1:], theirs[1:], seen.mask(ours[-1]))
+            pairs = nearest_pairs([ours[i + 1] for i in range(depth)], theirs[1:], seen.mask(ours[1]))
         else:
-            pairs = layer_pairs(part.layers, len(ours) - 1, len(theirs) - 1, f"{where}.layers")
+            pairs = layer_pairs(part.layers, depth, len(theirs) - 1, f"{where}.layers")
         pairs = [(s + 1, t + 1) for s, t in pairs]
         if part.embeddings and part.layers != "nearest":
             pairs = [(0, 0), *pairs]
-        projected = {s: self._as_wide(s, ours[s]) for s, _ in pairs}
-        return mean_over(pairs, lambda s, t: loss(s, t, seen.mask(s)), projected, theirs, where)
+        return mean_over(pairs, lambda s, t: loss(s, t, seen.mask(s)), ours, theirs, where)
 
-    def _as_wide(self, index: int, hidden: Tensor) -> Tensor:
-        """Return the student's hidden state number `index` as wide as the teacher's."""
-        if not self._projected:
-            return hidden
-        projections: Any = companion(self._model, NAME)
-        wide: Tensor = projections[min(index, len(projections) - 1)](hidden)
-        return wide
+    def _hidden_states(self, seen: Seen, where: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Return both models' hidden states, and keep those of the student that went through a projection."""
+        ours, theirs = seen.states(where)
+        if self._projected is not None:
+            ours, self._wide = self._projected.split(ours)
+        return ours, theirs
+
+    def _wanted(self, states: int) -> set[int]:
+        """Return which of so many hidden states of the student a loss reads."""
+        found = set()
+        for name, _ in self._active():
+            part = self._parts[name]
+            if isinstance(part, HiddenPart):
+                found |= {s + 1 for s in student_layers(part.layers, states - 1)}
+                found |= {0} if part.embeddings and part.layers != "nearest" else set()
+        return found
 
     def _maps(self, part: MapsPart, seen: Seen) -> Tensor:
-        ours, theirs = (states[1:] for states in seen.states("distill.maps"))
+        ours, theirs = (states[1:] for states in self._hidden_states(seen, "distill.maps"))
         pairs = layer_pairs(part.layers, len(ours), len(theirs), "distill.maps.layers")
         losses = [activation_map_mse(ours[s], theirs[t], part.power, seen.mask(ours[s])) for s, t in pairs]
         return torch.stack(losses).mean()

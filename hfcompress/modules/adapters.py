@@ -32,6 +32,8 @@ def add_adapters_(model: nn.Module, paths: Sequence[str], settings: Mapping[str,
     import peft
     from peft.tuners.lora import Linear
 
+    if any(adapter_layers(model)):
+        raise TargetError("this model has adapters already; merge them first (peft's merge_and_unload)")
     groups = [sharers(model, path) for path in paths]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that PackedLinear is not known, that Conv1D keeps its weight the other way

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +42,38 @@ class Projection(nn.Module):
         return F.linear(hidden.float(), self.weight, self.bias)
 
 
+class ProjectedStates:
+    """Adds hidden states through projections to those that a model returns while it trains.
+
+    They are computed inside the forward pass, and lie behind the others in the same tuple: there distributed training
+    looks for the parameters to wait for. What no loss reads must not be among them for the same reason; `wanted` says
+    which are, of so many. One projection serves all; of several each has its own.
+    """
+
+    def __init__(
+        self, model: nn.Module, projections: Sequence[nn.Module], wanted: Callable[[int], Collection[int]]
+    ) -> None:
+        self._projections, self._wanted = projections, wanted
+        self._indices: list[int] = []
+        self._hook = model.register_forward_hook(self._after)
+
+    def split(self, states: Sequence[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Return the model's own hidden states, and by index those that went through a projection."""
+        own = len(states) - len(self._indices)
+        return list(states[:own]), dict(zip(self._indices, states[own:], strict=True))
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        self._hook.remove()
+
+    def _after(self, model: nn.Module, _: Any, outputs: Any) -> None:
+        states = outputs.get("hidden_states") if model.training and isinstance(outputs, Mapping) else None
+        if states:
+            last, self._indices = len(self._projections) - 1, sorted(self._wanted(len(states)))
+            projected = (self._projections[min(i, last)](states[i]) for i in self._indices)
+            outputs["hidden_states"] = (*states, *projected)
+
+
 def attach_companion_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Let `module` train with `model`, on its device; LifecycleError when the name is taken."""
     if not hasattr(model, COMPANIONS):
@@ -47,12 +82,6 @@ def attach_companion_(model: nn.Module, name: str, module: nn.Module) -> None:
     if name in found:
         raise LifecycleError(f"{name} is attached to this model already: finish the stage it belongs to first")
     found[name] = module.to(next(model.parameters()).device)
-
-
-def companion(model: nn.Module, name: str) -> nn.Module | None:
-    """Return the module that trains with the model under this name, if there is one."""
-    found: nn.ModuleDict | None = getattr(model, COMPANIONS, None)
-    return found[name] if found is not None and name in found else None
 
 
 def detach_companion_(model: nn.Module, name: str) -> None:

@@ -55,30 +55,50 @@ def derive_student_(
     blocks = blocks_of(model, family)
     chosen = _chosen_blocks(model, family, config)
     heads, units = _head_groups(model, blocks, config), _unit_groups(model, blocks, config)
-    keep = _most_important(model, [*heads, *units], data, seed)
+    masks = _most_important(model, [*heads, *units], data, seed)
     channels = _channels(model, family, blocks, config, data)
     embeddings = _embedding_channels(model, family, config, data)
-    if data is not None and keep:
-        refit_without_(model, keep, data, "Student: refitting")
-    notes = [_layers_note(stack, kept, depth) for stack, kept, depth in chosen]
-    for attention, group in zip(_attentions(blocks), heads, strict=False):
-        keep_heads_(model, attention, keep[group.path])
-    for block, group in zip(blocks, units, strict=False):
-        keep_units_(model, block, keep[group.path])
+    left = _drop(model, family, blocks, chosen)
     if channels is not None:
         keep_channels_(model, stream_axes(model, family), channels)
     if embeddings is not None:
         EmbeddingWidth(model, family).keep_(model, embeddings)
-    for stack, kept, depth in chosen:
-        if len(kept) < depth:
-            keep_blocks_(model, family, stack, kept)
+    _cut_blocks_(model, [(old, new, masks) for old, new in left], data)
+    notes = [_layers_note(stack, kept, depth) for stack, kept, depth in chosen]
     notes += _size_notes("heads per block, of most Fisher information, the rest refitted", heads)
     notes += _size_notes("feed-forward units per block, of most Fisher information, the rest refitted", units)
-    if channels is not None:
-        notes.append(f"{int(channels.sum())} of {len(channels)} channels of the hidden state, of largest mean |h|")
-    if embeddings is not None:
-        notes.append(f"{int(embeddings.sum())} of {len(embeddings)} channels of embeddings, of largest mean |h|")
+    notes += _channel_notes("the hidden state", channels) + _channel_notes("embeddings", embeddings)
     return [*notes, "embeddings and task head: the model's own"]
+
+
+def _drop(
+    model: nn.Module, family: Family, blocks: Sequence[Block], chosen: Sequence[tuple[Stack, list[int], int]]
+) -> list[tuple[Block, Block]]:
+    """Take the blocks out that were not chosen, and return the others as (what it was, what it is)."""
+    positions, before = [], 0
+    for stack, kept, depth in chosen:
+        positions += [before + i for i in kept]
+        before += depth
+        if len(kept) < depth:
+            keep_blocks_(model, family, stack, kept)
+    stayed = [blocks[i] for i in positions] if chosen else blocks
+    return list(zip(stayed, blocks_of(model, family), strict=True))
+
+
+def _cut_blocks_(
+    model: nn.Module, blocks: Sequence[tuple[Block, Block, dict[str, Tensor]]], data: Sequence[Batch] | None
+) -> None:
+    """Slice heads and units out where there are masks of which to keep, by the paths the layers had."""
+    pairs = [(a, b, m) for old, new, m in blocks for a, b in zip(_attentions([old]), _attentions([new]), strict=True)]
+    heads = [(new, masks[old.output]) for old, new, masks in pairs if old.output in masks]
+    units = [(new, masks[old.down]) for old, new, masks in blocks if old.down in masks]
+    if data is not None and (heads or units):
+        keep = {a.output: mask for a, mask in heads} | {block.down: mask for block, mask in units}
+        refit_without_(model, keep, data, "Student: refitting")
+    for attention, mask in heads:
+        keep_heads_(model, attention, mask)
+    for block, mask in units:
+        keep_units_(model, block, mask)
 
 
 def evenly(total: int, number: int) -> list[int]:
@@ -198,6 +218,10 @@ def _embedding_channels(
 def _layers_note(stack: Stack, kept: Sequence[int], depth: int) -> str:
     shown = ", ".join(map(str, kept[:_SHOWN])) + (", …" if len(kept) > _SHOWN else "")
     return f"{len(kept)} of {depth} blocks of {stack.path}: {shown}"
+
+
+def _channel_notes(of: str, keep: Tensor | None) -> list[str]:
+    return [] if keep is None else [f"{int(keep.sum())} of {len(keep)} channels of {of}, of largest mean |h|"]
 
 
 def _size_notes(what: str, groups: Sequence[_Group]) -> list[str]:

@@ -53,7 +53,7 @@ def decompose(weight: Tensor, *, rows: Tensor | None = None, root: Tensor | None
         up, down = wide @ right.T, right
     else:
         up, down = left, left.T @ wide
-    return Decomposition(values.square(), up, down)
+    return Decomposition(values.square(), up.float(), down.float())  # of large models, all layers' are held at once
 
 
 def gram_root(gram: Tensor) -> Tensor:
