@@ -72,7 +72,8 @@ def _fits(layer: Layer) -> bool:
 
 
 def _stands(traced: Traced) -> dict[str, Any]:
-    return {m.path: m for m in traced.plain.modules() if getattr(m, "op", None) == LINEAR}
+    modules: Iterable[Any] = traced.plain.modules()
+    return {m.path: m for m in modules if getattr(m, "op", None) == LINEAR}
 
 
 def _observing(seen: InputRange) -> Any:

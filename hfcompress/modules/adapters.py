@@ -130,7 +130,8 @@ def _share_(model: nn.Module, group: Sequence[tuple[str, nn.Module]]) -> None:
                 f"{path}: its weight is shared with {group[0][0]}, which reads it otherwise; add both to `ignore`"
             )
         if id(module) not in made:
-            twin = Linear(module, _NAME, config=model.peft_config[_NAME], r=first.r[_NAME], lora_alpha=1)  # type: ignore[index]
+            config: Any = model.peft_config
+            twin: Any = Linear(module, _NAME, config=config[_NAME], r=first.r[_NAME], lora_alpha=1)
             for part in _PARTS:
                 setattr(twin, part, getattr(first, part))
             twin.scaling, twin.follows = first.scaling, True

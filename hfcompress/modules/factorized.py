@@ -128,7 +128,7 @@ class CPConv2d(Factorized):
                 return pair if isinstance(pair, str) else tuple(v if i == dim else other for i, v in enumerate(pair))
 
             sizes = [only(p, o) for p, o in ((kernel_size, 1), (stride, 1), (padding, 0), (dilation, 1))]
-            return nn.Conv2d(rank, rank, *sizes, groups=rank, bias=False)
+            return nn.Conv2d(rank, rank, *sizes, rank, False)
 
         super().__init__(
             out_channels,
@@ -190,11 +190,12 @@ def factorize_(model: nn.Module, path: str, kind: type[Factorized], factors: dic
     old: Any = model.get_submodule(path)
     if parametrize.is_parametrized(old):
         raise TargetError(f"{path}: two methods of this stage claim its weight; add it to the `ignore` of one")
-    arguments = {name: getattr(old, name) for name in _SIZES[kind]}
+    arguments: dict[str, Any] = {name: getattr(old, name) for name in _SIZES[kind]} | ranks
     bias = getattr(old, "bias", None)
-    more = {"bias": bias is not None} if kind in (FactorizedLinear, TuckerConv2d, CPConv2d) else {}
+    if kind in (FactorizedLinear, TuckerConv2d, CPConv2d):
+        arguments["bias"] = bias is not None
     with torch.device("meta"):
-        new: Any = kind(**arguments, **ranks, **more, dtype=old.weight.dtype)
+        new: Any = kind(**arguments, dtype=old.weight.dtype)
     learns = trainable(old)
     for name, values in factors.items():
         values = values.to(old.weight.dtype).contiguous()
