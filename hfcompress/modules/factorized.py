@@ -127,8 +127,10 @@ class CPConv2d(Factorized):
             def only(pair: Any, other: int) -> Any:
                 return pair if isinstance(pair, str) else tuple(v if i == dim else other for i, v in enumerate(pair))
 
-            sizes = [only(p, o) for p, o in ((kernel_size, 1), (stride, 1), (padding, 0), (dilation, 1))]
-            return nn.Conv2d(rank, rank, *sizes, rank, False)
+            size, steps, margin, gaps = (
+                only(p, o) for p, o in ((kernel_size, 1), (stride, 1), (padding, 0), (dilation, 1))
+            )
+            return nn.Conv2d(rank, rank, size, steps, margin, gaps, groups=rank, bias=False)
 
         super().__init__(
             out_channels,
