@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,3 +348,38 @@ def test_a_student_of_fewer_channels_learns_from_hidden_states(tmp_path):
     save_checkpoint(run.model, tmp_path / "saved")
     loaded = load_model(tmp_path / "saved", "AutoModelForSequenceClassification")
     assert loaded.state_dict().keys() == make("bert").state_dict().keys()
+
+
+DISTRIBUTED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_distill import bert, trainer
+from tiny import make
+from hfcompress import DistillConfig
+
+fades = {{"weight": 0, "initial": 1, "schedule": {{"shape": "linear", "start": 0, "end": 0.5}}}}
+attention, relations = {{"heads": "mean"}}, {{"heads": 2}}
+recipe = DistillConfig(hidden=fades, cosine=0.5, relations=relations, attention=attention, projection="each")
+run = trainer({folder!r}, [recipe], make("bert"), bert(), save_strategy="no", per_device_train_batch_size=2)
+run.train()
+own = torch.cat([p.detach().flatten() for p in run.model.parameters()])
+others = [torch.empty_like(own) for _ in range(2)]
+torch.distributed.all_gather(others, own)
+assert torch.equal(others[0], others[1]), "the ranks ended with different models"
+if run.is_world_process_zero():
+    print("ranks agree")
+torch.distributed.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads may abort an interpreter that shuts down around them
+"""
+
+
+def test_two_processes_train_projections_and_end_with_the_same_model(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(DISTRIBUTED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ranks agree" in done.stdout
