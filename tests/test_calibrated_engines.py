@@ -214,7 +214,7 @@ def test_openvino_computes_the_model(openvino, bert):
     model, files = bert
     file = files["openvino"]
     assert file.parts[-2:] == ("openvino", "openvino_model.xml")
-    assert ENGINES["openvino"].note(file) == "weights 8-bit (20), float32 (1); tables 8-bit; computed in float32"
+    assert ENGINES["openvino"].note(file) == "weights 8-bit; tables 8-bit; computed in float32"
     pairs = {f"{n}.{s}" for n in ("openvino_model", "openvino_model_qint8_quantized") for s in ("xml", "bin")}
     assert {f.name for f in file.parent.iterdir()} == pairs
     assert "/tmp" not in file.read_text() and str(file.parent) not in file.read_text()

@@ -72,7 +72,8 @@ def _fits(layer: Layer) -> bool:
 
 
 def _stands(traced: Traced) -> dict[str, Any]:
-    return {m.path: m for m in traced.plain.modules() if getattr(m, "op", None) == LINEAR}
+    found: list[Any] = [module for module in traced.plain.modules() if getattr(module, "op", None) == LINEAR]
+    return {stand.path: stand for stand in found}
 
 
 def _observing(seen: InputRange) -> Any:
