@@ -166,7 +166,9 @@ def test_gptq_from_the_command_line(command, tmp_path):  # noqa: F811
             pack_(model, path, Grid(4, group_size=16))
     save_checkpoint(model, tmp_path / "model")
     status, printed, errors = command("export", tmp_path / "model", "--format", "gptq", "--output", tmp_path / "out")
-    assert status == 0 and "Wrote" in printed, errors
+    assert status == 0 and "Wrote" in printed and "no tokenizer" in printed, errors
+    status, _, errors = command("export", tmp_path / "model", "--format", "gptq", "--output", tmp_path / "out")
+    assert status == 2 and "not empty" in errors
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "gptq" and config["block_name_to_quantize"] == "model.layers"
     status, _, errors = command("export", tmp_path / "model", "--format", "gptq")
