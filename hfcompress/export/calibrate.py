@@ -72,8 +72,8 @@ def _fits(layer: Layer) -> bool:
 
 
 def _stands(traced: Traced) -> dict[str, Any]:
-    modules: Iterable[Any] = traced.plain.modules()
-    return {m.path: m for m in modules if getattr(m, "op", None) == LINEAR}
+    found: list[Any] = [module for module in traced.plain.modules() if getattr(module, "op", None) == LINEAR]
+    return {stand.path: stand for stand in found}
 
 
 def _observing(seen: InputRange) -> Any:

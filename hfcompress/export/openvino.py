@@ -77,8 +77,9 @@ def _converted(proto: Any, how: NamedWeights) -> tuple[Any, dict[str, set[str]]]
         if name not in how.weights:
             continue
         weight = how.weights[name]
-        plain = isinstance(weight, Coded) and name in how.open
-        node = ov.opset13.constant(weight.widened()) if plain else constant(weight)  # type: ignore[union-attr]
+        if name in how.open and isinstance(weight, Coded):
+            weight = Dense(weight.widened())  # NNCF rounds it, to the same bits
+        node = constant(weight)
         node.set_friendly_name(name)
         readers[name] = set(_readers(parameter))
         parameter.output(0).replace(node.output(0))

@@ -21,7 +21,7 @@ def environment(threads: int) -> dict[str, Any]:
     flags = cpu_flags()
     return {
         "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **{package: version for package in PACKAGES if (version := _version(package))},
         **_optimum(),
         "os": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_info("model name") or platform.processor() or "unknown",

@@ -34,8 +34,11 @@ def export_checkpoint(
         raise RecipeError(f"--format {FORMAT} makes a checkpoint: ask for it alone, with --output a folder of its own")
     auto_class = auto_class_of(checkpoint)
     if FORMAT in formats and output is not None:
-        model = load_model(checkpoint, auto_class)
-        return [output], export_gptq(model, output, _processor(checkpoint, auto_class))
+        if output.is_dir() and any(output.iterdir()):
+            raise RecipeError(f"--output {output}: the folder is not empty, and a checkpoint would replace it")
+        processor = _processor(checkpoint, auto_class)
+        messages = [] if processor else ["the model has no tokenizer beside it, so the export has none either"]
+        return [output], messages + export_gptq(load_model(checkpoint, auto_class), output, processor)
     for name in formats:
         require_engine(name)
     if output is None and not Path(checkpoint).is_dir():
