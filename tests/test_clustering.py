@@ -187,6 +187,18 @@ def test_pruned_weights_stay_zero(together, tmp_path):
     assert torch.allclose(logits(loaded, "bert"), logits(model, "bert"), atol=1e-6)
 
 
+def test_while_training_zeros_of_a_pruned_weight_are_zero():
+    layer = nn.Linear(16, 8)
+    layer.weight.data *= torch.rand(8, 16, generator=torch.Generator().manual_seed(0)) > 0.5
+    zeros = layer.weight == 0
+    wrapper = ClusteredWeight(layer, layer.weight.shape, Codebook(2))
+    wrapper.start(layer.weight.detach(), "linear", 0)
+    seen = wrapper(layer.weight)
+    assert torch.equal(seen == 0, zeros) and len(seen[~zeros].unique()) <= 4
+    stored, mask = wrapper.clustered(layer.weight.detach())
+    assert torch.equal(mask, ~zeros) and torch.equal(stored.dequantize() * mask, seen)
+
+
 def test_tied_weights_stay_tied(tmp_path):
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0)

@@ -23,6 +23,7 @@ from hfcompress.methods.layers import LayersConfig
 from hfcompress.methods.magnitude import MagnitudeConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.methods.share_layers import ShareLayersConfig
+from hfcompress.modules.sharing import attach_shared, finish_sharing_, start_sharing_
 
 PATH = "bert.encoder.layer.{}.intermediate.dense"
 
@@ -68,6 +69,20 @@ def test_the_gradient_is_that_of_all_uses(tmp_path):
     total = sum(layer.weight.grad for layer in layers(twin))
     assert torch.allclose(layers(shared)[0].weight.grad, total, atol=1e-4)
     assert count_parameters(shared)[0] < count_parameters(twin)[0]
+
+
+def test_wrappers_pass_on_the_gradient_that_a_tie_will():
+    names = [[f"{PATH.format(i)}.weight" for i in range(3)]]
+    grads = []
+    for finished in (False, True):
+        model = make("bert")
+        attach_shared(model, names)
+        start_sharing_(model, names, [[0.5, 0.25, 0.25]])
+        if finished:
+            finish_sharing_(model, names)
+        model(input_ids=torch.arange(10)[None]).logits.square().sum().backward()
+        grads.append(model.get_parameter(names[0][0]).grad)
+    assert torch.allclose(*grads, atol=1e-5)
 
 
 def test_training_counts_one_parameter(tmp_path):
