@@ -122,7 +122,9 @@ class DistillConfig(StrictModel):
         0.0, description="Weight of 1 - cosine of hidden states (DistilBERT)."
     )
     maps: Annotated[_Number | Annotated[MapsPart, MAPPING], EITHER] = Field(
-        0.0, description="Weight of the distance of activation maps (attention transfer, Zagoruyko 2017)."
+        0.0,
+        description="Weight of the distance of activation maps (attention transfer, Zagoruyko 2017); says little where a "
+        "norm ends every layer, as in BERT: all tokens then have the same strength.",
     )
     attention: Annotated[_Number | Annotated[AttentionPart, MAPPING], EITHER] = Field(
         0.0, description="Weight of the loss on attention (TinyBERT, MiniLM)."
@@ -274,12 +276,12 @@ class Distill(Method[DistillConfig]):
         depth = depth_of(model)
         count = 1 if self.config.projection == "shared" or depth is None else depth + 1
         generator = torch.Generator().manual_seed(ctx.seed)
-        modules = nn.ModuleList([Projection(ours[0], theirs[0], generator) for _ in range(count)])
+        modules = [Projection(ours[0], theirs[0], generator) for _ in range(count)]
         tables = token_tables(model, ctx.teacher)
         if tables is not None:
             for module in modules:  # the hidden states of all layers lie in the space that the tokens come in by
                 module.fit_(*tables)
-        attach_companion_(model, NAME, modules)
+        attach_companion_(model, NAME, nn.ModuleList(modules))
         self._projected = ProjectedStates(model, modules, self._wanted)
         self._watchers.append(self._projected)
 

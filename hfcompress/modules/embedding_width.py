@@ -21,7 +21,7 @@ class EmbeddingWidth:
     def __init__(self, model: nn.Module, family: Family) -> None:
         """Find them; FamilyError for a model whose embeddings are as wide as its hidden state."""
         config = model.config
-        self.width = int(getattr(config, KEY, 0) or 0)  # type: ignore[call-overload]
+        self.width = int(getattr(config, KEY, 0) or 0)
         if not self.width or self.width == getattr(config, family.hidden_key):
             raise FamilyError(
                 f"a {family.model_type} has embeddings as wide as its hidden state, so {KEY} can't be another: "
