@@ -123,8 +123,8 @@ class DistillConfig(StrictModel):
     )
     maps: Annotated[_Number | Annotated[MapsPart, MAPPING], EITHER] = Field(
         0.0,
-        description="Weight of the distance of activation maps (attention transfer, Zagoruyko 2017); says little where a "
-        "norm ends every layer, as in BERT: all tokens then have the same strength.",
+        description="Weight of the distance of activation maps (attention transfer, Zagoruyko 2017); says little where "
+        "a norm ends every layer, as in BERT: all tokens then have the same strength.",
     )
     attention: Annotated[_Number | Annotated[AttentionPart, MAPPING], EITHER] = Field(
         0.0, description="Weight of the loss on attention (TinyBERT, MiniLM)."
