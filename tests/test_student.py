@@ -203,3 +203,11 @@ def test_image_processors_that_differ_are_shown_by_their_fields():
     smaller = ViTImageProcessorPil(size={"height": 32, "width": 32})
     assert "size: " in processor_difference(smaller, ours)
     assert processor_difference(ours, tokenizer("bert")) == "a ViTImageProcessorPil and a BertTokenizer"
+
+
+@pytest.mark.parametrize(("more", "refitted"), [({}, True), ({"layers": 2}, False), ({"hidden_size": 0.5}, False)])
+def test_what_reads_heads_is_refitted_only_where_its_input_is_what_it_was(more, refitted):
+    model, student = make("bert"), derived("bert", {"heads": 2, **more})
+    ours, theirs = (m.bert.encoder.layer[0].attention.output.dense.weight for m in (student, model))
+    own = [any(bool(torch.isin(column, other).all()) for other in theirs.T) for column in ours.T]
+    assert all(own) != refitted

@@ -28,11 +28,10 @@ class StudentConfig(StrictModel):
     )
     heads: Size | None = Field(
         None,
-        description="Attention heads per block, of the same size: those of most Fisher information, what reads them "
-        "refitted.",
+        description="Attention heads per block, of the same size: those of most Fisher information; default: all.",
     )
     ffn: Size | None = Field(
-        None, description="Feed-forward units per block: those of most Fisher information, what reads them refitted."
+        None, description="Feed-forward units per block: those of most Fisher information; default: all."
     )
     embedding_size: Size | None = Field(
         None,

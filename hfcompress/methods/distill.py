@@ -122,7 +122,9 @@ class DistillConfig(StrictModel):
         0.0, description="Weight of 1 - cosine of hidden states (DistilBERT)."
     )
     maps: Annotated[_Number | Annotated[MapsPart, MAPPING], EITHER] = Field(
-        0.0, description="Weight of the distance of activation maps (attention transfer, Zagoruyko 2017)."
+        0.0,
+        description="Weight of the distance of activation maps (attention transfer, Zagoruyko 2017); says little where "
+        "a norm ends every layer, as in BERT: all tokens then have the same strength.",
     )
     attention: Annotated[_Number | Annotated[AttentionPart, MAPPING], EITHER] = Field(
         0.0, description="Weight of the loss on attention (TinyBERT, MiniLM)."

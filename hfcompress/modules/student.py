@@ -63,10 +63,14 @@ def derive_student_(
         keep_channels_(model, stream_axes(model, family), channels)
     if embeddings is not None:
         EmbeddingWidth(model, family).keep_(model, embeddings)
-    _cut_blocks_(model, [(old, new, masks) for old, new in left], data)
+    # With blocks or channels gone, what layers read is not what their outputs were made for: fitting to it does harm.
+    fits = len(left) == len(blocks) and channels is None and embeddings is None
+    _cut_blocks_(model, [(old, new, masks) for old, new in left], data if fits else None)
     notes = [_layers_note(stack, kept, depth) for stack, kept, depth in chosen]
-    notes += _size_notes("heads per block, of most Fisher information, the rest refitted", heads)
-    notes += _size_notes("feed-forward units per block, of most Fisher information, the rest refitted", units)
+    most = "of most Fisher information" + (", what reads them refitted" if fits else "")
+    notes += _size_notes(f"heads per block, {most}", heads) + _size_notes(
+        f"feed-forward units per block, {most}", units
+    )
     notes += _channel_notes("the hidden state", channels) + _channel_notes("embeddings", embeddings)
     return [*notes, "embeddings and task head: the model's own"]
 
@@ -88,7 +92,10 @@ def _drop(
 def _cut_blocks_(
     model: nn.Module, blocks: Sequence[tuple[Block, Block, dict[str, Tensor]]], data: Sequence[Batch] | None
 ) -> None:
-    """Slice heads and units out where there are masks of which to keep, by the paths the layers had."""
+    """Slice heads and units out where there are masks of which to keep, by the paths the layers had.
+
+    With `data`, what reads them is refitted first to make up for those that go.
+    """
     pairs = [(a, b, m) for old, new, m in blocks for a, b in zip(_attentions([old]), _attentions([new]), strict=True)]
     heads = [(new, masks[old.output]) for old, new, masks in pairs if old.output in masks]
     units = [(new, masks[old.down]) for old, new, masks in blocks if old.down in masks]

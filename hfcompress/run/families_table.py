@@ -11,7 +11,7 @@ import copy
 import io
 import string
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..core.method import Corpus
 from ..export.inputs import example_inputs
 
 MARKER = "families"
+_LANGUAGE = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
 def smallest(model_type: str, auto_class: str | None = None, **config: Any) -> nn.Module:
@@ -44,15 +45,33 @@ def smallest(model_type: str, auto_class: str | None = None, **config: Any) -> n
 
 
 def support() -> dict[str, dict[str, str]]:
-    """Return, by method (and what it acts on, where that matters), what `reason_of` says for every family."""
+    """Return, by method (and what it acts on, where that matters), what `reason_of` says for every family.
+
+    A method that refuses a family's classifier is tried on its language model too: some act on what only that has.
+    """
     torch.manual_seed(0)
-    models = {name: smallest(name).eval() for name in families()}
+    models = {name: [smallest(name).eval(), *_language_models(name)] for name in families()}
     rows = {}
     for name, method in registry.list_methods().items():
         for part, settings in (method.info.examples or {"": {}}).items():
             label = f"`{name}`" + (f" ({part})" if part else "")
-            rows[label] = {family: reason_of(name, settings, model) for family, model in models.items()}
+            rows[label] = {family: _reason(name, settings, tries) for family, tries in models.items()}
     return rows
+
+
+def _reason(name: str, settings: Mapping[str, Any], tries: Sequence[nn.Module]) -> str:
+    """Return why the method refuses the first model, unless it takes another."""
+    first = reason_of(name, settings, tries[0])
+    return "" if first and not all(reason_of(name, settings, model) for model in tries[1:]) else first
+
+
+def _language_models(model_type: str) -> list[nn.Module]:
+    """Return the family's smallest model with logits per token, untied where its config lets it be; none for images."""
+    config = type(AutoConfig.for_model(model_type))
+    for auto_class in _LANGUAGE:
+        if config in getattr(transformers, auto_class)._model_mapping:
+            return [smallest(model_type, auto_class, tie_word_embeddings=False).eval()]
+    return []
 
 
 def reason_of(name: str, settings: Mapping[str, Any], model: nn.Module) -> str:
@@ -85,7 +104,8 @@ def _batch(model: nn.Module) -> dict[str, torch.Tensor]:
         ids, end = inputs["input_ids"], int(config.eos_token_id)
         ids[ids == end] += 1
         ids[:, -1] = end
-    return inputs | {"labels": torch.zeros(4, dtype=torch.long)}
+    per_token = type(model) in {cls for name in _LANGUAGE for cls in getattr(transformers, name)._model_mapping.values()}
+    return inputs | {"labels": inputs["input_ids"] if per_token else torch.zeros(4, dtype=torch.long)}
 
 
 def _tokenizer() -> Any:
