@@ -65,25 +65,25 @@ def weight_fisher(
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    weights = [model.get_submodule(path).weight for path in paths]
-    frozen = [weight for weight in weights if not weight.requires_grad]  # type: ignore[union-attr]
-    sums: list[Tensor] = [torch.zeros_like(weight) for weight in weights]  # type: ignore[arg-type]
+    weights: list[Any] = [model.get_submodule(path).weight for path in paths]
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    sums = [torch.zeros_like(weight) for weight in weights]
     examples = [example for batch in batches for example in _examples(batch, device)]
     if not examples:
         raise DataError("there are no calibration batches")
     try:
         for weight in frozen:
-            weight.requires_grad_(True)  # type: ignore[operator]
+            weight.requires_grad_(True)
         for example in track(examples, lambda _: title):
             loss = loss_of(model, example, generator)
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)  # type: ignore[arg-type]
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             for path, total, gradient in zip(paths, sums, gradients, strict=True):
                 if gradient is None:
                     raise DataError(f"{path} is never reached by the calibration batches; add it to `ignore`")
                 total += gradient.square()
     finally:
         for weight in frozen:
-            weight.requires_grad_(False)  # type: ignore[operator]
+            weight.requires_grad_(False)
     return {
         path: as_matrix(model.get_submodule(path), total / len(examples))
         for path, total in zip(paths, sums, strict=True)
