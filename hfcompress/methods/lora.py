@@ -45,10 +45,24 @@ _INSTEAD = {
 _FROM_DATA = ("eva", "corda", "lora_ga")
 
 
+def _fields_of_peft() -> set[str]:
+    """Return the fields of peft's LoraConfig that have a meaning here, importing it only now."""
+    import peft
+
+    return {field.name for field in fields(peft.LoraConfig)} - set(_INSTEAD)
+
+
+def _add_fields_of_peft(schema: dict[str, Any]) -> None:
+    for name in sorted(_fields_of_peft()):
+        schema["properties"].setdefault(name, {"description": "As in peft.LoraConfig."})
+    schema["additionalProperties"] = False
+
+
 class LoRAConfig(Targets):
     """Settings of LoRA; beside these, any other field of `peft.LoraConfig` that can be merged."""
 
-    model_config = ConfigDict(extra="allow")  # what peft knows beyond these is checked against its own class
+    # what peft knows beyond these is checked against its own class
+    model_config = ConfigDict(extra="allow", json_schema_extra=lambda schema: _add_fields_of_peft(schema))
 
     r: int = Field(8, ge=1, description="Rank of the adapters.")
     lora_alpha: float = Field(16, gt=0, description="The product is scaled by lora_alpha / r.")
@@ -74,14 +88,12 @@ class LoRAConfig(Targets):
     def _known_to_peft(self) -> LoRAConfig:
         extra = self.model_extra or {}
         if extra:
-            import peft
-
-            known = {field.name for field in fields(peft.LoraConfig)}
+            known = _fields_of_peft()
             for name in extra:
                 if name in _INSTEAD:
                     raise ValueError(f"{name} has no meaning here: {_INSTEAD[name]}")
                 if name not in known:
-                    raise ValueError(f"unknown key {name!r}.{nearest(name, {*known, *_OURS} - set(_INSTEAD))}")
+                    raise ValueError(f"unknown key {name!r}.{nearest(name, {*known, *_OURS})}")
         if any(str(self.init_lora_weights).startswith(name) for name in _FROM_DATA):
             raise ValueError(
                 f"init_lora_weights: {self.init_lora_weights} starts from a pass over data, which the stage does not "

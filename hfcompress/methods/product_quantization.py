@@ -64,6 +64,7 @@ class ProductQuantization(Method[ProductQuantizationConfig]):
         category=Category.SHARING,
         phase=Phase.QUANT,
         papers=("https://doi.org/10.1109/TPAMI.2010.57", "https://arxiv.org/abs/1907.05686"),
+        examples={"": {"dim": 4, "codewords": 16}},
     )
     Config = ProductQuantizationConfig
 

@@ -123,15 +123,15 @@ def _share_(model: nn.Module, group: Sequence[tuple[str, nn.Module]]) -> None:
     from peft.tuners.lora import Linear
 
     first: Any = model.get_submodule(group[0][0])
-    made = {id(group[0][1]): first}
+    made: dict[int, nn.Module] = {id(group[0][1]): first}
+    configs: Any = model.peft_config
     for path, module in group[1:]:
         if type(first) is not Linear or type(module) is not type(group[0][1]):
             raise TargetError(
                 f"{path}: its weight is shared with {group[0][0]}, which reads it otherwise; add both to `ignore`"
             )
         if id(module) not in made:
-            config: Any = model.peft_config
-            twin: Any = Linear(module, _NAME, config=config[_NAME], r=first.r[_NAME], lora_alpha=1)
+            twin: Any = Linear(module, _NAME, config=configs[_NAME], r=first.r[_NAME], lora_alpha=1)
             for part in _PARTS:
                 setattr(twin, part, getattr(first, part))
             twin.scaling, twin.follows = first.scaling, True

@@ -127,10 +127,10 @@ class CPConv2d(Factorized):
             def only(pair: Any, other: int) -> Any:
                 return pair if isinstance(pair, str) else tuple(v if i == dim else other for i, v in enumerate(pair))
 
-            size, steps, margin, gaps = (
+            size, step, edge, gap = (
                 only(p, o) for p, o in ((kernel_size, 1), (stride, 1), (padding, 0), (dilation, 1))
             )
-            return nn.Conv2d(rank, rank, size, steps, margin, gaps, groups=rank, bias=False)
+            return nn.Conv2d(rank, rank, size, step, edge, gap, groups=rank, bias=False)
 
         super().__init__(
             out_channels,
@@ -194,10 +194,10 @@ def factorize_(model: nn.Module, path: str, kind: type[Factorized], factors: dic
         raise TargetError(f"{path}: two methods of this stage claim its weight; add it to the `ignore` of one")
     arguments: dict[str, Any] = {name: getattr(old, name) for name in _SIZES[kind]} | ranks
     bias = getattr(old, "bias", None)
-    if kind in (FactorizedLinear, TuckerConv2d, CPConv2d):
-        arguments["bias"] = bias is not None
+    more = {"bias": bias is not None} if kind in (FactorizedLinear, TuckerConv2d, CPConv2d) else {}
+    make: Any = kind
     with torch.device("meta"):
-        new: Any = kind(**arguments, dtype=old.weight.dtype)
+        new = make(**arguments, **ranks, **more, dtype=old.weight.dtype)
     learns = trainable(old)
     for name, values in factors.items():
         values = values.to(old.weight.dtype).contiguous()

@@ -67,7 +67,7 @@ def weight_fisher(
     device = next(model.parameters()).device
     weights: list[Any] = [model.get_submodule(path).weight for path in paths]
     frozen = [weight for weight in weights if not weight.requires_grad]
-    sums: list[Tensor] = [torch.zeros_like(weight) for weight in weights]
+    sums = [torch.zeros_like(weight) for weight in weights]
     examples = [example for batch in batches for example in _examples(batch, device)]
     if not examples:
         raise DataError("there are no calibration batches")

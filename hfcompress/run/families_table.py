@@ -104,7 +104,8 @@ def _batch(model: nn.Module) -> dict[str, torch.Tensor]:
         ids, end = inputs["input_ids"], int(config.eos_token_id)
         ids[ids == end] += 1
         ids[:, -1] = end
-    per_token = type(model) in {cls for name in _LANGUAGE for cls in getattr(transformers, name)._model_mapping.values()}
+    mappings = [getattr(transformers, name)._model_mapping for name in _LANGUAGE]
+    per_token = any(type(model) in mapping.values() for mapping in mappings)
     return inputs | {"labels": inputs["input_ids"] if per_token else torch.zeros(4, dtype=torch.long)}
 
 

@@ -95,8 +95,8 @@ def _ranks(block: nn.Module) -> list[str]:
     """Return the ranks of layers that are split into factors, and of adapters kept beside layers."""
     found = []
     for kind, title in ((Factorized, "factors"), (Adapted, "adapters")):
-        modules: list[Any] = [m for m in block.modules() if isinstance(m, kind) and hasattr(m, "rank")]
-        ranks = sorted({int(module.rank) for module in modules})
+        layers: list[Any] = [m for m in block.modules() if isinstance(m, kind) and hasattr(m, "rank")]
+        ranks = sorted({layer.rank for layer in layers})
         if ranks:
             found.append(f"{title} of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else ""))
     return found
