@@ -192,7 +192,7 @@ def factorize_(model: nn.Module, path: str, kind: type[Factorized], factors: dic
     old: Any = model.get_submodule(path)
     if parametrize.is_parametrized(old):
         raise TargetError(f"{path}: two methods of this stage claim its weight; add it to the `ignore` of one")
-    arguments: dict[str, Any] = {name: getattr(old, name) for name in _SIZES[kind]} | ranks
+    arguments: dict[str, Any] = {name: getattr(old, name) for name in _SIZES[kind]}
     bias = getattr(old, "bias", None)
     more = {"bias": bias is not None} if kind in (FactorizedLinear, TuckerConv2d, CPConv2d) else {}
     make: Any = kind
