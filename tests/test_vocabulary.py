@@ -375,20 +375,19 @@ def unused_first(monkeypatch):
     monkeypatch.setattr("project.WORDS", [*WORDS[:5], "very", "not", *WORDS[5:-2]])
 
 
-def test_the_stages_after_it_read_the_data_anew_and_so_does_the_teacher(tmp_path, monkeypatch, unused_first):
+def test_the_stages_after_it_read_the_data_anew_and_so_does_the_teacher(tmp_path, unused_first):
     loaded = load_recipe(text_project(tmp_path, stages=STAGES))
     setup = open_recipe(loaded)
     run = execute.Run(setup, open_folder(tmp_path / "out", loaded, resume=False), Reporter())
-    seen: list[Any] = []
-    monkeypatch.setattr(execute, "_teacher", lambda run, model: seen.append(copy.deepcopy(model)) or seen[-1])
-    model, records, after = execute._stages(run, setup.model, keep=True)
+    teacher = copy.deepcopy(setup.model)
+    model, records, after = execute._stages(run, copy.deepcopy(setup.model), teacher)
     assert records[0].report["vocabulary"] == {"tokens_before": 99, "tokens_after": 10, "corpus_covered": 1.0}
     assert set(after.setup.processor.get_vocab()) == LEFT and set(setup.processor.get_vocab()) > LEFT
     texts = ["a good film", "film a bad a", "fair"]
-    before, now = (answers((s.processor, m), texts) for s, m in ((setup, setup.model), (after.setup, seen[0])))
+    before, now = (answers((s.processor, m), texts) for s, m in ((setup, setup.model), (after.setup, teacher)))
     assert torch.equal(before, now)  # the teacher
     assert max(map(max, after.setup.train["input_ids"])) < 10 < max(map(max, setup.train["input_ids"]))
-    again, _, resumed = execute._stages(run, setup.model, keep=True)
+    again, _, resumed = execute._stages(run, copy.deepcopy(setup.model), copy.deepcopy(setup.model))
     assert resumed.setup.processor.get_vocab() == after.setup.processor.get_vocab()
     assert torch.allclose(
         answers((after.setup.processor, model), texts), answers((after.setup.processor, again), texts)

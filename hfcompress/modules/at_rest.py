@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter
 
 from ..ops.coding import encode
+from .joined import joined_names
 
 _MARK = "coded_at_rest"
 SAVING = 256  # bytes below which coding a tensor is not worth an entry in the config
@@ -43,11 +40,7 @@ def codable(model: nn.Module) -> set[str]:
     Others, that transformers cuts or joins in between, can't be coded.
     """
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    if not isinstance(model, PreTrainedModel):
-        return names
-    conversions = get_model_conversion_mapping(model, add_legacy=False)
-    joins = [c for c in conversions if isinstance(c, WeightConverter)]
-    patterns = [re.compile(pattern) for c in joins for pattern in (*c.source_patterns, *c.target_patterns)]
+    patterns = joined_names(model)
     return {name for name in names if not any(pattern.search(name) for pattern in patterns)}
 
 

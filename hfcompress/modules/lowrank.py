@@ -16,6 +16,7 @@ from ..core.targets import select
 from ..ops.lowrank import Decomposition, allocate_ranks, largest_saving_rank, rank_of_energy
 from .chains import LINEAR, block_layers, layers_of
 from .factorized import PRODUCTS, refuse_unsplittable, split_
+from .joined import joined_layers
 from .matrix import matrix
 from .packed import PackedEmbedding
 from .parametrizations import attach, detach, find
@@ -44,6 +45,7 @@ class Split:
     config: RankConfig
     shapes: dict[str, Shape]
     ranks: Ranks
+    joined: list[list[str]]  # paths of layers that a file holds as one
 
     @classmethod
     def choose(cls, model: nn.Module, config: RankConfig, name: str, *, tables: bool = True) -> Split:
@@ -64,7 +66,7 @@ class Split:
         shapes = {path: _shape(model.get_submodule(path)) for path in paths}
         if config.rank is not None:
             _refuse_rank(config.rank, shapes, name)
-        return cls(name, config, shapes, {})
+        return cls(name, config, shapes, {}, joined_layers(model))
 
     @property
     def paths(self) -> list[str]:
@@ -88,6 +90,9 @@ class Split:
             self.ranks = dict(zip(self.shapes, ranks, strict=True))
         else:
             self.ranks = {path: config.rank or self._by_energy(squares[path], path) for path in self.shapes}
+        for group in self.joined:  # one tensor in a file: all are split, or none is
+            if any(self.ranks.get(path) is not None for path in group):
+                self.ranks |= {p: self.ranks[p] or self._largest(p) for p in group if p in self.ranks}
         if all(rank is None for rank in self.ranks.values()):
             key, value = ("keep", config.keep) if config.energy is None else ("energy", config.energy)
             raise TargetError(f"{self.name}.{key}: {value} leaves every layer whole; nothing would be saved: lower it")
@@ -104,6 +109,10 @@ class Split:
             "rank_min": min(ranks, default=0),
             "rank_max": max(ranks, default=0),
         }
+
+    def _largest(self, path: str) -> int:
+        multiple = self.config.round_to
+        return max(multiple, largest_saving_rank(*self.shapes[path]) // multiple * multiple)
 
     def _by_energy(self, squares: Tensor, path: str) -> int | None:
         multiple = self.config.round_to
