@@ -407,3 +407,12 @@ def test_a_run_measures_each_model_with_its_own_tokenizer(tmp_path, unused_first
         for name in ("evaluation", "evaluation-baseline")
     }
     assert stored["evaluation"]["input_ids"].max() < 10 <= stored["evaluation-baseline"]["input_ids"].max()
+
+
+def test_room_the_corpus_leaves_goes_to_words_that_a_text_can_reach():
+    vocab = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "語", "word", "other", "##s", "an"]
+    tokenizer = BertTokenizerFast(vocab={token: index for index, token in enumerate(vocab)})
+    model = BertForSequenceClassification(_config(BertConfig, tokenizer)).eval()
+    compress(model, VocabularyConfig(keep=9), processor=tokenizer, texts=["word"])
+    kept = set(tokenizer.get_vocab())
+    assert {"word", "other", "##s", "an"} <= kept and not {"[unused0]", "[unused1]", "語"} & kept

@@ -147,13 +147,29 @@ class Vocabulary(Method[VocabularyConfig]):
             keep |= tokens.parts(names[index])
         keep |= self._on_the_way_to_unknown(tokens)
         limit = self._limit(len(tokens))
-        others = () if self.config.keep is None else sorted(tokens.ids, key=lambda token: tokens.ids[token])
-        for token in (*used, *others):
+        for token in (*used, *(() if self.config.keep is None else self._others(tokens, seen))):
             more = tokens.parts(token) | keep
             if len(more) > limit:
                 break
             keep = more
         return keep
+
+    def _others(self, tokens: Tokens, seen: set[str]) -> list[str]:
+        """Return what may fill the room the corpus leaves, in order of the ids, by which tokenizers rank frequency.
+
+        Left out are tokens in characters that neither the corpus nor ASCII has, and words of WordPiece that no text
+        leads to, such as the unused ones BERT keeps in stock: they would take the place of words that occur.
+        """
+        found = [
+            token
+            for token in sorted(tokens.ids, key=lambda token: tokens.ids[token])
+            if all(character in seen or character.isascii() for character in token)
+        ]
+        prefix = tokens.model.get("continuing_subword_prefix") if tokens.kind == "WordPiece" else None
+        if prefix is None:
+            return found
+        reached = zip(found, self._encode(self._tokenizer, found), strict=True)
+        return [token for token, row in reached if token.startswith(prefix) or row == [tokens.ids[token]]]
 
     def _limit(self, everything: int) -> float:
         keep = self.config.keep
