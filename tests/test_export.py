@@ -1,7 +1,9 @@
 """Exports: what is written, that it computes what the model computes, and that a failure leaves nothing."""
 
+import contextlib
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ from tiny import make
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress.core.errors import ExportError, MeasureError
+from hfcompress.export import onnx as onnx_module
 from hfcompress.export import trace
 from hfcompress.export.inputs import example_inputs, is_image, spec_of
 from hfcompress.export.onnx import export_onnx
@@ -205,3 +208,24 @@ def test_unknown_engine_and_missing_export(tmp_path):
         open_engine("onnxruntime-int4", Source(str(tmp_path)), 1, "AutoModel")
     with pytest.raises(ExportError, match=r"model_quantized.onnx does not exist; export the model first"):
         open_engine("onnxruntime-int8", Source(str(tmp_path)), 1, "AutoModel")
+
+
+@pytest.mark.parametrize(("rounds", "wrong", "fine"), [(True, 1, True), (True, 12, False), (False, 1, False)])
+def test_a_code_that_falls_on_the_other_side_of_a_half_is_no_wrong_export(rounds, wrong, fine, monkeypatch):
+    """With rounded inputs few logits may be off by a flipped code; many, or any without rounding, are a fault."""
+    model = make("bert")
+
+    class Logits(torch.nn.Module):
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+            return model(**dict(zip(spec_of(model).names, tensors, strict=True))).logits
+
+    def run(inputs):
+        found = Logits()(*(torch.from_numpy(v) for v in inputs.values())).detach().numpy()
+        found.ravel()[:wrong] += 0.05 * abs(found).max()
+        return found
+
+    monkeypatch.setattr(onnx_module, "engine", lambda name: SimpleNamespace(run=lambda file, threads: run))
+    layers = {"layer": SimpleNamespace(inputs=object() if rounds else None)}
+    traced = SimpleNamespace(plain=Logits(), spec=spec_of(model), image_size=None, layers=layers)
+    with contextlib.nullcontext() if fine else pytest.raises(ExportError, match="disagrees"):
+        onnx_module._check(traced, "onnxruntime", Path("file"))
