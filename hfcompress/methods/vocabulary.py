@@ -157,19 +157,16 @@ class Vocabulary(Method[VocabularyConfig]):
     def _others(self, tokens: Tokens, seen: set[str]) -> list[str]:
         """Return what may fill the room the corpus leaves, in order of the ids, by which tokenizers rank frequency.
 
-        Left out are tokens in characters that neither the corpus nor ASCII has, and words of WordPiece that no text
-        leads to, such as the unused ones BERT keeps in stock: they would take the place of words that occur.
+        Last come tokens in characters that neither the corpus nor ASCII has, and words of WordPiece that no text leads
+        to, such as the unused ones BERT keeps in stock: they would take the place of words that occur.
         """
-        found = [
-            token
-            for token in sorted(tokens.ids, key=lambda token: tokens.ids[token])
-            if all(character in seen or character.isascii() for character in token)
-        ]
+        everything = sorted(tokens.ids, key=lambda token: tokens.ids[token])
+        written = [t for t in everything if all(character in seen or character.isascii() for character in t)]
         prefix = tokens.model.get("continuing_subword_prefix") if tokens.kind == "WordPiece" else None
-        if prefix is None:
-            return found
-        reached = zip(found, self._encode(self._tokenizer, found), strict=True)
-        return [token for token, row in reached if token.startswith(prefix) or row == [tokens.ids[token]]]
+        if prefix is not None:
+            reached = zip(written, self._encode(self._tokenizer, written), strict=True)
+            written = [token for token, row in reached if token.startswith(prefix) or row == [tokens.ids[token]]]
+        return list(dict.fromkeys([*written, *everything]))
 
     def _limit(self, everything: int) -> float:
         keep = self.config.keep
