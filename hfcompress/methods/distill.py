@@ -12,10 +12,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..core.config import EITHER, MAPPING, PLAIN, StrictModel
 from ..core.errors import LifecycleError
-from ..core.layer_map import LAYERS_HELP, FixedMap, layer_pairs, student_layers
+from ..core.layer_map import layer_pairs, student_layers
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.schedule import Weighted
+from ..core.teaching import AttentionPart, CosinePart, HiddenPart, LogitsPart, MapsPart, RelationsPart
 from ..modules.capture import KEY, QUERY, VALUE, AttentionMaps, Capture
 from ..modules.companion import ProjectedStates, Projection, attach_companion_, detach_companion_
 from ..modules.pairing import (
@@ -33,69 +34,8 @@ from ..ops.losses import hard_cross_entropy, hidden_cosine, hidden_mse, logits_m
 from ..ops.relations import activation_map_mse, attention_kl, attention_mse, attention_scores_mse, relation_kl
 
 NAME = "distill"
-_Relation = Literal["query", "key", "value", "query_key"]
 _ENDS = {"query": (QUERY, QUERY), "key": (KEY, KEY), "value": (VALUE, VALUE), "query_key": (QUERY, KEY)}
 _ATTENTION_LOSSES = {"mse": attention_mse, "scores": attention_scores_mse, "kl": attention_kl}
-
-
-class LogitsPart(Weighted):
-    """Learning from the teacher's logits."""
-
-    weight: float = Field(0.9, ge=0, description="Factor on this part of the loss; with a schedule, at its end.")
-    loss: Literal["kl", "mse"] = Field(
-        "kl", description="kl: softened by the temperature (Hinton 2015); mse: squared error (Ba & Caruana 2014)."
-    )
-
-
-class HiddenPart(Weighted):
-    """Learning from hidden states; where widths differ, a projection is trained beside the student."""
-
-    layers: FixedMap | Literal["nearest"] = Field(
-        "uniform",
-        description=f"{LAYERS_HELP} nearest: to each the one with the smallest squared error in this batch (CoFi).",
-    )
-    embeddings: bool = Field(True, description="Whether what the embeddings give meets too, with a fixed map.")
-
-
-class CosinePart(HiddenPart):
-    """Learning the direction of hidden states (DistilBERT)."""
-
-    layers: FixedMap | Literal["nearest"] = Field("last", description="As in `hidden`.")
-    embeddings: bool = Field(False, description="As in `hidden`.")
-
-
-class MapsPart(Weighted):
-    """Learning where activations are strong, whatever their width (attention transfer, Zagoruyko 2017)."""
-
-    layers: FixedMap = Field("uniform", description=LAYERS_HELP)
-    power: float = Field(2.0, gt=0, description="Activations are summed over channels to this power (eq. 1: p).")
-
-
-class AttentionPart(Weighted):
-    """Learning from attention; both models then compute it eagerly, the one way that returns it."""
-
-    layers: FixedMap = Field("uniform", description=LAYERS_HELP)
-    loss: Literal["mse", "scores", "kl"] = Field(
-        "mse",
-        description="mse: squared error of probabilities; scores: of the scores before softmax (TinyBERT); kl: "
-        "divergence of probabilities (MiniLM, with `layers: last`).",
-    )
-    heads: Literal["each", "mean"] = Field("each", description="mean: of all heads, for models that differ in number.")
-
-
-class RelationsPart(Weighted):
-    """Learning which tokens are alike to the teacher's queries, keys and values (MiniLM, MiniLMv2)."""
-
-    layers: FixedMap = Field("last", description=LAYERS_HELP)
-    of: tuple[_Relation, ...] = Field(
-        ("query", "key", "value"),
-        min_length=1,
-        description="Relations of queries, keys, values, each among themselves (MiniLMv2; MiniLM: [value]); query_key: "
-        "of queries with keys, which is attention itself.",
-    )
-    heads: int | None = Field(
-        None, ge=1, description="Relation heads that every width is cut into; by default the teacher's attention heads."
-    )
 
 
 _Number = Annotated[float, Field(ge=0), PLAIN]
