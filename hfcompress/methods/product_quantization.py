@@ -14,14 +14,7 @@ from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
 from ..core.targets import select
-from ..modules.clustered import (
-    ClusteredWeight,
-    count_clustered,
-    start_clustered_,
-    store_clustered_,
-    wrap_clustered,
-)
-from ..modules.parametrizations import find
+from ..modules.clustered import count_clustered, start_clustered_, store_clustered_, words_group, wrap_clustered
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
 
@@ -91,9 +84,7 @@ class ProductQuantization(Method[ProductQuantizationConfig]):
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the codewords, without weight decay."""
-        rate = {} if self.config.codeword_learning_rate is None else {"lr": self.config.codeword_learning_rate}
-        words = [find(model, path, ClusteredWeight).words for path in self._groups]
-        return [{"params": words, "weight_decay": 0.0, **rate}]
+        return [words_group(model, self._groups, self.config.codeword_learning_rate)]
 
     def finalize(self, model: nn.Module) -> None:
         """Store codes and codewords."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -147,6 +148,12 @@ def start_clustered_(model: nn.Module, paths: list[str], init: Init, seed: int) 
     wrapper.start(_seen(model, first), init, seed)
     for other in others:
         find(model, other, ClusteredWeight).start_as_(wrapper)
+
+
+def words_group(model: nn.Module, paths: Iterable[str], rate: float | None) -> dict[str, Any]:
+    """Return the optimizer group of the layers' shared values, without weight decay; None: at the weights' rate."""
+    words = [find(model, path, ClusteredWeight).words for path in paths]
+    return {"params": words, "weight_decay": 0.0, **({} if rate is None else {"lr": rate})}
 
 
 def store_clustered_(model: nn.Module, paths: list[str]) -> None:
