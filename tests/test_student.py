@@ -24,6 +24,7 @@ from hfcompress.core.student import StudentConfig
 from hfcompress.measure.result import read_result
 from hfcompress.modules.importance import fisher
 from hfcompress.modules.student import derive_student_
+from hfcompress.modules.width import stream_axes, stream_norms
 from hfcompress.ops.masks import keep_highest
 from hfcompress.recipe.load import load_recipe
 from hfcompress.train.teacher import processor_difference
@@ -72,6 +73,47 @@ def test_importance_is_measured_on_the_whole_model_and_weights_are_its_own():
 def test_a_student_that_keeps_everything_answers_the_same():
     student = derived("bert", {"layers": 3, "hidden_size": 32, "heads": 4, "ffn": 64})
     assert torch.allclose(logits(student, "bert"), logits(make("bert"), "bert"), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])  # norms with and without a mean; neither has factors per channel
+def test_all_principal_directions_are_the_model_itself(name):
+    model = make(name)
+    for path in stream_norms(model, family_of(model)):
+        torch.nn.init.ones_(model.get_submodule(path).weight)
+        if getattr(model.get_submodule(path), "bias", None) is not None:
+            torch.nn.init.zeros_(model.get_submodule(path).bias)
+    before, stream = logits(model, name), model.get_input_embeddings()
+    old = next(stream.parameters()).detach().clone()
+    derive_student_(model, StudentConfig(hidden_size=model.config.hidden_size, channels="pca"), calibration(name))
+    assert torch.allclose(logits(model, name), before, atol=1e-5)
+    assert not torch.allclose(next(stream.parameters()), old, atol=1e-2), "nothing was turned"
+
+
+@pytest.mark.parametrize("name", ["bert", "dinov2", "gpt2"])
+def test_a_student_of_principal_directions_has_the_shapes_of_the_plan_and_loads(name, tmp_path):
+    settings = {"hidden_size": 0.5, "channels": "pca", "layers": 2}
+    student, planned = derived(name, settings), derived(name, settings, data=False)
+    assert [p.shape for p in student.parameters()] == [p.shape for p in planned.parameters()]
+    save_checkpoint(student, tmp_path)
+    loaded = load_model(tmp_path, auto_class(name))
+    assert torch.allclose(logits(loaded, name), logits(student, name), atol=1e-6)
+
+
+def test_principal_directions_keep_what_few_channels_carry():
+    """A stream that lives in half of the directions, spread over all channels, needs no more than these."""
+    model = make("llama")
+    for path in stream_norms(model, family_of(model)):
+        torch.nn.init.ones_(model.get_submodule(path).weight)
+    width = model.config.hidden_size
+    turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0]
+    span = turn[:, : width // 2] @ turn[:, : width // 2].T
+    for axis in stream_axes(model, family_of(model)):
+        weight = model.get_submodule(axis.path)._parameters[axis.name].data
+        if weight.ndim == 2:
+            weight.copy_((weight.movedim(axis.dim, -1) @ span).movedim(-1, axis.dim))
+    before = logits(model, "llama")
+    derive_student_(model, StudentConfig(hidden_size=0.5, channels="pca", round_to=1), calibration("llama"))
+    assert torch.allclose(logits(model, "llama"), before, atol=1e-4)
 
 
 @pytest.mark.parametrize(

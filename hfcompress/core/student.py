@@ -23,8 +23,12 @@ class StudentConfig(StrictModel):
         description="Which blocks the student gets. uniform: the first, the last and evenly spaced ones between; "
         "every_other: evenly spaced from the first (DistilBERT: 0, 2, 4, …); first; last; or a list of numbers from 0.",
     )
-    hidden_size: Size | None = Field(
-        None, description="Channels of the hidden state: those of the largest mean |h| on training data; default: all."
+    hidden_size: Size | None = Field(None, description="Channels of the hidden state; default: all.")
+    channels: Literal["importance", "pca"] = Field(
+        "importance",
+        description="What these are. importance: the model's own of the largest mean |h| on training data; pca: the "
+        "principal directions of the hidden states there, every weight projected on them (as SliceGPT does): keeps "
+        "more where few channels stay, less where most do.",
     )
     heads: Size | None = Field(
         None,

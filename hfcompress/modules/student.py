@@ -26,9 +26,10 @@ from .depth import droppable_stacks, keep_blocks_
 from .embedding_width import EmbeddingWidth
 from .importance import Batch, fisher
 from .matrix import matrix
+from .projection import Projection, principal_projection, project_channels_
 from .removal import refit_without_
 from .shrink import keep_heads_, keep_units_
-from .width import activations, keep_channels_, magnitudes, stream_axes, stream_width
+from .width import activations, keep_channels_, magnitudes, stream_axes, stream_norms, stream_width
 
 _SHOWN = 8
 
@@ -60,7 +61,7 @@ def derive_student_(
     embeddings = _embedding_channels(model, family, config, data)
     left = _drop(model, family, blocks, chosen)
     if channels is not None:
-        keep_channels_(model, stream_axes(model, family), channels)
+        channels.apply_(model, family)
     if embeddings is not None:
         EmbeddingWidth(model, family).keep_(model, embeddings)
     # With blocks or channels gone, what layers read is not what their outputs were made for: fitting to it does harm.
@@ -71,7 +72,8 @@ def derive_student_(
     notes += _size_notes(f"heads per block, {most}", heads) + _size_notes(
         f"feed-forward units per block, {most}", units
     )
-    notes += _channel_notes("the hidden state", channels) + _channel_notes("embeddings", embeddings)
+    notes += [] if channels is None else [channels.note]
+    notes += [] if embeddings is None else [f"{_of(embeddings)} channels of embeddings, of largest mean |h|"]
     return [*notes, "embeddings and task head: the model's own"]
 
 
@@ -197,18 +199,40 @@ def _strength(layer: nn.Module, group: _Group) -> Tensor:
     return weight.detach().float().norm(dim=0).view(group.total, -1).norm(dim=1).cpu()
 
 
+@dataclass(frozen=True)
+class _Channels:
+    """How the residual stream becomes narrower: by a mask of the channels that stay, or by a projection of all."""
+
+    how: Tensor | Projection
+    note: str
+
+    def apply_(self, model: nn.Module, family: Family) -> None:
+        axes = stream_axes(model, family)
+        if isinstance(self.how, Projection):
+            project_channels_(model, axes, stream_norms(model, family), self.how)
+        else:
+            keep_channels_(model, axes, self.how)
+
+
+@torch.no_grad()
 def _channels(
     model: nn.Module, family: Family, blocks: Sequence[Block], config: StudentConfig, data: Sequence[Batch] | None
-) -> Tensor | None:
-    """Return which channels of the residual stream stay; None when all do."""
+) -> _Channels | None:
+    """Return what becomes of the channels of the residual stream; None when all stay."""
     if config.hidden_size is None:
         return None
     axes, width = stream_axes(model, family), stream_width(model, blocks)
     left = resolve(config.hidden_size, width, "student.hidden_size", config.round_to)
     if data is None:
-        return keep_highest(magnitudes(model, axes, width), left)
-    with torch.no_grad():
-        return keep_highest(activations(model, [block.path for block in blocks], data), left)
+        keep = keep_highest(magnitudes(model, axes, width), left)
+        return _Channels(keep, f"{_of(keep)} channels of the hidden state")
+    paths = [block.path for block in blocks]
+    if config.channels == "pca":
+        found = principal_projection(model, paths, stream_norms(model, family), data, left)
+        note = f"{left} of {width} principal directions of the hidden state, {found.energy:.1%} of its energy"
+        return _Channels(found, note)
+    keep = keep_highest(activations(model, paths, data), left)
+    return _Channels(keep, f"{_of(keep)} channels of the hidden state, of largest mean |h|")
 
 
 def _embedding_channels(
@@ -227,8 +251,8 @@ def _layers_note(stack: Stack, kept: Sequence[int], depth: int) -> str:
     return f"{len(kept)} of {depth} blocks of {stack.path}: {shown}"
 
 
-def _channel_notes(of: str, keep: Tensor | None) -> list[str]:
-    return [] if keep is None else [f"{int(keep.sum())} of {len(keep)} channels of {of}, of largest mean |h|"]
+def _of(keep: Tensor) -> str:
+    return f"{int(keep.sum())} of {len(keep)}"
 
 
 def _size_notes(what: str, groups: Sequence[_Group]) -> list[str]:

@@ -77,7 +77,7 @@ def keep_channels_(model: nn.Module, axes: Iterable[Axis], keep: Tensor) -> None
         if old not in made:
             made[old] = _cut(old, dims, index, len(keep))
         module._parameters[name] = made[old]
-        _follow_(module)
+        follow_(module)
 
 
 def magnitudes(model: nn.Module, axes: Iterable[Axis], width: int) -> Tensor:
@@ -101,12 +101,17 @@ def activations(model: nn.Module, paths: Sequence[str], batches: Iterable[Batch]
     from block to block. Padding does not count. DataError without batches.
     """
     sums: dict[str, Tensor] = {}
+    for path, tokens in hidden_tokens(model, paths, batches):
+        sums[path] = sums.get(path, 0) + tokens.abs().sum(0).cpu()
+    return _summed([total / total.mean().clamp_min(1e-12) for total in sums.values()])
+
+
+def hidden_tokens(model: nn.Module, paths: Sequence[str], batches: Iterable[Batch]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the path and the output (tokens, width), in float64, of every call of the modules; padding is left out."""
     for batch in _on(model, batches):
         with _outputs(model, paths) as outputs:
             model(**batch)
-        for path, hidden in outputs:
-            sums[path] = sums.get(path, 0) + _over_tokens(hidden.abs(), batch)
-    return _summed([total / total.mean().clamp_min(1e-12) for total in sums.values()])
+        yield from ((path, _tokens(hidden, batch)) for path, hidden in outputs)
 
 
 @torch.enable_grad()
@@ -122,7 +127,7 @@ def sensitivities(model: nn.Module, paths: Sequence[str], batches: Iterable[Batc
             loss = loss_of(model, batch, generator)
         gradients = torch.autograd.grad(loss, [hidden for _, hidden in outputs], allow_unused=True)
         pairs = zip(outputs, gradients, strict=True)
-        sums += [_over_tokens((hidden * g).abs(), batch) for (_, hidden), g in pairs if g is not None]
+        sums += [_tokens(hidden * g, batch).abs().sum(0).cpu() for (_, hidden), g in pairs if g is not None]
     return _summed(sums)
 
 
@@ -235,7 +240,7 @@ def _cut(old: nn.Parameter, dims: Iterable[Axis], index: Tensor, width: int) -> 
     return nn.Parameter(new.detach().contiguous(), requires_grad=old.requires_grad)
 
 
-def _follow_(module: Any) -> None:
+def follow_(module: Any) -> None:
     """Set the sizes a layer says it has to those of its parameters."""
     if isinstance(module, Conv1D):
         module.nx, module.nf = module.weight.shape
@@ -278,12 +283,12 @@ def _on(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
         yield {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def _over_tokens(values: Tensor, batch: Batch) -> Tensor:
-    """Return the sum of `values` (…, width) over all but padding."""
+def _tokens(values: Tensor, batch: Batch) -> Tensor:
+    """Return `values` (…, width) as (tokens, width) without padding."""
     mask, values = batch.get("attention_mask"), values.detach().double()
     if mask is not None and mask.shape == values.shape[:-1]:
-        values = values * mask.unsqueeze(-1)
-    return values.flatten(0, -2).sum(0).cpu()
+        return values[mask.bool()]
+    return values.flatten(0, -2)
 
 
 def _summed(parts: Sequence[Tensor]) -> Tensor:

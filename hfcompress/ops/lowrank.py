@@ -62,6 +62,21 @@ def gram_root(gram: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()
 
 
+def principal_directions(moment: Tensor, number: int) -> tuple[Tensor, float]:
+    """Return the eigenvectors (width, number) of the largest eigenvalues of a symmetric `moment`, and their share."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    values = values.clamp(min=0)
+    share = values[-number:].sum() / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return vectors[:, -number:].flip(1), float(share)
+
+
+def hyperplane(size: int) -> Tensor:
+    """Return an orthonormal basis (size, size - 1) of what sums to zero, in float64."""
+    ones = torch.ones(size, 1, dtype=torch.float64)
+    others = torch.eye(size, dtype=torch.float64)[:, : size - 1]
+    return torch.linalg.qr(torch.cat([ones, others], dim=1))[0][:, 1:]
+
+
 def rank_of_energy(squares: Tensor, energy: float) -> int:
     """Return the least rank whose squared singular values sum to the share `energy` of all."""
     shares = squares.cumsum(0) / squares.sum().clamp(min=torch.finfo(squares.dtype).tiny)
