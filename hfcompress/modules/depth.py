@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import FamilyError, TargetError
 from ..core.families import Family, Stack, stacks_of
+from .merging import merges
 from .ties import own_ties
 
 
@@ -93,8 +94,11 @@ def droppable_stacks(model: nn.Module, family: Family) -> list[Stack]:
 def keep_blocks_(model: nn.Module, family: Family, stack: Stack, keep: Sequence[int]) -> None:
     """Keep the blocks `keep` of one stack, in order, and make the config say so: then it is a smaller stock model.
 
-    Raises TargetError for blocks that share parameters, whose names would change.
+    Raises TargetError for blocks that share parameters, whose names would change, and for those that merge tokens,
+    which the last gives back.
     """
+    if merges(model):
+        raise TargetError(f"{stack.path}: its blocks merge tokens; drop blocks before merging")
     if any(name.startswith(f"{stack.path}.") for name in own_ties(model)):
         raise TargetError(f"{stack.path}: its blocks share parameters; drop blocks before sharing them")
     blocks = list(model.get_submodule(stack.path).children())
