@@ -63,7 +63,7 @@ class Depth:
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """How a block for images is put together that gives every token x + a(attention(norm(x))), then x + f(ffn(norm(x))).
+    """How a block for images is put together: each token becomes x + a(attention(norm(x))), then x + f(ffn(norm(x))).
 
     `a` and `f` are children of the block, one after the other: modules, or parameters and numbers that multiply.
     """

@@ -281,9 +281,7 @@ _IMAGES = (
         "layers",
         _separate("attention", _PROJ, tables=(_TABLE,), shared_tables=("shared_position_bias",)),
         _VIT_FFN,
-        image_tokens=ImageTokens(
-            1, "mlp", ("dropout", "lambda_1", "drop_path"), ("dropout", "lambda_2", "drop_path")
-        ),
+        image_tokens=ImageTokens(1, "mlp", ("dropout", "lambda_1", "drop_path"), ("dropout", "lambda_2", "drop_path")),
         **_VIT
         | {
             "outer_norms": ("layernorm", "pooler.layernorm"),

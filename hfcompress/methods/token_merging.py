@@ -48,7 +48,7 @@ class TokenMerging(Method[TokenMergingConfig]):
     info = MethodInfo(
         name="token_merging",
         title="Token merging",
-        summary="Alike tokens of an image become one in every block (ToMe); at once, or while the model trains with it.",
+        summary="Tokens of an image that are alike become one in every block (ToMe), at once or while training.",
         category=Category.COMPACT,
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/2210.09461",),
@@ -94,7 +94,9 @@ class TokenMerging(Method[TokenMergingConfig]):
 
     def _amounts(self, count: int) -> list[Any]:
         """Return what each of `count` blocks is to remove."""
-        chosen = range(count) if self.config.blocks is None else sorted({self._index(i, count) for i in self.config.blocks})
+        chosen = (
+            range(count) if self.config.blocks is None else sorted({self._index(i, count) for i in self.config.blocks})
+        )
         remove, whole = self.config.remove, isinstance(self.config.remove, int)
         amounts: list[Any] = [0 if whole else 0.0] * count
         for i, block in enumerate(chosen):

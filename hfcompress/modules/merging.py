@@ -138,7 +138,9 @@ def merge_in_blocks_(model: nn.Module, family: Family, remove: Iterable[int | fl
     Raises FamilyError as `mergeable_blocks` does.
     """
     blocks = mergeable_blocks(model, family)
-    specs = [{"kind": KIND, "remove": n, "restore": block is blocks[-1]} for n, block in zip(remove, blocks, strict=True)]
+    specs = [
+        {"kind": KIND, "remove": n, "restore": block is blocks[-1]} for n, block in zip(remove, blocks, strict=True)
+    ]
     return [_attach_(model, block, family, spec) for block, spec in zip(blocks, specs, strict=True)]
 
 
@@ -199,4 +201,8 @@ def _attach_(model: nn.Module, block: Block, family: Family, spec: Mapping[str, 
 @cache
 def _merging_class(cls: type[nn.Module]) -> type[nn.Module]:
     """Return the class of blocks of `cls` that merge; of the same name, by which transformers knows its blocks."""
-    return cls if issubclass(cls, MergingBlock) else type(cls.__name__, (MergingBlock, cls), {"__module__": cls.__module__})
+    return (
+        cls
+        if issubclass(cls, MergingBlock)
+        else type(cls.__name__, (MergingBlock, cls), {"__module__": cls.__module__})
+    )

@@ -11,8 +11,8 @@ from torch import Tensor
 def bipartite_places(keys: Tensor, leading: int, remove: int) -> Tensor:
     """Return the place (batch, tokens) every token has among the `tokens - remove` that bipartite soft matching leaves.
 
-    keys (batch, tokens, width), compared by their cosine (section 3). Every other token is in set A, the rest in B; each
-    of A is paired with the one of B it is most alike to, and the `remove` best pairs become one token. The first
+    keys (batch, tokens, width), compared by their cosine (section 3). Every other token is in set A, the rest in B, and
+    each of A is paired with the one of B it is most alike to, and the `remove` best pairs become one token. The first
     `leading` tokens are in neither set and stay. `remove` is at most half of the others. Only comparisons and sums, so
     that every engine breaks ties alike: of equal pairs the earlier merges.
     """
