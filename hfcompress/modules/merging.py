@@ -63,7 +63,7 @@ class MergingBlock(nn.Module):
         """
         merging = self.merging
         if not merging.on:
-            return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
+            return super().forward(hidden_states, attention_mask, **kwargs)
         if attention_mask is not None and not torch.compiler.is_compiling():  # a tracer is given one that masks nothing
             raise TargetError("a model that merges tokens takes no attention_mask: every patch of the image counts")
         parts, merged = merging.parts, getattr(hidden_states, CHILD, None)
@@ -194,7 +194,7 @@ def _attach_(model: nn.Module, block: Block, family: Family, spec: Mapping[str, 
         _image_tokens(model, family),
     )
     module.add_module(CHILD, Merging(spec["remove"], spec["restore"], parts).train(module.training))
-    module.__class__ = _merging_class(type(module))
+    module.__class__ = _merging_class(type(module))  # type: ignore[arg-type]
     return module.merging  # type: ignore[return-value]
 
 
