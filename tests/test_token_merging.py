@@ -167,6 +167,17 @@ def test_a_teacher_with_more_tokens_inside_is_refused(part, tmp_path):
         trainer.train()
 
 
+def test_the_last_block_left_gives_the_tokens_back(tmp_path):
+    after = compress(make("dinov2"), TokenMergingConfig(remove=3))
+    compress(after, LayersConfig(keep=2, choose="top"))
+    before = compress(make("dinov2"), LayersConfig(keep=2, choose="top"))
+    compress(before, TokenMergingConfig(remove=3))
+    assert torch.equal(answers(after), answers(before))
+    loaded = load_model(save_checkpoint(after, tmp_path / "m"), "AutoModelForImageClassification")
+    assert loaded.base_model(**PIXELS).last_hidden_state.shape[1] == 17
+    assert torch.allclose(answers(loaded), answers(before), atol=1e-6)
+
+
 def test_checkpointed_activations_change_nothing():
     model = compress(make("vit"), TokenMergingConfig(remove=3)).train()
     gradients = []
@@ -195,8 +206,9 @@ def test_what_cannot_be_is_refused():
     merged = compress(make("vit"), TokenMergingConfig(remove=1))
     with pytest.raises(TargetError, match="merge tokens already"):
         compress(merged, TokenMergingConfig(remove=1))
-    with pytest.raises(TargetError, match="drop blocks before merging"):
-        compress(merged, LayersConfig(keep=2, choose="top"))
+    with pytest.raises(TargetError, match="merges tokens, so that what it changes"):
+        compress(merged, LayersConfig(keep=2, choose="importance"), calibration=calibration("vit"))
+    merged = compress(make("vit"), TokenMergingConfig(remove=1))
     with pytest.raises(TargetError, match="takes no attention_mask"):
         merged(**PIXELS, attention_mask=(torch.arange(17) < 16).long().expand(3, -1))
 

@@ -174,6 +174,19 @@ def add_merging_(model: nn.Module, path: str, spec: Mapping[str, Any]) -> None:
     _attach_(model, blocks[owner], family, spec)
 
 
+def passed_on(block: nn.Module, hidden: Tensor) -> Tensor:
+    """Return what comes of a hidden state where `block` is left out: the last block's task is done without it."""
+    merging, merged = getattr(block, CHILD, None), getattr(hidden, CHILD, None)
+    last = isinstance(merging, Merging) and merging.on and merging.restore
+    return spread_tokens(hidden, merged.places) if last and merged is not None else hidden
+
+
+def give_back_in_(block: nn.Module) -> None:
+    """Let `block`, now the last, give the image's tokens back, if it is one that merges."""
+    if isinstance(merging := getattr(block, CHILD, None), Merging):
+        merging.restore = True
+
+
 def tokens_left(model: nn.Module, family: Family, tokens: int) -> list[int]:
     """Return how many of `tokens`, the leading ones among them, every block hands on before the last restores them."""
     counts, leading = [], _image_tokens(model, family).leading
