@@ -12,7 +12,15 @@ from . import checkpoint as _checkpoint  # noqa: F401 - registers the loader wit
 
 if TYPE_CHECKING:
     from .core.errors import HFCompressError
-    from .core.families import AttentionPaths, Depth, EmbeddingPaths, Family, FeedForwardPaths, register_family
+    from .core.families import (
+        AttentionPaths,
+        Depth,
+        EmbeddingPaths,
+        Family,
+        FeedForwardPaths,
+        ImageTokens,
+        register_family,
+    )
     from .core.method import Category, Context, Method, MethodInfo, Needs, Phase
     from .core.registry import list_methods, register
     from .recipe.load import load_recipe
@@ -36,6 +44,7 @@ _HOMES = {
     "HFCompressError": "core.errors",
     "HFCompressMixin": "train.trainer",
     "HFCompressTrainer": "train.trainer",
+    "ImageTokens": "core.families",
     "Method": "core.method",
     "MethodInfo": "core.method",
     "Needs": "core.method",
@@ -60,6 +69,7 @@ __all__ = [
     "HFCompressError",
     "HFCompressMixin",
     "HFCompressTrainer",
+    "ImageTokens",
     "Method",
     "MethodInfo",
     "Needs",

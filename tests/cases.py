@@ -308,6 +308,23 @@ def count_kernels(base: nn.Module, model: nn.Module) -> Report:
     return {"layers": 1, "weights_before": layer.weight.numel(), "weights_after": after}
 
 
+@torch.no_grad()
+def count_merged(base: nn.Module, model: nn.Module) -> Report:
+    """Count the tokens that reach every block's feed-forward layers, on an image of the size the config says."""
+    counts: list[int] = []
+    for of in (base, model):
+        for block in blocks_of(of, family_of(of)):
+            layer = of.get_submodule(block.down)
+            layer.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
+        size = of.config.image_size
+        of(pixel_values=torch.zeros(1, 3, size, size))
+        for block in blocks_of(of, family_of(of)):
+            of.get_submodule(block.down)._forward_pre_hooks.clear()
+    blocks = len(counts) // 2
+    assert len(set(counts[:blocks])) == 1
+    return {"tokens_before": counts[0], **{f"block{i}_tokens": n for i, n in enumerate(counts[blocks:])}}
+
+
 CASES: dict[str, MethodCase] = {
     **dict.fromkeys(
         ("tucker", "cp"),
@@ -371,6 +388,12 @@ CASES: dict[str, MethodCase] = {
         count_tokens,
         refuses=dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "token"),
         same_answers=True,
+    ),
+    "token_merging": MethodCase(
+        {"remove": 2},
+        count_merged,
+        refuses=dict.fromkeys(("bert", "distilbert", "roberta"), "not the patches of one image"),
+        same_size=True,
     ),
     "width": MethodCase({"keep": 0.75}, count_width),
     "share_layers": MethodCase({"group": 2}, count_shared),

@@ -16,6 +16,8 @@ from torch import nn
 from ..core.errors import CheckpointError, FamilyError
 from ..core.families import base_prefix, blocks_of, family_of, has_module, size_names, width_in
 from ..modules.bnb import float_twin, is_bnb
+from ..modules.merging import KIND as MERGING
+from ..modules.merging import add_merging_, merging_spec
 from ..modules.sharing import tie_
 from ..modules.sized import KIND as SIZES
 from ..modules.sized import resize_, sizes_of
@@ -53,7 +55,7 @@ def read_structure(model: nn.Module) -> Modules:
 def _specs(model: nn.Module) -> Modules:
     names = size_names(model)
     modules = model.named_modules(remove_duplicate=False)
-    specs = ((path, _spec(module) or sizes_of(module, names)) for path, module in modules)
+    specs = ((path, _spec(module) or merging_spec(module) or sizes_of(module, names)) for path, module in modules)
     return {path: spec for path, spec in specs if spec is not None}
 
 
@@ -66,6 +68,9 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
     for stated, spec in modules.items():
         path = absolute(model, stated)
         if path is None:
+            continue
+        if spec.get("kind") == MERGING:  # of which the config knows nothing
+            add_merging_(model, path, spec)
             continue
         try:
             old = model.get_submodule(path)

@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from .errors import FamilyError, nearest
-from .family import AttentionPaths, Depth, EmbeddingPaths, Family, FeedForwardPaths
+from .family import AttentionPaths, Depth, EmbeddingPaths, Family, FeedForwardPaths, ImageTokens
 from .known_families import KNOWN
 
-__all__ = ["AttentionPaths", "Depth", "EmbeddingPaths", "Family", "FeedForwardPaths"]
+__all__ = ["AttentionPaths", "Depth", "EmbeddingPaths", "Family", "FeedForwardPaths", "ImageTokens"]
 
 
 @dataclass(frozen=True, kw_only=True)

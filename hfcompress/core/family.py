@@ -62,6 +62,19 @@ class Depth:
 
 
 @dataclass(frozen=True)
+class ImageTokens:
+    """How a block for images is put together: each token becomes x + a(attention(norm(x))), then x + f(ffn(norm(x))).
+
+    `a` and `f` are children of the block, one after the other: modules, or parameters and numbers that multiply.
+    """
+
+    leading: int  # tokens before those of the image's patches
+    ffn: str  # path of the module that holds the feed-forward layers
+    after_attention: tuple[str, ...]
+    after_ffn: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything structural this package knows about a model type; paths are relative to the base model.
 
@@ -79,6 +92,7 @@ class Family:
     outer_norms: tuple[str, ...] = ()  # paths outside the blocks, where they exist
     direct: tuple[str, ...] = ()  # tables whose weight the model reads itself, without asking the module
     depth: Depth = field(default_factory=Depth)
+    image_tokens: ImageTokens | None = None  # None: no image, or tokens that do not all attend to each other
     hidden_key: str = "hidden_size"
     ffn_key: str | None = "intermediate_size"  # config key that sets the width of every block; None: not one number
     heads_key: str | None = None  # config keys that together allow fewer heads of the same size; None: it cannot

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .family import AttentionPaths, Depth, EmbeddingPaths, Family, FeedForwardPaths
+from .family import AttentionPaths, Depth, EmbeddingPaths, Family, FeedForwardPaths, ImageTokens
 
 _TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -49,6 +49,7 @@ _VIT: dict[str, Any] = {
     "auto_class": _IMAGE,
     "tiny": _TINY_IMAGE,
 }
+_DROPOUT = ("dropout",)
 _SHARED_BIAS = "relative_attention_bias"
 
 _ENCODERS = (
@@ -250,14 +251,29 @@ _GENERATORS = (
 
 _TABLE = "relative_position_bias.relative_position_bias_table"
 _IMAGES = (
-    Family("vit", "layers", _VIT_ATTENTION, _VIT_FFN, **_VIT),
-    Family("deit", "layers", _VIT_ATTENTION, _VIT_FFN, **_VIT),
+    Family(
+        "vit",
+        "layers",
+        _VIT_ATTENTION,
+        _VIT_FFN,
+        image_tokens=ImageTokens(1, "mlp", _DROPOUT, _DROPOUT),
+        **_VIT,
+    ),
+    Family(
+        "deit",
+        "layers",
+        _VIT_ATTENTION,
+        _VIT_FFN,
+        image_tokens=ImageTokens(2, "mlp", _DROPOUT, _DROPOUT),  # the second learned from a teacher
+        **_VIT,
+    ),
     Family(
         "dinov2",
         "encoder.layer",
         _VIT_ATTENTION,
         (*_VIT_FFN, _GATED_FFN),
         **_VIT | {"norms": ("norm1", "norm2"), "tiny": _TINY_IMAGE | {"mlp_ratio": 2}},
+        image_tokens=ImageTokens(1, "mlp", ("layer_scale1", "drop_path"), ("layer_scale2", "drop_path")),
         ffn_key=None,  # it is `hidden_size * mlp_ratio`, an integer ratio
     ),
     Family(
@@ -265,6 +281,7 @@ _IMAGES = (
         "layers",
         _separate("attention", _PROJ, tables=(_TABLE,), shared_tables=("shared_position_bias",)),
         _VIT_FFN,
+        image_tokens=ImageTokens(1, "mlp", ("dropout", "lambda_1", "drop_path"), ("dropout", "lambda_2", "drop_path")),
         **_VIT
         | {
             "outer_norms": ("layernorm", "pooler.layernorm"),

@@ -29,7 +29,7 @@ from ..modules.pairing import (
     require_same_labels,
     token_tables,
 )
-from ..modules.seen import Seen, mean_over
+from ..modules.seen import Seen, mean_over, require_same_tokens
 from ..ops.losses import hard_cross_entropy, hidden_cosine, hidden_mse, logits_mse, nearest_pairs, soft_cross_entropy
 from ..ops.relations import activation_map_mse, attention_kl, attention_mse, attention_scores_mse, relation_kl
 
@@ -264,6 +264,7 @@ class Distill(Method[DistillConfig]):
         own, theirs = self._hidden_states(seen, where)
         ours, depth = self._wide or dict(enumerate(own)), len(own) - 1
         if part.layers == "nearest":
+            require_same_tokens(((ours[i + 1], states) for i in range(depth) for states in theirs[1:]), where)
             pairs = nearest_pairs([ours[i + 1] for i in range(depth)], theirs[1:], seen.mask(ours[1]))
         else:
             pairs = layer_pairs(part.layers, depth, len(theirs) - 1, f"{where}.layers")
@@ -292,6 +293,7 @@ class Distill(Method[DistillConfig]):
     def _maps(self, part: MapsPart, seen: Seen) -> Tensor:
         ours, theirs = (states[1:] for states in self._hidden_states(seen, "distill.maps"))
         pairs = layer_pairs(part.layers, len(ours), len(theirs), "distill.maps.layers")
+        require_same_tokens(((ours[s], theirs[t]) for s, t in pairs), "distill.maps")
         losses = [activation_map_mse(ours[s], theirs[t], part.power, seen.mask(ours[s])) for s, t in pairs]
         return torch.stack(losses).mean()
 
@@ -309,6 +311,7 @@ class Distill(Method[DistillConfig]):
         losses = []
         for s, t in layer_pairs(part.layers, len(ours), len(theirs), "distill.relations.layers"):
             mask = seen.mask(ours[s]["value"])
+            require_same_tokens([(ours[s]["value"], theirs[t]["value"])], "distill.relations")
             for relation in part.of:
                 left, right = _ENDS[relation]
                 student, teacher = ((layer[left], layer[right]) for layer in (ours[s], theirs[t]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import FamilyError, TargetError
 from ..core.families import Family, Stack, stacks_of
+from .merging import give_back_in_, passed_on
 from .ties import own_ties
 
 
@@ -24,7 +25,7 @@ class Skip:
         """Return what the block returns, or the hidden state in that form."""
         if not self.on:
             return type(self.block).forward(self.block, *args, **kwargs)
-        hidden = hidden_state(args, kwargs)
+        hidden = passed_on(self.block, hidden_state(args, kwargs))
         if self.returns is None:
             return hidden
         return (hidden, *(None if i is None else args[i] for i in self.returns))
@@ -48,6 +49,10 @@ def block_influence(
 
     def record(path: str, args: Any, kwargs: Any, output: Any) -> None:
         before, after = hidden_state(args, kwargs), output[0] if isinstance(output, tuple) else output
+        if before.shape != after.shape:
+            raise TargetError(
+                f"{path} merges tokens, so that what it changes can't be told: measure blocks before that"
+            )
         change = 1 - F.cosine_similarity(before.float(), after.float(), dim=-1)
         weight = torch.ones_like(change) if mask is None or mask.shape != change.shape else mask.to(change)
         total[path] += float((change * weight).sum())
@@ -99,6 +104,7 @@ def keep_blocks_(model: nn.Module, family: Family, stack: Stack, keep: Sequence[
         raise TargetError(f"{stack.path}: its blocks share parameters; drop blocks before sharing them")
     blocks = list(model.get_submodule(stack.path).children())
     model.set_submodule(stack.path, nn.ModuleList(blocks[i] for i in keep))
+    give_back_in_(blocks[keep[-1]])
     for index, old in enumerate(keep):
         for module in blocks[old].modules():
             if type(getattr(module, "layer_idx", None)) is int:

@@ -69,6 +69,14 @@ def grid_rows(model: nn.Module, size: int) -> int:
     return 1 + (size // patch[0]) * (size // patch[1])
 
 
+def patch_count(model: nn.Module, size: tuple[int, int] | None = None) -> int:
+    """Return how many whole patches an image of `size` (height, width) has, by default one of the config's size."""
+    patch: Any = _patch(model)
+    default: Any = model.config.image_size  # type: ignore[union-attr]
+    height, width = size or ((default, default) if isinstance(default, int) else default)
+    return (height // patch[0]) * (width // patch[1])
+
+
 def _table(model: nn.Module, table: PositionTable) -> torch.Tensor:
     path = table_path(model, table)
     return model.get_parameter(path) if table.grid else model.get_submodule(path).weight  # type: ignore[return-value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -65,8 +65,20 @@ class Seen:
 
 def mean_over(pairs: Pairs, loss: Callable[[Tensor, Tensor], Tensor], ours: Any, theirs: Any, where: str) -> Tensor:
     """Return the mean of `loss` over pairs of layers; LifecycleError for two that have not the same shape."""
+    require_same_tokens([(ours[s], theirs[t]) for s, t in pairs], where)
     for s, t in pairs:
         if ours[s].shape != theirs[t].shape:
             shapes = f"{tuple(theirs[t].shape)} and {tuple(ours[s].shape)}"
             raise LifecycleError(f"{where}: what teacher and student give has different shapes, {shapes}")
     return torch.stack([loss(ours[s], theirs[t]) for s, t in pairs]).mean()
+
+
+def require_same_tokens(pairs: Iterable[tuple[Tensor, Tensor]], where: str) -> None:
+    """Raise LifecycleError for pairs of tensors (batch, tokens, …), or of maps, that differ in their tokens."""
+    for ours, theirs in pairs:
+        axis = 1 if ours.ndim == 3 else 2
+        if ours.shape[axis] != theirs.shape[axis]:
+            raise LifecycleError(
+                f"{where}: the student has {ours.shape[axis]} tokens here, the teacher {theirs.shape[axis]}, and none "
+                "says which go together; compare what ends with as many (logits, hidden states with layers: last)"
+            )
