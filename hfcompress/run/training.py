@@ -51,6 +51,7 @@ def train(
         "train_dataset": train_set,
         "eval_dataset": selection,
         "data_collator": setup.collator,
+        "train_collator": setup.training_collator,
         "compute_metrics": setup.task.compute_metrics(setup.metric),
         "preprocess_logits_for_metrics": setup.task.reduce_logits(),
     }

@@ -14,6 +14,7 @@ from ..checkpoint import load_model
 from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
 from ..core.errors import CheckpointError
 from ..core.files import write_text
+from .batches import TrainingBatchesMixin
 
 
 class CheckpointMixin:
@@ -72,7 +73,7 @@ class CheckpointMixin:
         self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
 
 
-class PlainTrainer(CheckpointMixin, Trainer):
+class PlainTrainer(TrainingBatchesMixin, CheckpointMixin, Trainer):
     """`transformers.Trainer` with those corrections and no compression: for fine-tuning and the dense control."""
 
 

@@ -79,8 +79,18 @@ class Task(ABC):
     def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
         """Return the function that turns encoded examples into a batch of tensors.
 
-        One that changes the model's inputs at random does so by `seed`, and says so in an attribute `random_inputs`.
+        One that changes the model's inputs at random does so by `seed`, and says so in words in an attribute
+        `random_inputs`.
         """
+
+    def training_collator(self, processor: Any, data: Data, seed: int) -> Collator:
+        """Return the same for what is trained on, with the recipe's augmentation if it asks for any.
+
+        Raises RecipeError where the task has none.
+        """
+        if data.augment is not None:
+            raise RecipeError(f"data.augment: changes images, and {self.name} has none; leave it out.")
+        return self.collator(processor, data, seed)
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from ...core.errors import DataError
 from ...recipe.schema import Data, Shape
+from ..augmentation import Augmenter
 from .base import Collator, load_pretrained, missing_values, register_task
 from .classification import Classification
 
@@ -73,6 +74,11 @@ class ImageClassification(Classification):
     def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
         """Return a collator that stacks images and rescales and normalizes them as the processor says."""
         return partial(_collate, scale=_scale(processor), offset=_offset(processor))
+
+    def training_collator(self, processor: Any, data: Data, seed: int) -> Collator:
+        """Return the collator behind the recipe's augmentation, if there is any."""
+        collate = self.collator(processor, data, seed)
+        return collate if data.augment is None else Augmenter(data.augment, collate, seed)
 
     def shapes(self, processor: Any) -> list[Shape]:
         """Return one image and sixteen, at the processor's size."""
