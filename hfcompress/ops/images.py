@@ -44,3 +44,23 @@ def boxes_of(area: Tensor, ratio: Tensor, down: Tensor, right: Tensor) -> Tensor
     """
     height, width = ((area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1))
     return torch.stack([down * (1 - height), right * (1 - width), height, width], 1)
+
+
+def blended(values: Tensor, share: float) -> Tensor:
+    """Return `share` of each row and the rest of the row as far from the other end (mixup, Zhang 2018, section 2)."""
+    return values * share + values.flip(0) * (1 - share)
+
+
+def pasted(images: Tensor, share: float, down: float, right: float) -> tuple[Tensor, float]:
+    """Return images with a box of about 1 - `share` of the area from the image as far from the other end, and the share
+    of its own that each kept (CutMix, Yun 2019, eq. 2).
+
+    down, right: the box's centre, 0 to 1; what lies outside the image is cut off.
+    """
+    height, width = images.shape[-2:]
+    half = (1 - share) ** 0.5 / 2
+    top, bottom = (round(min(max(down + s * half, 0), 1) * height) for s in (-1, 1))
+    left, end = (round(min(max(right + s * half, 0), 1) * width) for s in (-1, 1))
+    mixed = images.clone()
+    mixed[..., top:bottom, left:end] = images.flip(0)[..., top:bottom, left:end]
+    return mixed, 1 - (bottom - top) * (end - left) / (height * width)

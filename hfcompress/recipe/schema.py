@@ -110,10 +110,22 @@ class Augment(StrictModel):
     flip: float = Field(0.0, ge=0, le=1, description="Share of images mirrored left to right; usual: 0.5.")
     crop: Crop | None = Field(None, description="Cut a random part of each image; default: no.")
 
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="Blend two images and their labels; shares are drawn from Beta(mixup, mixup); usual: 0.2.",
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description="Paste a box of another image, with that share of its label; Beta(cutmix, cutmix), usual: 1. With "
+        "mixup, every batch gets one of the two, evenly.",
+    )
+
     @model_validator(mode="after")
     def _changes_something(self) -> Augment:
-        if not self.flip and self.crop is None:
-            raise ValueError("set one of flip, crop; with neither no image would change")
+        if not (self.flip or self.crop or self.mixup or self.cutmix):
+            raise ValueError("set one of flip, crop, mixup, cutmix; with none no image would change")
         return self
 
 

@@ -70,7 +70,7 @@ class Setup:
         if _reads(processor) == _reads(self.processor):
             return self
         train, mixed, evaluate = _encode(self.task, self.splits, processor, self.recipe)
-        collators = _collators(self.task, processor, self.recipe)
+        collators = _collators(self.task, processor, self.recipe, self.model)
         return replace(self, processor=processor, train=train, mixed=mixed, evaluate=evaluate, **collators)
 
 
@@ -109,7 +109,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         mixed=mixed,
         evaluate=evaluate,
         processor=processor,
-        **_collators(task, processor, recipe),
+        **_collators(task, processor, recipe, model),
         model=model,
         plan=plan,
         student=student,
@@ -124,10 +124,11 @@ def _encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> tuple
     return labelled, mixed, task.for_evaluation(evaluate, processor, recipe.data)
 
 
-def _collators(task: Task, processor: Any, recipe: Recipe) -> dict[str, Any]:
+def _collators(task: Task, processor: Any, recipe: Recipe, model: Any) -> dict[str, Any]:
     """Return what makes batches to measure on, and those to train on."""
     given = processor, recipe.data, recipe.seed
-    return {"collator": task.collator(*given), "training_collator": task.training_collator(*given)}
+    classes = getattr(model.config, "num_labels", 0)
+    return {"collator": task.collator(*given), "training_collator": task.training_collator(*given, classes)}
 
 
 def _reads(processor: Any) -> tuple[Any, ...]:

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.images import boxes_of, flip, resized_boxes, shift
+from ..ops.images import blended, boxes_of, flip, pasted, resized_boxes, shift
+from ..ops.reductions import IGNORED
 from ..recipe.schema import Augment, Crop
+from .batches import SOFT_LABELS
 
 
 class Augmenter:
@@ -20,19 +23,23 @@ class Augmenter:
 
     The draws follow from the seed and the batch's examples alone: new in every epoch, whose batches are others, and yet
     the same in a resumed run, in any process and however far ahead batches are loaded.
+
+    `classes` is how many the model's head has, for labels that are mixed with the images.
     """
 
     random_inputs = "the images are augmented anew each time"
 
-    def __init__(self, augment: Augment, collate: Any, seed: int) -> None:
-        self.augment, self.collate, self.seed = augment, collate, seed
+    def __init__(self, augment: Augment, collate: Any, seed: int, classes: int) -> None:
+        self.augment, self.collate, self.seed, self.classes = augment, collate, seed, classes
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the batch of the examples with their images changed."""
-        images = torch.from_numpy(np.stack([example["pixel_values"] for example in examples]))
+        pixels = np.stack([example["pixel_values"] for example in examples]).astype(np.uint8)  # `datasets` gives int64
+        images = torch.from_numpy(pixels)
         generator = torch.Generator().manual_seed(_seed(self.seed, images))
         images = changed(images, self.augment, generator)
-        return self.collate([{**e, "pixel_values": i.numpy()} for e, i in zip(examples, images, strict=True)])
+        batch = self.collate([{**e, "pixel_values": i.numpy()} for e, i in zip(examples, images, strict=True)])
+        return mixed(batch, self.augment, generator, self.classes)
 
 
 def changed(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
@@ -47,6 +54,27 @@ def changed(images: Tensor, augment: Augment, generator: torch.Generator) -> Ten
     elif augment.crop is not None:
         images = resized_boxes(images, _boxes(augment.crop, count, generator))
     return images
+
+
+def mixed(batch: dict[str, Tensor], augment: Augment, generator: torch.Generator, classes: int) -> dict[str, Tensor]:
+    """Return a batch with its images mixed two by two, and in place of `labels` the shares of each, SOFT_LABELS.
+
+    The batch itself where nothing is to be mixed.
+    """
+    ways = [(name, alpha) for name, alpha in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if alpha]
+    if not ways:
+        return batch
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    name, alpha = ways[rng.integers(len(ways))]
+    share, images = float(rng.beta(alpha, alpha)), batch["pixel_values"]
+    if name == "mixup":
+        images = blended(images, share)
+    else:
+        images, share = pasted(images, share, *rng.random(2))
+    labels = batch["labels"]
+    shares = F.one_hot(labels.clamp(min=0), classes) * (labels != IGNORED)[:, None]
+    others = {key: value for key, value in batch.items() if key != "labels"}
+    return {**others, "pixel_values": images, SOFT_LABELS: blended(shares.float(), share)}
 
 
 def _boxes(crop: Crop, count: int, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+SOFT_LABELS = "soft_labels"  # (batch, classes): how much of each label an example has, in place of `labels`
+
 
 class TrainingBatchesMixin:
     """Gives a Trainer class the argument `train_collator`: what makes training batches, by default `data_collator`."""

@@ -83,10 +83,10 @@ class Task(ABC):
         `random_inputs`.
         """
 
-    def training_collator(self, processor: Any, data: Data, seed: int) -> Collator:
+    def training_collator(self, processor: Any, data: Data, seed: int, classes: int) -> Collator:
         """Return the same for what is trained on, with the recipe's augmentation if it asks for any.
 
-        Raises RecipeError where the task has none.
+        `classes` is how many the model's head has. Raises RecipeError where the task has none.
         """
         if data.augment is not None:
             raise RecipeError(f"data.augment: changes images, and {self.name} has none; leave it out.")

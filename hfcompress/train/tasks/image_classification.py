@@ -75,10 +75,10 @@ class ImageClassification(Classification):
         """Return a collator that stacks images and rescales and normalizes them as the processor says."""
         return partial(_collate, scale=_scale(processor), offset=_offset(processor))
 
-    def training_collator(self, processor: Any, data: Data, seed: int) -> Collator:
+    def training_collator(self, processor: Any, data: Data, seed: int, classes: int) -> Collator:
         """Return the collator behind the recipe's augmentation, if there is any."""
         collate = self.collator(processor, data, seed)
-        return collate if data.augment is None else Augmenter(data.augment, collate, seed)
+        return collate if data.augment is None else Augmenter(data.augment, collate, seed, classes)
 
     def shapes(self, processor: Any) -> list[Shape]:
         """Return one image and sixteen, at the processor's size."""
