@@ -20,10 +20,12 @@ from tiny import LABELS, make
 from transformers import TrainingArguments, ViTImageProcessorPil
 
 from hfcompress import DistillConfig, HFCompressTrainer
-from hfcompress.core.errors import DataError, RecipeError
+from hfcompress.core.errors import DataError, MeasureError, RecipeError
+from hfcompress.measure.examples import EXAMPLES, Examples, read_examples, write_examples
 from hfcompress.ops.images import blended, flip, pasted, resized_boxes, shift
 from hfcompress.ops.losses import soft_label_cross_entropy
 from hfcompress.ops.reductions import IGNORED
+from hfcompress.publish.examples import GRID, caption, draw, write_grid
 from hfcompress.recipe import Data
 from hfcompress.recipe.schema import Augment
 from hfcompress.run.training import _workers
@@ -225,3 +227,55 @@ def test_a_broken_image_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(DataError, match=r"cannot be decoded.*"):
         encoded = IMAGE.encode(found.train, PROCESSOR, Data(path="x"))
         _ = [encoded[i] for i in range(len(encoded))]
+
+
+# ------------------------------------------------------------------ the card's grid
+
+
+def shown(folder: Path, compressed: list[int], size: int = 30) -> Examples:
+    write_examples(
+        folder / EXAMPLES,
+        (np.zeros(size, dtype=int), np.array(compressed)),
+        np.zeros(size, dtype=int),
+        lambda index: f"a very long name of class {index}",
+        lambda row: np.full((6, 10 + row % 2, 3), row, dtype=np.uint8),
+        seed=3,
+    )
+    found = read_examples(folder)
+    assert found is not None
+    for example, tile in zip(found[0].examples, found[1], strict=True):
+        assert np.asarray(tile)[tile.height // 2, tile.width // 2].tolist() == [example.row] * 3
+    return found[0]
+
+
+def test_the_grid_is_a_random_sample_and_then_disagreements(tmp_path: Path) -> None:
+    found = shown(tmp_path, [int(i >= 10) for i in range(30)])
+    assert (len(found.examples), found.disagreements, found.total) == (12, 20, 30)
+    assert [e.chosen for e in found.examples] == [False] * 8 + [True] * 4
+    assert all(e.baseline != e.compressed for e in found.examples[8:])
+    assert len({e.row for e in found.examples}) == 12
+    assert caption(found) == (
+        "8 of 30 test images, drawn at random, and, framed, 4 of the 20 on which the two models disagree."
+    )
+    alike = shown(tmp_path, [0] * 30)
+    assert len(alike.examples) == 12 and not any(e.chosen for e in alike.examples)
+    assert caption(alike) == "12 of 30 test images, drawn at random; the two models disagree on none."
+    assert len(shown(tmp_path, [0, 1, 0, 0, 0], 5).examples) == 5
+
+
+def test_the_grid_is_drawn_alike_and_marks_right_and_wrong_by_sign(tmp_path: Path) -> None:
+    shown(tmp_path, [int(i >= 10) for i in range(30)])
+    assert write_grid(tmp_path, tmp_path) is not None
+    first = (tmp_path / GRID).read_bytes()
+    write_grid(tmp_path, tmp_path)
+    assert (tmp_path / GRID).read_bytes() == first
+    texts = [t.get_text() for axis in draw(*read_examples(tmp_path)).axes for t in axis.texts]  # type: ignore[misc]
+    assert len(texts) == 24 and any("✓" in t for t in texts) and any("✗" in t for t in texts)
+    assert max(map(len, texts)) <= len("compressed ✗ ") + 16
+
+
+def test_no_grid_without_examples_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    assert write_grid(tmp_path, tmp_path) is None and not (tmp_path / GRID).exists()
+    (tmp_path / EXAMPLES).write_text("{}")
+    with pytest.raises(MeasureError, match="cannot be read"):
+        read_examples(tmp_path)

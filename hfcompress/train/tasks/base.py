@@ -108,6 +108,10 @@ class Task(ABC):
         """Return the texts of a split with canonical columns; none when the task reads no text."""
         return ()
 
+    def picture(self, example: Mapping[str, Any]) -> np.ndarray | None:
+        """Return an encoded example as people see it, (height, width, 3) of uint8; None where it is no image."""
+        return None
+
     def fit_config_(self, config: Any, processor: Any, given: Mapping[str, Any]) -> None:  # noqa: B027 - by default nothing
         """Set what the config of a model from scratch has to know of its processor, but nothing that is `given`."""
 

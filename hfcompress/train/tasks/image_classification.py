@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -79,6 +80,11 @@ class ImageClassification(Classification):
         """Return the collator behind the recipe's augmentation, if there is any."""
         collate = self.collator(processor, data, seed)
         return collate if data.augment is None else Augmenter(data.augment, collate, seed, classes)
+
+    def picture(self, example: Mapping[str, Any]) -> np.ndarray | None:
+        """Return the image as the model reads it, before it is normalized."""
+        pixels = np.asarray(example["pixel_values"], dtype=np.uint8).transpose(1, 2, 0)
+        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
     def shapes(self, processor: Any) -> list[Shape]:
         """Return one image and sixteen, at the processor's size."""
