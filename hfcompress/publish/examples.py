@@ -14,10 +14,11 @@ from PIL import Image
 
 from ..core.files import writing
 from ..measure.examples import Example, Examples, read_examples
-from .figures import INK, STYLE
+from .figures import BEST, STYLE
 
 GRID = "examples.png"
 COLUMNS, LONGEST = 4, 16  # letters of a label
+_STYLE = {**STYLE, "figure.constrained_layout.h_pad": 0.12}  # room for what stands below an image
 RIGHT, WRONG = "#1b6e3c", "#b3261e"
 
 
@@ -26,8 +27,9 @@ def write_grid(run: Path, target: Path) -> str | None:
     found = read_examples(run)
     if found is None:
         return None
-    with mpl.rc_context(STYLE), writing(target / GRID) as temporary:
-        draw(*found).savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+    figure = draw(*found)
+    with mpl.rc_context(_STYLE), writing(target / GRID) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
     return caption(found[0])
 
 
@@ -43,8 +45,8 @@ def caption(found: Examples) -> str:
 def draw(found: Examples, tiles: list[Image.Image]) -> Figure:
     """Return the grid."""
     lines = -(-len(tiles) // COLUMNS)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 2.35 * lines), layout="constrained")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.0, 2.5 * lines), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
         for axis in axes:
@@ -56,23 +58,20 @@ def draw(found: Examples, tiles: list[Image.Image]) -> Figure:
 
 def _draw(axis: Axes, example: Example, tile: Image.Image) -> None:
     axis.imshow(np.asarray(tile), interpolation="nearest")
-    axis.set_title(_short(example.label), fontsize=10)
+    axis.set_title(f"label: {_short(example.label)}", fontsize=10)
     for line, (who, said) in enumerate((("original", example.baseline), ("compressed", example.compressed))):
         right = said == example.label
         text = f"{who} {'✓' if right else '✗'} {_short(said)}"
-        place: dict[str, Any] = {
-            "xycoords": "axes fraction",
-            "textcoords": "offset points",
-            "ha": "center",
-            "va": "top",
-        }
-        axis.annotate(text, (0.5, 0), (0, -4 - 13 * line), color=RIGHT if right else WRONG, fontsize=9, **place)
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
+        axis.annotate(
+            text, (0.5, 0), (0, -4 - 13 * line), color=RIGHT if right else WRONG, fontsize=9, ha="center", **place
+        )
     if example.chosen:
         axis.set_axis_on()
         axis.set_xticks([])
         axis.set_yticks([])
         for spine in axis.spines.values():
-            spine.set(visible=True, color=INK, linewidth=2.5)
+            spine.set(visible=True, color=BEST, linewidth=2.5)
 
 
 def _short(label: str) -> str:
