@@ -46,6 +46,7 @@ class EvaluationSet:
     answers: Callable[[Array], Array] = itself  # of the predictions: what two models may agree on
     counted: str = "examples"  # what the answers are one for each of
     own: Mapping[str, Path] = field(default_factory=dict)
+    keep: Callable[[str, str, Array], None] = lambda engine, label, predictions: None  # is told what each model said
 
     def batches_for(self, label: str) -> Path:
         """Return the batches that the model called `label` reads."""
@@ -103,6 +104,7 @@ def evaluate(
         predicted = data.decode(kept)
         qualities[label].append(quality(name, predicted, data))
         predictions[name, label] = predicted
+        data.keep(name, label, predicted)
         if label != first:
             row = difference(name, predictions[name, first], predicted, data, resamples, seed)
             differences[label].append(row)

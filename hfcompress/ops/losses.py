@@ -27,6 +27,14 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, mas
     return divergence / max(1, len(student)) * temperature**2
 
 
+def soft_label_cross_entropy(student: Tensor, shares: Tensor) -> Tensor:
+    """Return the cross-entropy against labels mixed from several, weighted by how much of a label a row has.
+
+    student: (batch, classes) logits; shares: (batch, classes) of each label, rows of zeros where there is none.
+    """
+    return -(shares * F.log_softmax(student.float(), dim=-1)).sum() / shares.sum().clamp(min=1)
+
+
 def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the squared error of logits, a mean over classes and the rows that count (Ba & Caruana 2014, eq. 1).
 

@@ -13,6 +13,7 @@ from ..core.errors import PublishError
 from ..core.files import write_text
 from ..measure.result import Result, Source, StageRecord, read_result
 from . import rows
+from .examples import GRID, write_grid
 from .figures import FIGURE, write_figure
 from .snippet import loading_snippet, onnx_snippet
 from .template import render
@@ -29,12 +30,15 @@ def write_card(folder: Path, repo_id: str | None = None) -> Path:
     result = read_result(folder / "result.json")
     model = folder / "model"
     write_figure(result, model / FIGURE)
-    write_text(model / "README.md", render_card(result, FIGURE, repo_id=repo_id))
+    examples = write_grid(folder, model)
+    write_text(model / "README.md", render_card(result, FIGURE, repo_id=repo_id, examples=examples))
     return model / "README.md"
 
 
-def render_card(result: Result, *figures: str, repo_id: str | None = None) -> str:
+def render_card(result: Result, *figures: str, repo_id: str | None = None, examples: str | None = None) -> str:
     """Return the text of README.md, metadata included; `figures` are paths relative to it.
+
+    `examples` is what to say of the grid of examples beside it, if there is one.
 
     Raises PublishError when the model was not evaluated.
     """
@@ -45,6 +49,8 @@ def render_card(result: Result, *figures: str, repo_id: str | None = None) -> st
         "card.md.jinja",
         result=result,
         figures=figures,
+        examples=examples,
+        grid=GRID,
         repo_id=repo_id,
         base=_link(result.base_model, "https://huggingface.co/"),
         dataset=_link(result.dataset, "https://huggingface.co/datasets/"),

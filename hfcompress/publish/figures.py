@@ -17,7 +17,7 @@ from . import rows
 
 FIGURE = "comparison.png"
 BEFORE, AFTER, BEST, INK = "#8c96a3", "#2f6fb0", "#e08a1e", "#222222"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.0,
     "axes.titlesize": 11.0,
@@ -61,7 +61,7 @@ class Panel:
 
 def write_figure(result: Result, path: Path) -> None:
     """Write the figure as PNG, atomically and with the same bytes for the same result."""
-    with mpl.rc_context(_STYLE), writing(path) as temporary:
+    with mpl.rc_context(STYLE), writing(path) as temporary:
         draw(result).savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 
 
@@ -69,7 +69,7 @@ def draw(result: Result) -> Figure:
     """Return the figure: panels for size, latency per shape, and the metric with the interval of its difference."""
     panels = [_size_panel(result), *_latency_panels(result), _metric_panel(result)]
     heights = [len(panel.bars) + 1.6 for panel in panels]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 0.33 * sum(heights) + 0.3), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from ..core.errors import PublishError
 from ..measure.result import read_result
 from .card import render_card, write_card
+from .examples import write_grid
 from .figures import FIGURE, write_figure
 
 ATTEMPTS = 4
@@ -59,7 +60,8 @@ def push_run(
     result = read_result(run / "result.json")
     repo_id = full_repo_id(repo_id, secret)
     write_figure(result, run / "model" / FIGURE)
-    card = render_card(result, FIGURE, repo_id=repo_id)
+    examples = write_grid(run, run / "model")
+    card = render_card(result, FIGURE, repo_id=repo_id, examples=examples)
     address = push(run / "model", repo_id, private=private, token=secret, verify=verify, card=card)
     write_card(run, repo_id)
     return address

@@ -80,6 +80,55 @@ class Masking(StrictModel):
     )
 
 
+class Crop(StrictModel):
+    """A random part of each training image: shifted over padding, or cut out and enlarged; one of the two."""
+
+    padding: int = Field(
+        0, ge=0, description="Black pixels put on every side before a part of the image's size is cut (CIFAR: 4)."
+    )
+    area: tuple[float, float] = Field(
+        (1.0, 1.0), description="Least and largest share of the image to cut and enlarge (ImageNet: [0.08, 1])."
+    )
+    ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="Least and largest width-to-height ratio of what `area` cuts."
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Crop:
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError("'area' is a range of shares such as [0.35, 1]: above 0, at most 1, the least first")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError("'ratio' is a range such as [0.75, 1.33]: above 0, the least first")
+        if (self.padding > 0) == (self.area[0] < 1):
+            raise ValueError("give one of 'padding' (pixels) and 'area' (a range such as [0.35, 1])")
+        return self
+
+
+class Augment(StrictModel):
+    """How training images change at random from one epoch to the next; what is measured on never does."""
+
+    flip: float = Field(0.0, ge=0, le=1, description="Share of images mirrored left to right; usual: 0.5.")
+    crop: Crop | None = Field(None, description="Cut a random part of each image; default: no.")
+
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="Blend two images and their labels; shares are drawn from Beta(mixup, mixup); usual: 0.2.",
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        description="Paste a box of another image, with that share of its label; Beta(cutmix, cutmix), usual: 1. With "
+        "mixup, every batch gets one of the two, evenly.",
+    )
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Augment:
+        if not (self.flip or self.crop or self.mixup or self.cutmix):
+            raise ValueError("set one of flip, crop, mixup, cutmix; with none no image would change")
+        return self
+
+
 class Origin(StrictModel):
     """Where examples come from; exactly one of `dataset` and `path`."""
 
@@ -134,6 +183,7 @@ class Data(Origin):
         "each text by itself, padded.",
     )
     masking: Masking = Field(default_factory=Masking, description="Task fill-mask: which tokens are to be filled in.")
+    augment: Augment | None = Field(None, description="Images: how training images change at random; default: not.")
 
     unlabelled: Unlabelled | None = Field(
         None,

@@ -176,7 +176,7 @@ def _trainer(setup: Setup, stage: StageMethods, scratch: Path, cls: type[Trainer
         model=copy.deepcopy(setup.model),
         args=args,
         train_dataset=setup.train_for(stage.methods),
-        data_collator=setup.collator,
+        data_collator=setup.training_collator,
         **more,
     )
     for callback in (PrinterCallback, ProgressCallback):

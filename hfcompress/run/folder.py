@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.errors import HFCompressError, RecipeError
 from ..core.files import write_text
+from ..measure.examples import EXAMPLES
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan
 
@@ -72,6 +73,11 @@ class RunFolder:
     def labels(self) -> Path:
         """The labels of the evaluation split."""
         return self.path / "labels.safetensors"
+
+    @property
+    def examples(self) -> Path:
+        """What both models say of a few examples that can be shown; their images lie beside it."""
+        return self.path / EXAMPLES
 
     def stage(self, index: int) -> Path:
         """The folder of one stage."""

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from ..export.runtime import Source, engine
 from ..measure.batches import write_batches
 from ..measure.bench import Bench, Settings, bench
+from ..measure.examples import write_examples
 from ..measure.quality import EvaluationSet, predict, quality
 from ..measure.result import Quality
 from ..train.tasks.base import metric_key
@@ -37,6 +38,8 @@ def measure(
         data = replace(data, own={BASELINE: write_evaluation(setup, folder.baseline_batches).batches})
     write_labels(folder, data.labels)
     settings = bench_settings(setup)
+    said: dict[str, np.ndarray] = {}
+    data = replace(data, keep=lambda name, label, found: said.update({label: found}) if name == "pytorch" else None)
     models = sources(setup, folder)
     if any(engine(name).calibrated for name in settings.engines):
         for label, reads, path in (
@@ -47,6 +50,7 @@ def measure(
             models[label] = replace(models[label], calibration=str(path))
     with reporter.bar("measuring") as progress:
         measured = bench(models, settings, data, names=_names(setup, folder), on_progress=progress)
+    _write_examples(compressed, folder, said, data.labels)
     if control is None:
         return measured, None
     with reporter.bar("evaluating the control") as progress:
@@ -60,6 +64,21 @@ def measure(
             reduction=data.reduction,
         )
     return measured, quality("pytorch", data.decode(kept), data)
+
+
+def _write_examples(setup: Setup, folder: RunFolder, said: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    """Keep a few examples that people can look at, where the task has such and both models ran in PyTorch."""
+    if len(said) < 2 or setup.task.picture(setup.evaluate[0]) is None:
+        return
+    names = setup.splits.label_names
+
+    def picture(row: int) -> Any:
+        return setup.task.picture(setup.evaluate[row])
+
+    def name(index: int) -> str:
+        return names[index] if names and index < len(names) else str(index)
+
+    write_examples(folder.examples, (said[BASELINE], said[COMPRESSED]), labels, name, picture, setup.recipe.seed)
 
 
 def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:

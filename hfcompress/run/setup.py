@@ -40,6 +40,7 @@ class Setup:
     evaluate: Dataset  # encoded
     processor: Any
     collator: Collator
+    training_collator: Collator  # the same, with the recipe's augmentation
     model: nn.Module  # as the recipe names it, before any fine-tuning
     plan: Plan
     shapes: list[Shape]  # to time inference at
@@ -69,8 +70,8 @@ class Setup:
         if _reads(processor) == _reads(self.processor):
             return self
         train, mixed, evaluate = _encode(self.task, self.splits, processor, self.recipe)
-        collator = self.task.collator(processor, self.recipe.data, self.recipe.seed)
-        return replace(self, processor=processor, train=train, mixed=mixed, evaluate=evaluate, collator=collator)
+        collators = _collators(self.task, processor, self.recipe, self.model)
+        return replace(self, processor=processor, train=train, mixed=mixed, evaluate=evaluate, **collators)
 
 
 def open_recipe(loaded: LoadedRecipe) -> Setup:
@@ -108,7 +109,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         mixed=mixed,
         evaluate=evaluate,
         processor=processor,
-        collator=task.collator(processor, recipe.data, recipe.seed),
+        **_collators(task, processor, recipe, model),
         model=model,
         plan=plan,
         student=student,
@@ -121,6 +122,13 @@ def _encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> tuple
     mixed, evaluate = (task.encode(split, processor, recipe.data) for split in (splits.mixed(), splits.evaluate))
     labelled = mixed if splits.unlabelled is None else mixed.select(range(len(splits.train)))
     return labelled, mixed, task.for_evaluation(evaluate, processor, recipe.data)
+
+
+def _collators(task: Task, processor: Any, recipe: Recipe, model: Any) -> dict[str, Any]:
+    """Return what makes batches to measure on, and those to train on."""
+    given = processor, recipe.data, recipe.seed
+    classes = getattr(model.config, "num_labels", 0)
+    return {"collator": task.collator(*given), "training_collator": task.training_collator(*given, classes)}
 
 
 def _reads(processor: Any) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from .reporter import Reporter, TrainingBar
 from .setup import Setup
 
 _SELECTION_SHARE = 0.1
+_MOST_WORKERS = 8
 
 
 def train(
@@ -43,7 +45,8 @@ def train(
 
     Checkpoints go to `scratch`; when some lie there, training goes on from the last one.
     """
-    args = training_arguments(selecting(arguments, setup), scratch, setup.recipe.seed)
+    arguments = {**_workers(setup.train), **selecting(arguments, setup)}
+    args = training_arguments(arguments, scratch, setup.recipe.seed)
     train_set, selection = _selection(setup, methods or [], args)
     common: dict[str, Any] = {
         "model": model,
@@ -51,6 +54,7 @@ def train(
         "train_dataset": train_set,
         "eval_dataset": selection,
         "data_collator": setup.collator,
+        "train_collator": setup.training_collator,
         "compute_metrics": setup.task.compute_metrics(setup.metric),
         "preprocess_logits_for_metrics": setup.task.reduce_logits(),
     }
@@ -102,6 +106,14 @@ def training_arguments(arguments: Mapping[str, Any], scratch: Path, seed: int) -
         own["dataloader_pin_memory"] = False
     fixed = {"output_dir": str(scratch), "seed": seed, "disable_tqdm": True, "remove_unused_columns": False}
     return TrainingArguments(**{"report_to": "none", **own, **arguments, **fixed})
+
+
+def _workers(train: Dataset) -> dict[str, Any]:
+    """Return what has examples that are decoded as they are read made ready in other processes, while one trains."""
+    if train.format["type"] != "custom":
+        return {}
+    count = max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) - 1))
+    return {"dataloader_num_workers": count, "dataloader_persistent_workers": True}
 
 
 def _train(trainer: Trainer, scratch: Path, bar: TrainingBar) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from ..recipe.schema import TeacherCache
+from .batches import TrainingBatchesMixin
 from .cached_teacher import NUMBER, CachedTeacher, Computing, KeepNumbers, Numbered
 from .fingerprints import collator_digest, processor_digest, why_random
 from .teacher import Teacher
@@ -16,13 +17,12 @@ from .teacher import Teacher
 logger = logging.getLogger(__name__)
 
 
-class TeacherCacheMixin:
+class TeacherCacheMixin(TrainingBatchesMixin):
     """Gives training batches the numbers of their examples, and the teacher's logits for these numbers."""
 
     lifecycle: Lifecycle
     teacher: Teacher | None
     args: Any
-    data_collator: Any
     train_dataset: Any
     _signature_columns: Any
 
@@ -69,13 +69,13 @@ class TeacherCacheMixin:
         """Return the Trainer's loader; with a cache, its batches hold the examples' numbers too."""
         if note := self.open_teacher_cache():
             logger.log(logging.WARNING if self.cached is None else logging.INFO, note)
-        plain = self.train_dataset, self.data_collator
+        plain = self.train_dataset, self._train_collator
         if self.cached is not None and self.lifecycle.state is State.PREPARED:
-            self.train_dataset, self.data_collator = Numbered(plain[0]), KeepNumbers(plain[1])
+            self.train_dataset, self._train_collator = Numbered(plain[0]), KeepNumbers(self.train_collator)
         try:
-            return super().get_train_dataloader()  # type: ignore[misc]
+            return super().get_train_dataloader()
         finally:
-            self.train_dataset, self.data_collator = plain
+            self.train_dataset, self._train_collator = plain
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         # The sampler may read lengths off a column: it gets the data set as it was.
@@ -98,8 +98,8 @@ class TeacherCacheMixin:
             return "the training data is a stream, whose examples have no number"
         if len(self.train_dataset) == 0:
             return "there is no training data"
-        if getattr(self.data_collator, "random_inputs", False):
-            return "the data collator masks other tokens each time"
+        if said := getattr(self.train_collator, "random_inputs", None):
+            return str(said)
         return why_random(self.train_dataset, self._collate)
 
     def _open(self, teacher: Teacher, cache: TeacherCache) -> str:
@@ -129,4 +129,4 @@ class TeacherCacheMixin:
 
     def _collate(self, examples: list[Any]) -> Mapping[str, Any]:
         """Return a batch as the Trainer makes it, without columns that the model does not take."""
-        return self._get_collator_with_removed_columns(self.data_collator)(examples)  # type: ignore[attr-defined]
+        return self._get_collator_with_removed_columns(self.train_collator)(examples)  # type: ignore[attr-defined]

@@ -14,6 +14,8 @@ from ..checkpoint import load_model
 from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
 from ..core.errors import CheckpointError
 from ..core.files import write_text
+from ..ops.losses import soft_label_cross_entropy
+from .batches import SOFT_LABELS, TrainingBatchesMixin
 
 
 class CheckpointMixin:
@@ -34,7 +36,13 @@ class CheckpointMixin:
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the Trainer's loss as a mean over the batch, whatever the number of accumulation steps."""
-        return super().compute_loss(model, inputs, return_outputs=return_outputs)  # type: ignore[misc]
+        if SOFT_LABELS not in inputs:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)  # type: ignore[misc]
+        outputs = model(**{name: value for name, value in inputs.items() if name != SOFT_LABELS})
+        shares, smoothing = inputs[SOFT_LABELS], self.args.label_smoothing_factor
+        even = shares.sum(1, keepdim=True) / shares.shape[1]
+        loss = soft_label_cross_entropy(outputs["logits"], (1 - smoothing) * shares + smoothing * even)
+        return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint whole, or say why not and leave none that a resumed run would trip over."""
@@ -72,7 +80,7 @@ class CheckpointMixin:
         self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
 
 
-class PlainTrainer(CheckpointMixin, Trainer):
+class PlainTrainer(TrainingBatchesMixin, CheckpointMixin, Trainer):
     """`transformers.Trainer` with those corrections and no compression: for fine-tuning and the dense control."""
 
 

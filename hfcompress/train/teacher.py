@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from ..core.errors import LifecycleError
+from .batches import SOFT_LABELS
 
 
 class Teacher:
@@ -24,7 +25,7 @@ class Teacher:
 
     def __call__(self, batch: Mapping[str, Any], wants: frozenset[str] = frozenset()) -> Any:
         """Return the teacher's outputs for `batch`, with the extra outputs named in `wants`."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", SOFT_LABELS)}
         with torch.no_grad():
             return self.model(**inputs, **output_flags(wants))
 

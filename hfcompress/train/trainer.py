@@ -35,7 +35,8 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
     that trains are applied at once, those after it when training ends. `teacher` is a model, a folder or a Hub id; a
     method that needs one gets a frozen copy of the model itself when none is given. With `teacher_cache` (true, or its
     settings) the teacher runs once on every example and its logits are kept on disk, in $HFCOMPRESS_CACHE or
-    ~/.cache/hfcompress. Everything else is the Trainer's.
+    ~/.cache/hfcompress. `train_collator` makes training batches where augmentation has them differ from those that
+    `data_collator` makes. Everything else is the Trainer's.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         if not adapts:
             refuse_untrainable(model)
         with _adapted(model if adapts else None):
-            super().__init__(model, args, *positional, **kwargs)  # type: ignore[call-arg]
+            super().__init__(model, args, *positional, **kwargs)
         self._begin_stage()
 
     # ------------------------------------------------------------------ the stage
@@ -103,7 +104,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
     def _calibration(self, stage: StageMethods) -> Iterator[dict[str, Any]]:
         """Yield training batches, as many examples in all as the methods of a one-shot stage read."""
         left = stage.calibration_examples
-        for batch in self.get_train_dataloader():
+        for batch in self.get_calibration_dataloader():
             yield batch
             left -= len(next(iter(batch.values())))
             if left <= 0:

@@ -79,8 +79,18 @@ class Task(ABC):
     def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
         """Return the function that turns encoded examples into a batch of tensors.
 
-        One that changes the model's inputs at random does so by `seed`, and says so in an attribute `random_inputs`.
+        One that changes the model's inputs at random does so by `seed`, and says so in words in an attribute
+        `random_inputs`.
         """
+
+    def training_collator(self, processor: Any, data: Data, seed: int, classes: int) -> Collator:
+        """Return the same for what is trained on, with the recipe's augmentation if it asks for any.
+
+        `classes` is how many the model's head has. Raises RecipeError where the task has none.
+        """
+        if data.augment is not None:
+            raise RecipeError(f"data.augment: changes images, and {self.name} has none; leave it out.")
+        return self.collator(processor, data, seed)
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:
@@ -97,6 +107,10 @@ class Task(ABC):
     def texts(self, dataset: Dataset) -> Iterable[str]:
         """Return the texts of a split with canonical columns; none when the task reads no text."""
         return ()
+
+    def picture(self, example: Mapping[str, Any]) -> np.ndarray | None:
+        """Return an encoded example as people see it, (height, width, 3) of uint8; None where it is no image."""
+        return None
 
     def fit_config_(self, config: Any, processor: Any, given: Mapping[str, Any]) -> None:  # noqa: B027 - by default nothing
         """Set what the config of a model from scratch has to know of its processor, but nothing that is `given`."""

@@ -91,7 +91,7 @@ class Masker:
     others, and yet the same in a resumed run, in any process and however far ahead batches are loaded.
     """
 
-    random_inputs = True
+    random_inputs = "the data collator masks other tokens each time"
 
     def __init__(self, processor: Any, masking: Masking, seed: int) -> None:
         self.processor, self.masking, self.seed = processor, masking, seed

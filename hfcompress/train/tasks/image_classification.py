@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from ...core.errors import DataError
 from ...recipe.schema import Data, Shape
+from ..augmentation import Augmenter
 from .base import Collator, load_pretrained, missing_values, register_task
 from .classification import Classification
 
@@ -73,6 +75,16 @@ class ImageClassification(Classification):
     def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
         """Return a collator that stacks images and rescales and normalizes them as the processor says."""
         return partial(_collate, scale=_scale(processor), offset=_offset(processor))
+
+    def training_collator(self, processor: Any, data: Data, seed: int, classes: int) -> Collator:
+        """Return the collator behind the recipe's augmentation, if there is any."""
+        collate = self.collator(processor, data, seed)
+        return collate if data.augment is None else Augmenter(data.augment, collate, seed, classes)
+
+    def picture(self, example: Mapping[str, Any]) -> np.ndarray | None:
+        """Return the image as the model reads it, before it is normalized."""
+        pixels = np.asarray(example["pixel_values"], dtype=np.uint8).transpose(1, 2, 0)
+        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
     def shapes(self, processor: Any) -> list[Shape]:
         """Return one image and sixteen, at the processor's size."""

@@ -1,0 +1,281 @@
+"""Images: augmentation of training batches, and folders of images of every kind."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from tiny import LABELS, make
+from transformers import TrainingArguments, ViTImageProcessorPil
+
+from hfcompress import DistillConfig, HFCompressTrainer
+from hfcompress.core.errors import DataError, MeasureError, RecipeError
+from hfcompress.measure.examples import EXAMPLES, Examples, read_examples, write_examples
+from hfcompress.ops.images import blended, flip, pasted, resized_boxes, shift
+from hfcompress.ops.losses import soft_label_cross_entropy
+from hfcompress.ops.reductions import IGNORED
+from hfcompress.publish.examples import GRID, caption, draw, write_grid
+from hfcompress.recipe import Data
+from hfcompress.recipe.schema import Augment
+from hfcompress.run.training import _workers
+from hfcompress.train.augmentation import Augmenter
+from hfcompress.train.batches import SOFT_LABELS
+from hfcompress.train.checkpointing import PlainTrainer
+from hfcompress.train.data import load_data
+from hfcompress.train.tasks import get_task, image_classification
+
+IMAGE = get_task("image-classification")
+PIXELS = torch.arange(4 * 3 * 8 * 8).view(4, 3, 8, 8).remainder(251).to(torch.uint8)
+PROCESSOR = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def examples(size: int = 24) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, 3, 16, 16), dtype=np.uint8)
+    return [{"pixel_values": image, "labels": i % LABELS} for i, image in enumerate(images)]
+
+
+def augmenter(seed: int = 0, **settings: Any) -> Augmenter:
+    return IMAGE.training_collator(PROCESSOR, Data(path="x", augment=settings), seed, LABELS)  # type: ignore[return-value]
+
+
+def test_flip_mirrors_the_chosen_ones() -> None:
+    found = flip(PIXELS, torch.tensor([True, False, False, True]))
+    assert torch.equal(found[0], PIXELS[0].flip(-1)) and torch.equal(found[1], PIXELS[1])
+
+
+def test_shift_moves_over_black() -> None:
+    down, right = torch.tensor([2, 0, 4, 2]), torch.tensor([2, 2, 2, 3])
+    found = shift(PIXELS, down, right, 2)
+    assert torch.equal(found[0], PIXELS[0])
+    assert torch.equal(found[1, :, 2:], PIXELS[1, :, :-2]) and not found[1, :, :2].any()
+    assert torch.equal(found[2, :, :-2], PIXELS[2, :, 2:]) and not found[2, :, -2:].any()
+    assert torch.equal(found[3, ..., :-1], PIXELS[3, ..., 1:]) and not found[3, ..., -1].any()
+
+
+def test_a_box_is_what_is_cut_and_enlarged() -> None:
+    ramp = torch.arange(8.0).view(1, 1, 1, 8).expand(2, 1, 8, 8)  # the value is the column
+    found = resized_boxes(ramp, torch.tensor([[0, 0, 1, 1], [0.25, 0.5, 0.5, 0.5]]))
+    assert torch.allclose(found[0], ramp[0], atol=1e-5)
+    columns = (4 + (torch.arange(8) + 0.5) / 2 - 0.5).clamp(max=7)  # pixel centres of the right half
+    assert torch.allclose(found[1], columns.expand(1, 8, 8), atol=1e-5)
+
+
+def test_mixing_keeps_the_shares() -> None:
+    images = PIXELS.float()
+    assert torch.allclose(blended(images, 0.25)[0], 0.25 * images[0] + 0.75 * images[3])
+    mixed, share = pasted(images, 0.75, 0.0, 0.0)  # the box's centre is the corner: a quarter of it lies inside
+    assert share == 1 - 4 / 64
+    assert torch.equal(mixed[0, :, :2, :2], images[3, :, :2, :2]) and torch.equal(mixed[0, :, 2:], images[0, :, 2:])
+
+
+def test_soft_labels_of_one_class_are_labels() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    shares = torch.nn.functional.one_hot(labels, 3).float()
+    assert torch.isclose(soft_label_cross_entropy(logits, shares), torch.nn.functional.cross_entropy(logits, labels))
+    shares[1:] = 0  # a row without a label does not count
+    expected = torch.nn.functional.cross_entropy(logits[:1], labels[:1])
+    assert torch.isclose(soft_label_cross_entropy(logits, shares), expected)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"flip": 0.5}, {"crop": {"padding": 2}}, {"crop": {"area": [0.3, 1]}}, {"mixup": 0.5}, {"cutmix": 1.0}]
+)
+def test_draws_follow_from_seed_and_batch(settings: dict[str, Any]) -> None:
+    batch, plain = examples(), IMAGE.collator(PROCESSOR)(examples())
+    first, again, other = (augmenter(seed, **settings)(batch)["pixel_values"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other) and not torch.equal(first, plain["pixel_values"])
+    sent = pickle.loads(pickle.dumps(augmenter(1, **settings)))  # as a spawned worker gets it
+    assert torch.equal(sent(batch)["pixel_values"], first)
+
+
+def test_mixed_labels_are_shares_and_those_without_stay_without() -> None:
+    batch = examples(4)
+    batch[0]["labels"] = IGNORED
+    found = augmenter(mixup=1.0)(batch)
+    shares = found[SOFT_LABELS]
+    assert "labels" not in found and shares.shape == (4, LABELS)
+    assert torch.allclose(shares[1:3].sum(1), torch.ones(2)) and torch.isclose(shares[[0, 3]].sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_only_training_batches_change(tmp_path: Path, teacher: bool) -> None:
+    rows, seen = examples(12), []
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, remove_unused_columns=False, report_to="none", save_strategy="no"
+    )
+    model = make("vit")
+    common: dict[str, Any] = {"model": model, "args": args, "train_dataset": rows, "eval_dataset": rows}
+    common |= {"data_collator": IMAGE.collator(PROCESSOR), "train_collator": augmenter(flip=0.5, mixup=0.5)}
+    made = HFCompressTrainer(**common, recipe=[DistillConfig()]) if teacher else PlainTrainer(**common)
+    model.register_forward_pre_hook(lambda m, a, k: seen.append((m.training, k["pixel_values"], k)), with_kwargs=True)
+    before = copy.deepcopy(model.state_dict())
+    made.train()
+    made.evaluate()
+    plain = IMAGE.collator(PROCESSOR)(rows)["pixel_values"]
+    trained, evaluated = ([x for t, x, _ in seen if t is kind] for kind in (True, False))
+    assert len(trained) == 2 and not any((x == y).all() for batch in trained for x in batch for y in plain)
+    assert torch.equal(torch.cat(evaluated), plain)
+    assert not any(SOFT_LABELS in kwargs for _, _, kwargs in seen)
+    assert model.config.problem_type in (None, "single_label_classification")
+    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "set one of flip, crop, mixup, cutmix"),
+        ({"flip": 1.5}, "flip"),
+        ({"crop": {}}, "give one of 'padding'"),
+        ({"crop": {"padding": 2, "area": [0.5, 1]}}, "give one of 'padding'"),
+        ({"crop": {"area": [1, 0.5]}}, "range of shares"),
+        ({"crop": {"area": [0.5, 1], "ratio": [2, 1]}}, "'ratio' is a range"),
+    ],
+)
+def test_mistakes_are_told(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Augment(**settings)
+
+
+def test_text_has_no_images_to_change() -> None:
+    with pytest.raises(RecipeError, match=r"data\.augment"):
+        get_task("text-classification").training_collator(None, Data(path="x", augment={"flip": 0.5}), 0, 2)
+
+
+def test_images_decoded_as_they_are_read_get_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = load_data(Data(path=str(folder_of_images(tmp_path))), IMAGE, 0)
+    assert _workers(IMAGE.encode(splits.train, PROCESSOR, Data(path="x"))) == {}
+    monkeypatch.setattr(image_classification, "EAGER_BYTES", 0)
+    lazy = IMAGE.encode(splits.train, PROCESSOR, Data(path="x"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert _workers(lazy) == {"dataloader_num_workers": 3, "dataloader_persistent_workers": True}
+    assert pickle.loads(pickle.dumps(lazy))[0]["pixel_values"].shape == (3, 16, 16)
+
+
+# ------------------------------------------------------------------ kinds of data
+
+
+def picture(mode: str, size: tuple[int, int] = (10, 6)) -> Image.Image:
+    return Image.new("RGB", size, (200, 40, 90)).convert(mode)
+
+
+def folder_of_images(root: Path, splits: tuple[str, ...] = ("train", "test"), mode: str = "RGB") -> Path:
+    suffix = "jpg" if mode == "CMYK" else "png"
+    for place in splits or ("",):
+        for label in ("cat", "dog"):
+            (root / place / label).mkdir(parents=True)
+            for i in range(3):
+                picture(mode).save(root / place / label / f"{i}.{suffix}")
+    return root
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ()])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "LA", "1"])
+def test_a_folder_of_images(tmp_path: Path, mode: str, splits: tuple[str, ...]) -> None:
+    found = load_data(Data(path=str(folder_of_images(tmp_path, splits, mode)), validation_fraction=0.34), IMAGE, 0)
+    assert found.label_names == ["cat", "dog"]
+    assert len(found.train) + len(found.evaluate) == (12 if splits else 6)
+    pixels = IMAGE.encode(found.train, PROCESSOR, Data(path="x"))[0]["pixel_values"]
+    assert pixels.shape == (3, 16, 16)
+    if mode not in ("L", "LA", "1", "P"):
+        assert np.abs(pixels.mean((1, 2)) - (200, 40, 90)).max() < 4
+
+
+def test_parquet_with_encoded_images(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture("RGB").save(buffer, "PNG")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 4, "label": [0, 1, 0, 1]}
+    for split in ("train", "test"):
+        pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
+    found = load_data(Data(path=str(tmp_path)), IMAGE, 0)
+    assert IMAGE.encode(found.train, PROCESSOR, Data(path="x"))[0]["pixel_values"][0, 0, 0] == 200
+
+
+def test_a_photo_taken_sideways_is_turned(tmp_path: Path) -> None:
+    folder_of_images(tmp_path)
+    image = Image.new("RGB", (8, 8), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 8, 4))  # white on top as stored
+    exif = image.getexif()
+    exif[0x0112] = 3  # upside down
+    for path in tmp_path.glob("train/*/*.png"):
+        image.save(path, exif=exif)
+    found = load_data(Data(path=str(tmp_path)), IMAGE, 0)
+    pixels = IMAGE.encode(found.train, PROCESSOR, Data(path="x"))[0]["pixel_values"]
+    assert pixels[0, 0, 0] == 0 and pixels[0, -1, 0] == 255
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_broken_image_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lazy: bool) -> None:
+    folder_of_images(tmp_path)
+    broken = tmp_path / "train" / "dog" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    found = load_data(Data(path=str(tmp_path)), IMAGE, 0)
+    if lazy:
+        monkeypatch.setattr(image_classification, "EAGER_BYTES", 0)
+    with pytest.raises(DataError, match=r"cannot be decoded.*"):
+        encoded = IMAGE.encode(found.train, PROCESSOR, Data(path="x"))
+        _ = [encoded[i] for i in range(len(encoded))]
+
+
+# ------------------------------------------------------------------ the card's grid
+
+
+def shown(folder: Path, compressed: list[int], size: int = 30) -> Examples:
+    write_examples(
+        folder / EXAMPLES,
+        (np.zeros(size, dtype=int), np.array(compressed)),
+        np.zeros(size, dtype=int),
+        lambda index: f"a very long name of class {index}",
+        lambda row: np.full((6, 10 + row % 2, 3), row, dtype=np.uint8),
+        seed=3,
+    )
+    found = read_examples(folder)
+    assert found is not None
+    for example, tile in zip(found[0].examples, found[1], strict=True):
+        assert np.asarray(tile)[tile.height // 2, tile.width // 2].tolist() == [example.row] * 3
+    return found[0]
+
+
+def test_the_grid_is_a_random_sample_and_then_disagreements(tmp_path: Path) -> None:
+    found = shown(tmp_path, [int(i >= 10) for i in range(30)])
+    assert (len(found.examples), found.disagreements, found.total) == (12, 20, 30)
+    assert [e.chosen for e in found.examples] == [False] * 8 + [True] * 4
+    assert all(e.baseline != e.compressed for e in found.examples[8:])
+    assert len({e.row for e in found.examples}) == 12
+    assert caption(found) == (
+        "8 of 30 test images, drawn at random, and, framed, 4 of the 20 on which the two models disagree."
+    )
+    alike = shown(tmp_path, [0] * 30)
+    assert len(alike.examples) == 12 and not any(e.chosen for e in alike.examples)
+    assert caption(alike) == "12 of 30 test images, drawn at random; the two models disagree on none."
+    assert len(shown(tmp_path, [0, 1, 0, 0, 0], 5).examples) == 5
+
+
+def test_the_grid_is_drawn_alike_and_marks_right_and_wrong_by_sign(tmp_path: Path) -> None:
+    shown(tmp_path, [int(i >= 10) for i in range(30)])
+    assert write_grid(tmp_path, tmp_path) is not None
+    first = (tmp_path / GRID).read_bytes()
+    write_grid(tmp_path, tmp_path)
+    assert (tmp_path / GRID).read_bytes() == first
+    texts = [t.get_text() for axis in draw(*read_examples(tmp_path)).axes for t in axis.texts]  # type: ignore[misc]
+    assert len(texts) == 24 and any("✓" in t for t in texts) and any("✗" in t for t in texts)
+    assert max(map(len, texts)) <= len("compressed ✗ ") + 16
+
+
+def test_no_grid_without_examples_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    assert write_grid(tmp_path, tmp_path) is None and not (tmp_path / GRID).exists()
+    (tmp_path / EXAMPLES).write_text("{}")
+    with pytest.raises(MeasureError, match="cannot be read"):
+        read_examples(tmp_path)
