@@ -18,6 +18,7 @@ from .adapted import Adapted
 from .chains import first
 from .factorized import Factorized
 from .importance import Batch, loss_of
+from .sized import follow_
 from .storage import Packed
 from .ties import own_ties
 
@@ -77,7 +78,7 @@ def keep_channels_(model: nn.Module, axes: Iterable[Axis], keep: Tensor) -> None
         if old not in made:
             made[old] = _cut(old, dims, index, len(keep))
         module._parameters[name] = made[old]
-        _follow_(module)
+        follow_(module)
 
 
 def magnitudes(model: nn.Module, axes: Iterable[Axis], width: int) -> Tensor:
@@ -233,20 +234,6 @@ def _cut(old: nn.Parameter, dims: Iterable[Axis], index: Tensor, width: int) -> 
         every = torch.cat([index + i * width for i in range(axis.times)])
         new = new.index_select(axis.dim, every.to(new.device))
     return nn.Parameter(new.detach().contiguous(), requires_grad=old.requires_grad)
-
-
-def _follow_(module: Any) -> None:
-    """Set the sizes a layer says it has to those of its parameters."""
-    if isinstance(module, Conv1D):
-        module.nx, module.nf = module.weight.shape
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = module.weight.shape[1]
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        module.out_channels, module.in_channels = module.weight.shape[:2]
-    elif hasattr(module, "normalized_shape"):
-        module.normalized_shape = tuple(module.weight.shape)
 
 
 @contextlib.contextmanager
