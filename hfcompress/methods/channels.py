@@ -183,5 +183,3 @@ def _refuse_others(model: nn.Module, ctx: Context) -> None:
         raise TargetError(
             f"channels: a {type(model).__name__} is a transformer: prune its heads, its feed-forward units or its width"
         )
-
-

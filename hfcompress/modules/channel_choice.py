@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +72,9 @@ def taylor_scores(
         for tensor in frozen:
             tensor.requires_grad_(True)
         for batch in batches:
-            loss = loss_of(model, {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}, generator)
+            loss = loss_of(
+                model, {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}, generator
+            )
             gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
             for total, layers in zip(sums, owned, strict=True):
                 for tensors in layers:
@@ -209,10 +211,12 @@ def _tensors(layer: nn.Module) -> list[nn.Parameter]:
 def _product(tensor: Tensor, gradient: Tensor | None) -> Tensor:
     if gradient is None:
         return torch.zeros(len(tensor), dtype=torch.float64, device=tensor.device)
-    return (tensor.detach() * gradient).double().flatten(1).sum(1) if tensor.ndim > 1 else (tensor.detach() * gradient).double()
+    return (
+        (tensor.detach() * gradient).double().flatten(1).sum(1)
+        if tensor.ndim > 1
+        else (tensor.detach() * gradient).double()
+    )
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts)).mean(0)
-
-

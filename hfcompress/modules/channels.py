@@ -98,7 +98,9 @@ def channels_of(model: nn.Module, image_size: int | tuple[int, int]) -> Channels
     for group in found:
         for path in group.layers:
             if path in work and work[path].kernel < 0:
-                raise TargetError(f"{path}: a convolution in groups of several channels can't be cut; name it in `ignore`")
+                raise TargetError(
+                    f"{path}: a convolution in groups of several channels can't be cut; name it in `ignore`"
+                )
     return Channels(found, work)
 
 
