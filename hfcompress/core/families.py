@@ -207,7 +207,8 @@ def has_module(model: nn.Module, path: str) -> bool:
 
 def channel_widths(model: nn.Module, family: Family) -> dict[str, int | list[int]]:
     """Return what the config keys of a convolutional family would hold, by the layers the model has now."""
-    prefix, found = base_prefix(model), {}
+    prefix = base_prefix(model)
+    found: dict[str, int | list[int]] = {}
     for each in family.channel_keys:
         head, star, _ = f"{prefix}{each.paths[0]}".partition(".*.")
         if not star:

@@ -173,7 +173,7 @@ class Channels(Method[ChannelsConfig]):
 
 def _refuse_others(model: nn.Module, ctx: Context) -> None:
     """Raise TargetError for what is no convolutional network; one of an unknown model type is worth a try."""
-    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+    if not any(hasattr(module, "kernel_size") for module in model.modules()):
         raise TargetError(f"channels: a {type(model).__name__} has no convolution (nn.Conv2d)")
     try:
         family = ctx.family

@@ -78,7 +78,9 @@ def taylor_scores(
             gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
             for total, layers in zip(sums, owned, strict=True):
                 for tensors in layers:
-                    total += sum(_product(tensor, next(gradients)) for tensor in tensors).square().cpu()
+                    total += (
+                        torch.stack([_product(tensor, next(gradients)) for tensor in tensors]).sum(0).square().cpu()
+                    )
             count += 1
     finally:
         for tensor in frozen:

@@ -61,7 +61,7 @@ def follow_(module: Any) -> None:
             module.groups = module.out_channels
         module.in_channels = inner * module.groups
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        module.num_features = len(module.running_mean)
+        module.num_features = len(module.weight)
     elif hasattr(module, "normalized_shape"):
         module.normalized_shape = tuple(module.weight.shape)
 

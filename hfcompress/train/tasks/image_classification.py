@@ -39,7 +39,7 @@ class ImageClassification(Classification):
         if source is None:
             half = [0.5] * int(getattr(config, "num_channels", 3))
             pixels = usual_image_size(config)
-            size = {"height": pixels, "width": pixels}
+            size: Any = {"height": pixels, "width": pixels}
             processor = ViTImageProcessorPil(size=size, image_mean=half, image_std=half)
         else:
             processor = load_pretrained(AutoImageProcessor, source, "image processor", revision)
