@@ -114,6 +114,17 @@ def test_pruned_folded_clustered_loads_and_exports(tmp_path):
     export_onnx(loaded, tmp_path / "model.onnx", image_size=32)  # raises where its answers are others
 
 
+def test_a_coded_classifier_loads(tmp_path):
+    model = make("resnet")
+    with torch.no_grad():
+        model.classifier[1].weight = nn.Parameter(torch.zeros(3, 32))  # a stream is much shorter
+    reloaded(apply("resnet", model, "entropy_coding"), "resnet", tmp_path)
+    assert any(
+        "classifier" in key
+        for key in json.loads((tmp_path / "config.json").read_text())["quantization_config"]["coded"]
+    )
+
+
 @pytest.mark.parametrize(
     "method", ["heads", "ffn", "movement", "width", "layers", "share_layers", "factorize_embeddings"]
 )
