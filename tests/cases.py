@@ -370,6 +370,19 @@ CASES: dict[str, MethodCase] = {
     "depthwise_separable": MethodCase(
         {}, count_separable, refuses=dict.fromkeys(("bert", "distilbert", "roberta"), "has no convolution larger than")
     ),
+    "channels": MethodCase(
+        {"remove": 0.4, "round_to": 2},
+        refuses={
+            **dict.fromkeys(("bert", "distilbert", "roberta"), "has no convolution"),
+            **dict.fromkeys(("vit", "deit", "dinov2", "dinov2-swiglu"), "is a transformer"),
+        },
+    ),  # on convolutional networks in test_convolutional.py, as is this one
+    "fold_batchnorm": MethodCase(
+        refuses=dict.fromkeys(
+            ("bert", "distilbert", "roberta", "vit", "deit", "dinov2", "dinov2-swiglu"), "has no BatchNorm"
+        ),
+        same_answers=True,
+    ),
     "distill": MethodCase({"logits": 0.5, "hidden": 0.5}),
     "positions": MethodCase(
         {"length": 16, "image_size": 16},

@@ -21,6 +21,7 @@ ROOMS = ["core", "ops", "modules", "methods", "checkpoint", "recipe", "train", "
 FORBIDDEN = {"export": {"train"}, "measure": {"train"}, "methods": {"methods"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALSO_WORDS = {
+    "channels",
     "cp",
     "ffn",
     "heads",
@@ -129,13 +130,10 @@ def test_readme_lists_every_method():
         assert f"| `{name}` | {method.info.category} | {method.info.summary} |" in readme, name
 
 
-CONVOLUTIONAL = {"cp", "depthwise_separable", "tucker"}  # no recipe is of a convolutional network yet
-
-
 def test_every_method_is_in_a_recipe():
     recipes = [load_recipe(path).recipe for path in sorted((ROOT / "recipes").glob("*.yaml"))]
     used = {name for recipe in recipes for stage in recipe.stages for name in stage.methods}
-    assert set(list_methods()) - used == CONVOLUTIONAL, "these have no recipe that shows them at work"
+    assert not set(list_methods()) - used, "these have no recipe that shows them at work"
 
 
 @pytest.mark.parametrize(("page", "link"), [("README.md", "model_cards"), ("model_cards/README.md", ".")])

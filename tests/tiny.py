@@ -121,6 +121,13 @@ def _more(model_type: str, auto: str | None = None, **config: Any) -> Callable[[
     return build
 
 
+_CONVOLUTIONAL: dict[str, dict[str, Any]] = {
+    "resnet": {},
+    "convnext": {"layer_scale_init_value": 1.0},
+    "mobilenet_v2": {},
+}
+CONVOLUTIONAL = tuple(_CONVOLUTIONAL)
+
 # more families, not in `MODELS` so that not every test runs on all of them
 MORE: dict[str, Callable[[], nn.Module]] = {
     **{
@@ -129,6 +136,7 @@ MORE: dict[str, Callable[[], nn.Module]] = {
             "xlm-roberta electra mpnet albert deberta-v2 gpt2 llama qwen2 qwen3 t5 beit swin".split()  # noqa: SIM905
         )
     },
+    **{name: _more(name, **more) for name, more in _CONVOLUTIONAL.items()},
     "gpt2-lm": _more("gpt2", "AutoModelForCausalLM"),
     "llama-lm": _more("llama", "AutoModelForCausalLM"),
 }

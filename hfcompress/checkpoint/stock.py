@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..core.errors import CheckpointError, FamilyError
-from ..core.families import Block, Family, blocks_of, family_of, head_count, unit_count, width_in
+from ..core.families import Block, Family, blocks_of, channel_widths, family_of, head_count, unit_count, width_in
 from .structure import apply_structure_, read_structure, skeleton
 
 _HEADS = "num_attention_heads"
@@ -19,13 +19,27 @@ def fold_into_config_(model: nn.Module) -> None:
     """Set the config's feed-forward width, head count and hidden size where blocks agree and the config can say it."""
     try:
         family = family_of(model)
-        blocks = blocks_of(model, family)
     except FamilyError:
         return  # a model of an unknown type was not changed in ways a family would know
+    if family.attention is None:
+        _fold_channels(model, family)
+        return
+    try:
+        blocks = blocks_of(model, family)
+    except FamilyError:
+        return
     _fold_ffn(model, family, blocks)
     _fold_heads(model, family, blocks)
     _fold_width(model, family, blocks)
     _fold_split(model, family, blocks)
+
+
+def _fold_channels(model: nn.Module, family: Family) -> None:
+    """Set the widths of a convolutional network's stages; what differs inside them stays in the structure."""
+    widths = channel_widths(model, family)
+    present = {key: getattr(model.config, key) for key in widths}
+    if widths != {key: value if isinstance(value, int) else list(value) for key, value in present.items()}:
+        _set_if_buildable(model, widths)
 
 
 def _fold_ffn(model: nn.Module, family: Family, blocks: list[Block]) -> None:

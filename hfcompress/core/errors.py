@@ -18,8 +18,8 @@ class TargetError(HFCompressError):
     """A target pattern matched nothing, or a method found nothing to change."""
 
 
-class FamilyError(HFCompressError):
-    """The model type is not described in the table of families."""
+class FamilyError(TargetError):
+    """The model type is not described in the table of families, or has no such parts."""
 
 
 class LifecycleError(HFCompressError):

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import nn
 
+from .convolutional_families import CONVOLUTIONAL
 from .errors import FamilyError, nearest
-from .family import AttentionPaths, Depth, EmbeddingPaths, Family, FeedForwardPaths, ImageTokens
+from .family import AttentionPaths, ChannelKey, Depth, EmbeddingPaths, Family, FeedForwardPaths, ImageTokens
 from .known_families import KNOWN
 
-__all__ = ["AttentionPaths", "Depth", "EmbeddingPaths", "Family", "FeedForwardPaths", "ImageTokens"]
+__all__ = ["AttentionPaths", "ChannelKey", "Depth", "EmbeddingPaths", "Family", "FeedForwardPaths", "ImageTokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def register_family(family: Family) -> Family:
     return family
 
 
-for _family in KNOWN:
+for _family in (*KNOWN, *CONVOLUTIONAL):
     register_family(_family)
 
 
@@ -113,8 +114,13 @@ def base_prefix(model: nn.Module) -> str:
 def stacks_of(model: nn.Module, family: Family) -> list[Stack]:
     """Return the model's lists of blocks in order; an encoder without its decoder has one fewer.
 
-    Raises FamilyError when none of the lists the family names is there.
+    Raises FamilyError when none of the lists the family names is there, or it is of a convolutional network.
     """
+    if family.attention is None:
+        raise FamilyError(
+            f"a {type(model).__name__} is a convolutional network: it has no transformer blocks with heads and "
+            "feed-forward units; prune its channels instead"
+        )
     prefix, stacks = base_prefix(model), []
     for key, pattern in zip(family.depth.keys, family.block_lists, strict=True):
         head, star, tail = f"{prefix}{pattern}".partition(".*.")
@@ -185,7 +191,7 @@ def direct_weights(model: nn.Module) -> set[str]:
 def size_names(model: nn.Module) -> frozenset[str]:
     """Return the names of the model's attributes and parameters, outside of layers, whose size follows its heads."""
     family = _FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
-    if family is None:
+    if family is None or family.attention is None:
         return frozenset()
     tables = (path.rpartition(".")[2] for path in family.attention.tables)
     return frozenset((*family.attention.counts, *family.attention.widths, *tables))
@@ -199,6 +205,22 @@ def has_module(model: nn.Module, path: str) -> bool:
         return False
 
 
+def channel_widths(model: nn.Module, family: Family) -> dict[str, int | list[int]]:
+    """Return what the config keys of a convolutional family would hold, by the layers the model has now."""
+    prefix = base_prefix(model)
+    found: dict[str, int | list[int]] = {}
+    for each in family.channel_keys:
+        head, star, _ = f"{prefix}{each.paths[0]}".partition(".*.")
+        if not star:
+            found[each.key] = _channels(model, [prefix + path for path in each.paths])
+            continue
+        count = len(list(model.get_submodule(head).children()))
+        found[each.key] = [
+            _channels(model, [prefix + path.replace("*", str(i)) for path in each.paths]) for i in range(count)
+        ]
+    return found
+
+
 def width_in(module: nn.Module) -> int:
     """Return the number of inputs of a layer: `nx` is what GPT-2's Conv1D calls it."""
     return int(getattr(module, "in_features", None) or module.nx)  # type: ignore[arg-type]
@@ -209,7 +231,13 @@ def width_out(module: nn.Module) -> int:
     return int(getattr(module, "out_features", None) or module.nf)  # type: ignore[arg-type]
 
 
+def _channels(model: nn.Module, paths: list[str]) -> int:
+    layer: Any = model.get_submodule(next(path for path in paths if has_module(model, path)))
+    return int(layer.out_channels)
+
+
 def _block(model: nn.Module, path: str, family: Family) -> Block:
+    assert family.attention is not None  # else `stacks_of` has refused it
     ffn = _feed_forward(model, path, family)
     cross = None
     if family.cross is not None and has_module(model, f"{path}.{family.cross.module}"):

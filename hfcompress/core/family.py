@@ -48,6 +48,17 @@ class EmbeddingPaths:
 
 
 @dataclass(frozen=True)
+class ChannelKey:
+    """A config key that holds a number of channels, or a list of them if "*" stands for one child after the other.
+
+    `paths` are alternatives: the first that exists is that of a layer with as many outputs.
+    """
+
+    key: str
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Depth:
     """How the blocks are counted, and what stands in the way of taking one out."""
 
@@ -79,13 +90,13 @@ class Family:
     """Everything structural this package knows about a model type; paths are relative to the base model.
 
     `blocks` names the lists of blocks; "*" in a path stands for every child in turn, and the config key that counts
-    these blocks then holds a list.
+    these blocks then holds a list. A convolutional network has neither blocks of this kind nor what is inside them.
     """
 
     model_type: str
-    blocks: str | tuple[str, ...]
-    attention: AttentionPaths
-    feed_forward: tuple[FeedForwardPaths, ...]  # alternatives: the first whose paths exist in the block is meant
+    blocks: str | tuple[str, ...] = ()
+    attention: AttentionPaths | None = None
+    feed_forward: tuple[FeedForwardPaths, ...] = ()  # alternatives: the first whose paths exist in the block is meant
     embeddings: EmbeddingPaths = field(default_factory=EmbeddingPaths)
     cross: AttentionPaths | None = None  # attention to another stack, in the blocks that have it
     norms: tuple[str, ...] = ()  # paths inside a block
@@ -98,6 +109,7 @@ class Family:
     heads_key: str | None = None  # config keys that together allow fewer heads of the same size; None: it cannot
     head_size_key: str | None = None
     key_heads_key: str | None = None  # config key of the number of key and value heads, where it is one of its own
+    channel_keys: tuple[ChannelKey, ...] = ()  # of a convolutional network, where its config lists widths
     auto_class: str = "AutoModelForSequenceClassification"
     tiny: Mapping[str, Any] = field(default_factory=dict)  # config values of the smallest model that has every part
 

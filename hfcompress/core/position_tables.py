@@ -40,6 +40,11 @@ def longest_input(config: Any) -> int:
     return max(rows - first_position(config, table), 0)
 
 
+def usual_image_size(config: Any) -> int | tuple[int, int]:
+    """Return the pixels per side that a config names; 224 where it names none, as of networks that take any size."""
+    return getattr(config, "image_size", None) or 224
+
+
 def first_position(config: Any, table: PositionTable | None) -> int:
     """Return the row of the first token."""
     pad = getattr(config, "pad_token_id", None)

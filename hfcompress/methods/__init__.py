@@ -3,6 +3,7 @@
 from . import (
     activation_svd,
     bitsandbytes,
+    channels,
     cluster_weights,
     cp,
     depthwise_separable,
@@ -10,6 +11,7 @@ from . import (
     entropy_coding,
     factorize_embeddings,
     ffn,
+    fold_batchnorm,
     gptq,
     hash_embeddings,
     heads,
@@ -39,6 +41,7 @@ from . import (
 __all__ = [
     "activation_svd",
     "bitsandbytes",
+    "channels",
     "cluster_weights",
     "cp",
     "depthwise_separable",
@@ -46,6 +49,7 @@ __all__ = [
     "entropy_coding",
     "factorize_embeddings",
     "ffn",
+    "fold_batchnorm",
     "gptq",
     "hash_embeddings",
     "heads",

@@ -110,7 +110,12 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
         if self.config.targets is not None:
             tables = layers_of(model, (nn.Embedding,))
             return [path for path, _ in select(tables, self.config.targets, (), f"{self.info.name}.targets")]
-        words = model.get_input_embeddings()  # type: ignore[operator]
+        try:
+            words = model.get_input_embeddings()  # type: ignore[operator]
+        except NotImplementedError:  # a convolutional network
+            words = None
+        if words is None:
+            raise TargetError(f"{self.info.name}: a {type(model).__name__} has no input embeddings, so no token table")
         if not isinstance(words, nn.Embedding):
             raise TargetError(f"{self.info.name}: the input embeddings are a {type(words).__name__}, no token table")
         return [next(path for path, module in model.named_modules() if module is words)]

@@ -37,7 +37,8 @@ def hidden_widths(model: Any) -> list[int]:
         blocks = blocks_of(model, family_of(model))
     except FamilyError:
         width = getattr(model.config, "hidden_size", None)
-        return [] if width is None else [int(width)]
+        stages: Any = getattr(model.config, "hidden_sizes", None) or ([] if width is None else [width])
+        return sorted({int(w) for w in stages})
     return sorted({width_in(model.get_submodule(block.query)) for block in blocks})
 
 

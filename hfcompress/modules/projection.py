@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..core.errors import DataError
 from ..ops.lowrank import hyperplane, principal_directions
 from .importance import Batch
-from .width import Axis, follow_, hidden_tokens
+from .sized import follow_
+from .width import Axis, hidden_tokens
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Seen:
             raise LifecycleError(
                 f"{where}: the {whose} returns no {key.replace('_', ' ')}, so there is nothing to compare; set it to 0"
             )
-        return list(found)
+        return [_as_tokens(layer) for layer in found] if key == "hidden_states" else list(found)
 
     def mask(self, hidden: Tensor) -> Tensor | None:
         """Return 1 for real tokens (batch, length) of (batch, length, …); None where nothing is padded."""
@@ -61,6 +61,11 @@ class Seen:
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED) if next_token else labels
             masks.append(labels != IGNORED)
         return torch.stack(masks).all(0) if masks else None
+
+
+def _as_tokens(state: Tensor) -> Tensor:
+    """Return the maps (batch, channels, height, width) of a convolutional network as (batch, length, width)."""
+    return state.flatten(2).transpose(1, 2) if state.ndim == 4 else state
 
 
 def mean_over(pairs: Pairs, loss: Callable[[Tensor, Tensor], Tensor], ours: Any, theirs: Any, where: str) -> Tensor:

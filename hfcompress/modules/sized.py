@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
 
@@ -43,6 +44,26 @@ def resize_(module: nn.Module, spec: Mapping[str, Any], names: Collection[str], 
             old: Any = getattr(module, name)
             empty = torch.empty(size, dtype=old.dtype, device=old.device)
             setattr(module, name, nn.Parameter(empty, requires_grad=old.requires_grad))
+            follow_(module)
+
+
+def follow_(module: Any) -> None:
+    """Set the sizes a layer says it has to those of its parameters."""
+    if isinstance(module, Conv1D):
+        module.nx, module.nf = module.weight.shape
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.out_channels, inner = module.weight.shape[:2]
+        if module.groups == module.in_channels:  # each channel by itself
+            module.groups = module.out_channels
+        module.in_channels = inner * module.groups
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_features = len(module.weight)
+    elif hasattr(module, "normalized_shape"):
+        module.normalized_shape = tuple(module.weight.shape)
 
 
 def _within(size: Any, limit: Any) -> bool:

@@ -101,6 +101,17 @@ KINDS["separable_conv2d"] = Kind(
 KINDS["layer_norm"] = Kind(
     "layer_norm", nn.LayerNorm, ("normalized_shape",), ("eps", "bias"), (nn.LayerNorm,), _layer_norm
 )
+KINDS["batch_norm"] = Kind(
+    "batch_norm",
+    nn.BatchNorm2d,
+    ("num_features",),
+    ("eps", "momentum", "affine", "track_running_stats"),
+    (nn.BatchNorm2d,),
+    lambda spec, dtype: nn.BatchNorm2d(**{k: v for k, v in spec.items() if k != "kind"}, dtype=dtype),
+)
+KINDS["identity"] = Kind(  # a norm that was folded into the convolution before it
+    "identity", nn.Identity, (), (), (nn.BatchNorm2d,), lambda spec, dtype: nn.Identity()
+)
 
 
 def _composite(name: str, cls: Any, plain: type[nn.Module], *ranks: str) -> Kind:
@@ -136,6 +147,8 @@ def spec_of(module: nn.Module) -> dict[str, Any] | None:
     if cls is nn.Conv2d and module.padding_mode != "zeros":
         return None
     if cls is nn.LayerNorm and (module.weight is None or len(module.normalized_shape) != 1):  # type: ignore[arg-type]
+        return None
+    if cls is nn.BatchNorm2d and (module.weight is None or module.running_mean is None):
         return None
     for kind in KINDS.values():
         if cls is kind.cls:

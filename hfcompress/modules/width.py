@@ -18,6 +18,7 @@ from .adapted import Adapted
 from .chains import first
 from .factorized import Factorized
 from .importance import Batch, loss_of
+from .sized import follow_
 from .storage import Packed
 from .ties import own_ties
 
@@ -238,20 +239,6 @@ def _cut(old: nn.Parameter, dims: Iterable[Axis], index: Tensor, width: int) -> 
         every = torch.cat([index + i * width for i in range(axis.times)])
         new = new.index_select(axis.dim, every.to(new.device))
     return nn.Parameter(new.detach().contiguous(), requires_grad=old.requires_grad)
-
-
-def follow_(module: Any) -> None:
-    """Set the sizes a layer says it has to those of its parameters."""
-    if isinstance(module, Conv1D):
-        module.nx, module.nf = module.weight.shape
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = module.weight.shape[1]
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        module.out_channels, module.in_channels = module.weight.shape[:2]
-    elif hasattr(module, "normalized_shape"):
-        module.normalized_shape = tuple(module.weight.shape)
 
 
 @contextlib.contextmanager

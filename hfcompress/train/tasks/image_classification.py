@@ -12,6 +12,7 @@ from datasets import Array3D, Dataset, Features, Image, Value
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from ...core.errors import DataError
+from ...core.position_tables import usual_image_size
 from ...recipe.schema import Data, Shape
 from ..augmentation import Augmenter
 from .base import Collator, load_pretrained, missing_values, register_task
@@ -39,7 +40,8 @@ class ImageClassification(Classification):
         """Load the image processor, or build one that maps pixels to [-1, 1] at the size of `config`."""
         if source is None:
             half = [0.5] * int(getattr(config, "num_channels", 3))
-            size = {"height": config.image_size, "width": config.image_size}
+            pixels = usual_image_size(config)
+            size: Any = {"height": pixels, "width": pixels}
             processor = ViTImageProcessorPil(size=size, image_mean=half, image_std=half)
         else:
             processor = load_pretrained(AutoImageProcessor, source, "image processor", revision)

@@ -1,0 +1,143 @@
+"""Convolutional networks: channels leave and nothing else changes, norms fold, what has no place there is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from cases import CASES, MethodCase
+from contract import CHECKS, Subject
+from tiny import CONVOLUTIONAL, auto_class, calibration, logits, make
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hfcompress import compress
+from hfcompress.checkpoint import load_model, save_checkpoint
+from hfcompress.core.errors import TargetError
+from hfcompress.core.registry import create, list_methods
+from hfcompress.export.onnx import export_onnx
+from hfcompress.modules.channels import channels_of, keep_channels_of_
+
+WORKING = ("channels", "quantize_weights", "qat")
+
+
+def apply(name: str, model: nn.Module, method: str, **settings) -> nn.Module:
+    return compress(model, create(method, settings).config, calibration=calibration(name))
+
+
+def reloaded(model: nn.Module, name: str, folder) -> nn.Module:
+    loaded = load_model(save_checkpoint(model, folder), auto_class(name))
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert torch.allclose(logits(loaded, name), logits(model, name), atol=1e-6)
+    return loaded
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_the_cost_is_that_of_the_network_that_is_left(name):
+    model = make(name)
+    channels = channels_of(model, 32)
+    kept = [group.width // 2 for group in channels.groups]
+    for group, count in zip(channels.groups, kept, strict=True):
+        keep_channels_of_(model, group, torch.arange(group.width) < count)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert channels.cost(kept, "flops") == counter.get_total_flops() // 2
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert channels.cost(kept, "parameters") == weights
+
+
+def test_channels_that_nothing_reads_leave_without_a_trace():
+    model, untouched = make("resnet"), make("resnet")
+    group = next(g for g in channels_of(model, 32).groups if not g.residual)
+    keep = torch.arange(group.width) % 2 == 0
+    with torch.no_grad():
+        for path in group.readers:
+            untouched.get_submodule(path).weight[:, ~keep] = 0
+    keep_channels_of_(model, group, keep)
+    assert torch.allclose(logits(model, "resnet"), logits(untouched, "resnet"), atol=1e-5)
+    assert not torch.allclose(logits(model, "resnet"), logits(make("resnet"), "resnet"), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnext"])
+def test_even_widths_are_a_stock_model(name, tmp_path):
+    model = make(name)
+    for group in channels_of(model, 32).groups:
+        keep_channels_of_(model, group, torch.arange(group.width) < group.width // 2)
+    reloaded(model, name, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "quantization_config" not in config and config["hidden_sizes"] == [8, 16]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"residual": True, "importance": "l1"}, {"importance": "slimming", "scope": "layer"}]
+)
+def test_the_budget_is_kept(settings, tmp_path):
+    model = apply("resnet", make("resnet"), "channels", remove=0.4, round_to=2, refit=False, **settings)
+    before, after = (channels_of(m, 16) for m in (make("resnet"), model))
+    ratio = after.cost([g.width for g in after.groups], "flops") / before.cost(
+        [g.width for g in before.groups], "flops"
+    )
+    assert 0.45 < ratio <= 0.6
+    reloaded(model, "resnet", tmp_path)
+
+
+def test_refitting_leaves_less_error():
+    def error(refit: bool) -> float:
+        model = apply("resnet", make("resnet"), "channels", remove=0.3, round_to=2, refit=refit, recalibrate=False)
+        return float((logits(model, "resnet") - logits(make("resnet"), "resnet")).square().mean())
+
+    assert error(True) < 0.8 * error(False)
+
+
+def test_too_much_and_no_norm_are_refused():
+    with pytest.raises(TargetError, match=r"channels.remove: at most \d+% of the flops can go"):
+        apply("resnet", make("resnet"), "channels", remove=0.99)
+    with pytest.raises(TargetError, match="no BatchNorm follows it"):
+        apply("convnext", make("convnext"), "channels", remove=0.2, importance="slimming")
+    with pytest.raises(TargetError, match="remove channels before layers are packed"):
+        apply("resnet", apply("resnet", make("resnet"), "quantize_weights"), "channels", remove=0.2)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet_v2"])
+def test_folded_norms_leave_the_answers_as_they_are(name, tmp_path):
+    folded = apply(name, make(name), "fold_batchnorm")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert torch.allclose(logits(folded, name), logits(make(name), name), atol=1e-5)
+    reloaded(folded, name, tmp_path)
+
+
+def test_pruned_folded_clustered_loads_and_exports(tmp_path):
+    model = apply("resnet", make("resnet"), "channels", remove=0.4, round_to=2)
+    model = apply("resnet", apply("resnet", model, "fold_batchnorm"), "cluster_weights", clusters=16)
+    loaded = reloaded(model, "resnet", tmp_path / "model")
+    export_onnx(loaded, tmp_path / "model.onnx", image_size=32)  # raises where its answers are others
+
+
+def test_a_coded_classifier_loads(tmp_path):
+    model = make("resnet")
+    with torch.no_grad():
+        model.classifier[1].weight = nn.Parameter(torch.zeros(3, 32))  # a stream is much shorter
+    reloaded(apply("resnet", model, "entropy_coding"), "resnet", tmp_path)
+    assert any(
+        "classifier" in key
+        for key in json.loads((tmp_path / "config.json").read_text())["quantization_config"]["coded"]
+    )
+
+
+@pytest.mark.parametrize(
+    "method", ["heads", "ffn", "movement", "width", "layers", "share_layers", "factorize_embeddings"]
+)
+def test_what_has_no_place_in_a_convolutional_network_is_refused(method):
+    case = CASES[method]
+    with pytest.raises(TargetError, match=r"convolutional network|no token table"):
+        Subject(list_methods()[method], case, "resnet", None).prepared(make("resnet"))
+
+
+@pytest.mark.parametrize("method", [*WORKING, "fold_batchnorm"])
+def test_the_contract_holds_for_a_resnet(method, tmp_path):
+    case: MethodCase = CASES[method]
+    subject = Subject(list_methods()[method], case, "resnet", tmp_path)
+    for check in CHECKS:
+        if check.__name__ != "check_report":
+            check(subject)
