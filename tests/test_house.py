@@ -12,6 +12,8 @@ import hfcompress
 import hfcompress.methods
 from hfcompress.core.files import between
 from hfcompress.core.registry import list_methods
+from hfcompress.measure.result import read_result
+from hfcompress.publish.card import figures_beside, render_card
 from hfcompress.publish.comparison import comparison_markdown, find_results
 from hfcompress.recipe.load import load_recipe
 
@@ -143,3 +145,12 @@ def test_the_measured_table_is_that_of_the_published_results(page, link):
     text = (ROOT / page).read_text(encoding="utf-8")
     table = comparison_markdown(find_results([ROOT / "model_cards"]), link)
     assert text == between(text, "runs", table), f"out of date: hfcompress table model_cards --write {page}"
+
+
+def test_published_cards_are_rendered_from_their_results():
+    for result in sorted((ROOT / "model_cards").glob("*/result.json")):
+        found = read_result(result)
+        figures = figures_beside(found, result.parent)
+        same = (result.parent / "README.md").read_text(encoding="utf-8") == render_card(found, *figures)
+        assert same, f"out of date: hfcompress card {result.parent.relative_to(ROOT)}"
+        assert all((result.parent / name).is_file() for name in figures), result.parent.name

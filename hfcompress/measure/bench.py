@@ -15,6 +15,7 @@ from ..export.runtime import Source, engine
 from .batches import read_batches
 from .flops import count_flops
 from .latency import ROUNDS, SECONDS, Latency, measure_latency, measure_memory, speedups
+from .layout import layout_of
 from .process import Progress, quietly
 from .quality import EvaluationSet, evaluate
 from .result import Difference, ModelResult, Quality, Speedup
@@ -108,6 +109,7 @@ def describe(source: Source, settings: Settings, name: str | None = None) -> Mod
         files=files,
         exports=export_files(exports),
         runs_in={name: runs_in(name, source, model) for name in settings.engines},
+        layout=layout_of(model),
         parameters=parameters,
         nonzeros=nonzeros,
         flops={

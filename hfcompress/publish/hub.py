@@ -15,8 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 
 from ..core.errors import PublishError
 from ..measure.result import read_result
-from .card import render_card, write_card
-from .figures import FIGURE, write_figure
+from .card import render_card, write_card, write_figures
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 1.0  # doubles from one attempt to the next
@@ -58,8 +57,7 @@ def push_run(
     secret = find_token(token)
     result = read_result(run / "result.json")
     repo_id = full_repo_id(repo_id, secret)
-    write_figure(result, run / "model" / FIGURE)
-    card = render_card(result, FIGURE, repo_id=repo_id)
+    card = render_card(result, *write_figures(result, run / "model"), repo_id=repo_id)
     address = push(run / "model", repo_id, private=private, token=secret, verify=verify, card=card)
     write_card(run, repo_id)
     return address
