@@ -71,6 +71,7 @@ class ModelResult(StrictModel):
     name: str = Field(description="Hub id or folder name, for people.")
     size_bytes: int = Field(description="Sum of the weight files of the checkpoint on disk.")
     files: dict[str, int] = Field(description="Weight files and their bytes.")
+    checksums: dict[str, str] = Field(default_factory=dict, description="SHA-256 of the weight files.")
     exports: dict[str, int] = Field(default_factory=dict, description="Exported files and their bytes.")
     parameters: int = Field(description="Numbers the model holds, packed ones counted one by one, shared ones once.")
     nonzeros: int

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -102,7 +103,7 @@ def _scatter(axis: Axes, title: str, points: Sequence[Point], numbers: Mapping[s
 def _label(axis: Axes, named: Sequence[Point], points: Sequence[Point], numbers: Mapping[str, str]) -> None:
     """Write each point's number where it is farthest from the other points and from numbers already written."""
     axis.autoscale_view()
-    taken: list[Sequence[float]] = [axis.transData.transform((p.cost, p.value)) for p in points]
+    taken: list[Any] = [axis.transData.transform((p.cost, p.value)) for p in points]
     for point in named:
         here = axis.transData.transform((point.cost, point.value))
         scale = axis.figure.get_dpi() / 72
