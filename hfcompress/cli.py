@@ -262,16 +262,19 @@ def push(
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show the settings of one method.", show_default=False)] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe, for editors.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
     families: Annotated[
         bool, typer.Option("--families", help="Print which method works on which model type, and why not on others.")
     ] = False,
 ) -> None:
     """List the compression methods, or the settings of one."""
     from .recipe.load import recipe_schema
-    from .run.show_methods import method_table, methods_table
+    from .run.show_methods import method_table, methods_markdown, methods_table
 
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=2))
+    elif markdown:
+        typer.echo(methods_markdown())
     elif families:
         _quiet_libraries()
         from .run.families_table import families_markdown

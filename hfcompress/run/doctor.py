@@ -1,4 +1,4 @@
-"""`hfcompress doctor`: what is installed, what this machine can do, which engines really work, and what mends the rest."""
+"""`hfcompress doctor`: what is installed, what this machine can do, which engines work here, what mends the rest."""
 
 from __future__ import annotations
 
@@ -211,7 +211,12 @@ _AUTO = "AutoModelForSequenceClassification"
 def _tiny(folder: Path, batches: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     BertForSequenceClassification(BertConfig(vocab_size=64, max_position_embeddings=16, **sizes)).save_pretrained(
         folder
     )
