@@ -23,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compress Hugging Face models for text and vision, and measure what it brought.\n\n"
     "Start with `hfcompress run recipes/quickstart.yaml`: no download, under three minutes.\n\n"
-    "Exit status: 0 done, 2 a mistake in what was asked, 3 ran but a `require:` line was not met.",
+    "Exit status: 0 done, 2 a mistake in what was asked, 3 ran but a `require:` line was not met, or a checked "
+    "card no longer holds.",
 )
 console = Console()
 errors = Console(stderr=True)
@@ -163,12 +164,39 @@ def export(
 
 
 @app.command()
-def card(folder: Folder) -> None:
-    """Write a run's model card anew from its result.json."""
+def card(
+    folder: Folder,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Runs of the same model and data to draw this one among; repeatable.", metavar="DIR"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: measure again what the result claims.")
+    ] = False,
+    no_time: Annotated[bool, typer.Option("--no-time", help="With --check: leave the clock out.")] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="With --check: the original to time against, where it is not found.")
+    ] = None,
+) -> None:
+    """Write a run's model card anew from its result.json, or --check that its numbers still hold (else status 3)."""
     from .publish.card import write_card
     from .run.verify import run_folder
 
-    console.print(f"Card   {write_card(run_folder(folder).path)}", soft_wrap=True)
+    path = run_folder(folder).path
+    if not check:
+        from .publish.comparison import find_results
+
+        others = find_results(beside) if beside else None
+        console.print(f"Card   {write_card(path, others=others)}", soft_wrap=True)
+        return
+    _quiet_libraries()
+    from .run.check import check_card, check_table
+
+    found = check_card(path, time=not no_time, baseline=baseline)
+    console.print(check_table(found, f"{path.name}: what the card claims, measured again"))
+    if any(line.holds is False for line in found):
+        errors.print("[red]error:[/] a number of the card no longer holds")
+        raise typer.Exit(UNMET)
 
 
 @app.command()
@@ -196,44 +224,57 @@ def table(
 
 @app.command()
 def push(
-    folder: Folder,
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, as `--output` named them.", show_default=False)],
     repo_id: Annotated[
-        str | None, typer.Option(help="Repository as user/name; by default the recipe's publish.")
+        str | None,
+        typer.Option(help="Repository as user/name, of one run; by default the recipe's `publish`."),
     ] = None,
     private: Annotated[bool | None, typer.Option(help="Create it private or public; default: the recipe's.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", "--branch", help="Branch to push to; made when missing.")
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    collection: Annotated[
+        str | None, typer.Option(help="Put the repositories into the collection of this name.", metavar="NAME")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would go up, with sizes; touches no network.")
+    ] = False,
 ) -> None:
-    """Check that a run's model reproduces its own numbers, then upload it with its card in one commit."""
-    from .measure.result import read_result
-    from .publish.hub import push_run
-    from .recipe.load import load_recipe
-    from .run.verify import run_folder, verify_run
+    """Check that each run's model reproduces its own numbers, then upload it with its card in one commit."""
+    _quiet_libraries()
+    from .publish.hub import Target, collect
+    from .run.pushing import push_one, pushes, upload_table
 
-    place = run_folder(folder)
-    read_result(place.path)
-    publish = load_recipe(place.path / "recipe.yaml").recipe.publish if (place.path / "recipe.yaml").exists() else None
-    target = repo_id or (publish.repo_id if publish else None)
-    if target is None:
-        raise typer.BadParameter("say where to: --repo-id user/name, or `publish:` in the recipe")
-    visibility = private if private is not None else (publish.private if publish else None)
-    console.print("Loading the saved model again and evaluating it …")
-    address = push_run(place.path, target, private=visibility, verify=lambda _: _quiet(verify_run(place)))
-    console.print(f"Pushed {address}", soft_wrap=True)
+    target, found = Target(revision, create_pr), pushes(folders, repo_id, private)
+    for one in found:
+        if dry_run:
+            console.print(upload_table(one))
+            continue
+        console.print(f"{one.folder.path.name}: loading the saved model again and evaluating it …")
+        console.print(f"Pushed {push_one(one, target)}", soft_wrap=True)
+    if collection is not None and not dry_run:
+        address = collect(collection, [one.repo_id for one in found], private=any(one.private for one in found))
+        console.print(f"Collection {address}", soft_wrap=True)
 
 
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show the settings of one method.", show_default=False)] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe, for editors.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
     families: Annotated[
         bool, typer.Option("--families", help="Print which method works on which model type, and why not on others.")
     ] = False,
 ) -> None:
     """List the compression methods, or the settings of one."""
     from .recipe.load import recipe_schema
-    from .run.show_methods import method_table, methods_table
+    from .run.show_methods import method_table, methods_markdown, methods_table
 
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=2))
+    elif markdown:
+        typer.echo(methods_markdown())
     elif families:
         _quiet_libraries()
         from .run.families_table import families_markdown
@@ -251,6 +292,26 @@ def inspect(
     from .run.inspect import inspect_checkpoint
 
     console.print(inspect_checkpoint(folder))
+
+
+@app.command()
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Engine to try; repeatable; by default all.", metavar="NAME")
+    ] = None,
+) -> None:
+    """Look at this installation and machine, try every engine, and say what mends what is broken."""
+    _quiet_libraries()
+    from .run.doctor import doctor_table, examine
+
+    lines = examine(engine)
+    if json_:
+        typer.echo(json.dumps([line.model_dump() for line in lines], indent=2))
+    else:
+        console.print(doctor_table(lines))
+    if any(line.needed and line.state != "ok" for line in lines):
+        raise typer.Exit(1)
 
 
 def main() -> None:
@@ -301,10 +362,6 @@ def _os_error(error: OSError) -> str:
 
 def _escape(text: Any) -> str:
     return str(text).replace("[", r"\[")
-
-
-def _quiet(_: object) -> None:
-    """Drop a value."""
 
 
 if __name__ == "__main__":

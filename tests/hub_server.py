@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -45,25 +45,30 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository with one branch."""
+    """A repository: the commits of main, and those of its other branches and pull requests."""
 
     id: str
     private: bool
     commits: list[Commit] = field(default_factory=list)
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
 
     @property
     def head(self) -> Commit:
         return self.commits[-1]
 
-    def add(self, message: str, files: dict[str, Entry]) -> Commit:
-        text = f"{self.id}{len(self.commits)}{message}{sorted((name, entry.sha256) for name, entry in files.items())}"
-        self.commits.append(Commit(hashlib.sha1(text.encode()).hexdigest(), message, files))
-        return self.head
+    def add(self, message: str, files: dict[str, Entry], branch: str = "main") -> Commit:
+        commits = self.commits if branch == "main" else self.branches[branch]
+        text = f"{self.id}{branch}{len(commits)}{message}{sorted((n, entry.sha256) for n, entry in files.items())}"
+        commits.append(Commit(hashlib.sha1(text.encode()).hexdigest(), message, files))
+        return commits[-1]
 
     def find(self, revision: str) -> Commit | None:
         if revision in ("", "main"):
             return self.head
-        return next((commit for commit in self.commits if commit.sha == revision), None)
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        every = [*self.commits, *(commit for commits in self.branches.values() for commit in commits)]
+        return next((commit for commit in every if commit.sha == revision), None)
 
 
 @dataclass
@@ -102,6 +107,7 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
+        self.collections: dict[str, tuple[str, list[str]]] = {}  # title and items by slug
         self.requests: list[str] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
@@ -123,9 +129,11 @@ class Hub:
         """Plan a fault; see `Fault`."""
         self.faults.append(Fault(route, times, status, after))
 
-    def content(self, repo_id: str) -> dict[str, bytes]:
+    def content(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """Return the files of the newest commit."""
-        return {name: self.blobs[entry.sha256] for name, entry in self.repos[repo_id].head.files.items()}
+        commit = self.repos[repo_id].find(revision)
+        assert commit is not None, f"{repo_id} has no {revision}"
+        return {name: self.blobs[entry.sha256] for name, entry in commit.files.items()}
 
     def take_fault(self, request: str) -> Fault | None:
         """Return the fault planned for this request and count it down."""
@@ -194,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
     def _serve(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path, self.query = unquote(urlsplit(self.path).path), parse_qs(urlsplit(self.path).query)
         request = f"{self.command} {path}"
         length = int(self.headers.get("Content-Length") or 0)
         with self.hub.lock:
@@ -267,7 +275,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def whoami(self, found: re.Match[str], body: bytes) -> Answer:
         self._need_token()
-        return Answer({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}})
+        return Answer(
+            {
+                "type": "user",
+                "name": USER,
+                "fullname": USER,
+                "orgs": [],
+                "auth": {"type": "access_token", "accessToken": {"displayName": "tests", "role": "write"}},
+            }
+        )
 
     def validate_yaml(self, found: re.Match[str], body: bytes) -> Answer:
         errors = metadata_errors(json.loads(body)["content"])
@@ -317,8 +333,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def commit(self, found: re.Match[str], body: bytes) -> Answer:
         self._need_token()
-        repo, message = self._repo(found["repo"]), ""
-        files = dict(repo.head.files)
+        repo, message, branch = self._repo(found["repo"]), "", found["revision"]
+        files = dict(self._commit_at(repo.id, branch).files)
         for line in body.splitlines():
             item = json.loads(line)
             value = item["value"]
@@ -332,8 +348,58 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
             else:
                 raise RefusalError(400, f"cannot commit {item['key']}")
-        sha = repo.add(message, files).sha
-        return Answer({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.endpoint}/{repo.id}/commit/{sha}"})
+        request = {}
+        if self.query.get("create_pr") == ["1"]:
+            number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
+            request = {"pullRequestUrl": f"{self.hub.endpoint}/{repo.id}/discussions/{number}"}
+            repo.branches[branch := f"refs/pr/{number}"] = []
+        sha = repo.add(message, files, branch).sha
+        address = f"{self.hub.endpoint}/{repo.id}/commit/{sha}"
+        return Answer({"success": True, "commitOid": sha, "commitUrl": address, **request})
+
+    def branch(self, found: re.Match[str], body: bytes) -> Answer:
+        self._need_token()
+        repo, name = self._repo(found["repo"]), found["revision"]
+        if name in (*repo.branches, "main"):
+            raise RefusalError(409, "Reference already exists")
+        repo.branches[name] = list(repo.commits)
+        return Answer({})
+
+    def collections(self, found: re.Match[str], body: bytes) -> Answer:
+        listed = [self._collection(slug) for slug in self.hub.collections]
+        for place in listed:
+            del place["position"]  # a list tells it by its order
+        return Answer(listed)
+
+    def collection(self, found: re.Match[str], body: bytes) -> Answer:
+        return Answer(self._collection(found["slug"]))
+
+    def create_collection(self, found: re.Match[str], body: bytes) -> Answer:
+        self._need_token()
+        wanted = json.loads(body)
+        if wanted["namespace"] != USER:
+            raise RefusalError(403, "You don't have the rights to create a collection there")
+        words = re.sub(r"[^a-z0-9]+", "-", wanted["title"].lower())
+        slug = f"{USER}/{words}-{len(self.hub.collections):024x}"
+        self.hub.collections[slug] = (wanted["title"], [])
+        return Answer(self._collection(slug))
+
+    def add_item(self, found: re.Match[str], body: bytes) -> Answer:
+        self._need_token()
+        item = json.loads(body)["item"]["id"]
+        self._repo(item)
+        items = self.hub.collections[found["slug"]][1]
+        if item in items:
+            raise RefusalError(409, "already in the collection")
+        items.append(item)
+        return Answer(self._collection(found["slug"]))
+
+    def _collection(self, slug: str) -> dict[str, Any]:
+        title, items = self.hub.collections[slug]
+        plain = [{"_id": f"{i:024x}", "id": item, "type": "model", "position": i} for i, item in enumerate(items)]
+        owner = {"name": USER, "type": "user", "fullname": USER, "avatarUrl": "", "isPro": False}
+        more = {"private": False, "theme": "blue", "upvotes": 0, "position": 0, "gating": False}
+        return {"slug": slug, "title": title, "owner": owner, "items": plain, "lastUpdated": _DAY, **more}
 
     def tree(self, found: re.Match[str], body: bytes) -> Answer:
         entries = []
@@ -376,12 +442,19 @@ class _Handler(BaseHTTPRequestHandler):
         return Answer(data[first : last + 1], 206, {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
 
+_DAY = "2026-01-01T00:00:00.000Z"
+_SLUG = r"(?P<slug>[^/]+/[^/]+)"
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
-_REVISION = r"(?P<revision>[^/]+)"
+_REVISION = r"(?P<revision>refs/pr/\d+|[^/]+)"
 _ROUTES: list[tuple[str, Callable[[_Handler, re.Match[str], bytes], Answer]]] = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
     (r"POST /api/repos/create", _Handler.create),
+    (r"GET /api/collections", _Handler.collections),
+    (r"POST /api/collections", _Handler.create_collection),
+    (rf"GET /api/collections/{_SLUG}", _Handler.collection),
+    (rf"POST /api/collections/{_SLUG}/items", _Handler.add_item),
+    (rf"POST /api/models/{_REPO}/branch/{_REVISION}", _Handler.branch),
     (rf"POST /api/models/{_REPO}/preupload/{_REVISION}", _Handler.preupload),
     (rf"POST /{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (r"PUT /storage/(?P<sha256>\w+)", _Handler.put_blob),

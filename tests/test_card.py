@@ -26,6 +26,7 @@ from hfcompress.measure.result import (
     LatencyRow,
     Method,
     ModelResult,
+    Part,
     Quality,
     Requirement,
     Result,
@@ -33,9 +34,11 @@ from hfcompress.measure.result import (
     Speedup,
     StageRecord,
 )
-from hfcompress.publish import rows
+from hfcompress.publish import canvas, rows
 from hfcompress.publish.card import metadata, render_card, write_card
 from hfcompress.publish.figures import FIGURE, draw, write_figure
+from hfcompress.publish.layers_figure import draw_layers, layer_rows
+from hfcompress.publish.pareto import PARETO, Point, draw_pareto, frontier
 from hfcompress.publish.snippet import fastest_onnx, loading_snippet, onnx_snippet
 from hfcompress.publish.verify import run_snippet
 
@@ -232,9 +235,16 @@ def test_metadata_names_nothing_that_is_not_on_the_hub() -> None:
     text = render_card(result)
     assert metadata_errors(text) == []
     data = metadata(result).to_dict()
-    assert not {"base_model", "base_model_relation", "datasets"} & set(data)
+    assert not {"base_model", "base_model_relation", "datasets", "model-index", "license"} & set(data)
     assert "huggingface.co/minilm-sst2" not in text
     assert "`minilm-sst2`" in text
+
+
+@pytest.mark.parametrize("missing", [{"hub": False}, {"config": None}, {"split": None}])
+def test_no_model_index_for_a_data_set_the_hub_cannot_find_again(missing: dict[str, object]) -> None:
+    assert "model-index" in metadata(make_result()).to_dict()
+    source = make_result().dataset.model_copy(update=missing)
+    assert "model-index" not in metadata(make_result(dataset=source)).to_dict()
 
 
 def test_relation_follows_the_categories() -> None:
@@ -397,17 +407,101 @@ def test_locations_are_quoted_as_python() -> None:
     assert namespace["location"] == place
 
 
+def part(name: str, **changes: object) -> Part:
+    fields = {"numbers": 1000, "nonzeros": 1000, "size_bytes": 4000, "bits": 32.0}
+    return Part.model_validate({"name": name, **fields, **changes})
+
+
+def with_layout() -> Result:
+    """Return a result with parts: a block of fewer heads and bits, one that shares the first's weights, one gone."""
+    result = make_result()
+    before = [part("embeddings", tokens=99), *(part(f"block {i}", heads=12, units=1536, width=384) for i in range(3))]
+    after = [
+        part("embeddings", tokens=50, bits=8.0, size_bytes=1000),
+        part("block 0", heads=7, units=336, width=384, bits=8.0, nonzeros=600, size_bytes=700, rank=4),
+        part("block 1", heads=12, units=1536, width=384, numbers=0, size_bytes=0, bits=None, shares="block 0"),
+    ]
+    return result.model_copy(
+        update={
+            "baseline": result.baseline.model_copy(update={"layout": before}),
+            "compressed": result.compressed.model_copy(update={"layout": after}),
+        }
+    )
+
+
+def texts_of(figure: object) -> dict[str, list[object]]:
+    """Return the extents of every text drawn, by what it says; ticks and annotations both."""
+    figure.draw_without_rendering()
+    drawn = [
+        text
+        for axis in figure.axes
+        for text in (*axis.texts, axis._left_title, axis.xaxis.label, axis.yaxis.label, *axis.get_yticklabels())
+        if (text.get_text() and axis.axison) or text in axis.texts
+    ]
+    found: dict[str, list[object]] = {}
+    for text in drawn:
+        found.setdefault(text.get_text(), []).append(text.get_window_extent())
+    return found
+
+
+def assert_readable(figure: object) -> None:
+    """Check that no two texts lie on each other and none leaves the figure."""
+    boxes = [box for found in texts_of(figure).values() for box in found]
+    assert [(i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].overlaps(boxes[j])] == []
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
 def test_figure_shows_each_number_and_no_two_texts_overlap() -> None:
     figure = draw(make_result())
-    figure.draw_without_rendering()
-    texts = [text for axis in figure.axes for text in (*axis.texts, axis.title, *axis.get_yticklabels())]
-    texts += [text for axis in figure.axes for text in (axis._left_title,)]
-    words = [text.get_text() for text in texts if text.get_text()]
-    assert {"90.9 MB", "11.2 MB (8.12x smaller)", "6.13 ms", f"87.04 ({MINUS}0.80 points)"} <= set(words)
-    boxes = [text.get_window_extent() for text in texts if text.get_text()]
-    overlaps = [(i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].overlaps(boxes[j])]
-    assert overlaps == []
-    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    wanted = {"90.9 MB", "11.2 MB (8.12x smaller)", "6.13 ms", f"87.04 ({MINUS}0.80)", "1.83 ms", "original"}
+    assert wanted <= set(texts_of(figure))
+    assert_readable(figure)
+
+
+def test_layers_show_what_is_left_shared_and_gone() -> None:
+    result = with_layout()
+    assert [row.name for row in layer_rows(result)] == ["embeddings", "block 0", "block 1", "gone"]
+    figure = draw_layers(result)
+    assert {"tokens", "heads", "FFN units", "bits", "not zero", "rank", "size"} <= set(texts_of(figure))
+    assert {"50", "7", "336", "8", "60%", "as block 0", "700 B", "gone"} <= set(texts_of(figure))
+    assert "channels" not in texts_of(figure), "a column in which nothing changed"
+    assert_readable(figure)
+
+
+def test_the_frontier_is_what_no_other_run_beats() -> None:
+    points = [Point("a", 1, 80), Point("b", 2, 79), Point("c", 3, 90), Point("d", 3, 85), Point("e", 9, 90)]
+    assert [p.name for p in frontier(points)] == ["a", "c"]
+    assert [p.name for p in frontier(points, higher_is_better=False)] == ["a", "b"]
+
+
+def test_pareto_draws_runs_of_the_same_model_only(tmp_path: Path) -> None:
+    result = make_result()
+    other, foreign = make_result(seed=3), make_result(base_model=Source(id="org/other", hub=True))
+    words = "\n".join(texts_of(draw_pareto(result, {"near": other, "foreign": foreign})))
+    assert "1  near" in words and "foreign" not in words
+    run = write_run(tmp_path / "run", result)
+    assert PARETO not in write_card(run, others={"foreign": foreign}).read_text(encoding="utf-8")
+    assert f"]({PARETO})" in write_card(run, others={"near": other}).read_text(encoding="utf-8")
+    assert f"]({PARETO})" in write_card(run).read_text(encoding="utf-8"), "the picture still lies there"
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours as WCAG defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#0d1117"])
+def test_colours_read_on_a_light_and_on_a_dark_page(page: str) -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast(canvas.INK, page) > 4.1
+    assert all(contrast(colour, page) > 3 for colour in (canvas.BEFORE, canvas.AFTER, canvas.BEST))
 
 
 def test_write_card_puts_card_and_figure_beside_the_weights(tmp_path: Path) -> None:
@@ -417,8 +511,8 @@ def test_write_card_puts_card_and_figure_beside_the_weights(tmp_path: Path) -> N
     assert path.read_text(encoding="utf-8") == render_card(make_result(), FIGURE)
     with Image.open(run / "model" / FIGURE) as image:
         assert image.width > 600
-        assert image.convert("RGB").getpixel((2, 2)) == (255, 255, 255)
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+        assert image.convert("RGBA").getpixel((2, 2))[3] == 0, "the page shows through"
+        assert len(image.convert("RGBA").getcolors(1 << 24)) > 10
         assert "Software" not in image.info
     assert [p.name for p in (run / "model").iterdir() if p.name.startswith(".")] == []
     assert 'location = "user/small"' in write_card(run, "user/small").read_text(encoding="utf-8")

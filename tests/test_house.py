@@ -7,13 +7,19 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny import make
 
 import hfcompress
 import hfcompress.methods
+from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.files import between
-from hfcompress.core.registry import list_methods
+from hfcompress.core.registry import _METHODS, list_methods
+from hfcompress.measure.result import read_result
+from hfcompress.publish.card import figures_beside, render_card
 from hfcompress.publish.comparison import comparison_markdown, find_results
+from hfcompress.publish.examples import said_of
 from hfcompress.recipe.load import load_recipe
+from hfcompress.run.show_methods import methods_markdown
 
 PACKAGE = Path(hfcompress.__file__).parent
 ROOT = PACKAGE.parent
@@ -125,9 +131,36 @@ def test_nothing_unsafe_is_called():
 
 
 def test_readme_lists_every_method():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, method in list_methods().items():
-        assert f"| `{name}` | {method.info.category} | {method.info.summary} |" in readme, name
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == between(text, "methods", methods_markdown()), "out of date: hfcompress methods --markdown"
+
+
+def test_the_readmes_example_of_a_method_works(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("<!-- example method -->\n```python\n")[1].split("```\n<!-- /example method -->")[0]
+    known, place = set(list_methods()), {"__name__": "example"}
+    try:
+        exec(compile(code, "README.md", "exec", dont_inherit=True), place)
+        model = make("bert")
+        assert hfcompress.compress(model, place["RoundFFNConfig"](bits=4)) is model
+        save_checkpoint(model, tmp_path)
+    finally:
+        for name in set(list_methods()) - known:
+            del _METHODS[name]
+    up = load_model(tmp_path, "AutoModelForSequenceClassification").bert.encoder.layer[0].intermediate.dense
+    assert up.grid.bits == 4
+
+
+def test_numbers_quoted_in_how_to_choose_are_those_of_the_cards():
+    """Each number of a row stands in the table that is generated from the results."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = {m[1]: line for line in text.splitlines() if (m := re.match(r"\| \[([\w-]+)\]\(model_cards/", line))}
+    rows = [line for line in text.split("### How to choose")[1].split("###")[0].splitlines() if "model_cards/" in line]
+    assert len(rows) >= 6
+    for row in rows:
+        run = re.search(r"model_cards/([\w-]+)/", row)[1]
+        for number in re.findall(r"[+−]?\d+\.\d+", row.split("|")[3].split("(")[0]):
+            assert number in table[run] or number in text.split(table[run])[0].rsplit("**", 2)[1], (run, number)
 
 
 def test_every_method_is_in_a_recipe():
@@ -141,3 +174,14 @@ def test_the_measured_table_is_that_of_the_published_results(page, link):
     text = (ROOT / page).read_text(encoding="utf-8")
     table = comparison_markdown(find_results([ROOT / "model_cards"]), link)
     assert text == between(text, "runs", table), f"out of date: hfcompress table model_cards --write {page}"
+
+
+def test_published_cards_are_rendered_from_their_results():
+    for result in sorted((ROOT / "model_cards").glob("*/result.json")):
+        found = read_result(result)
+        figures = figures_beside(found, result.parent)
+        same = (result.parent / "README.md").read_text(encoding="utf-8") == render_card(
+            found, *figures, examples=said_of(result.parent)
+        )
+        assert same, f"out of date: hfcompress card {result.parent.relative_to(ROOT)}"
+        assert all((result.parent / name).is_file() for name in figures), result.parent.name

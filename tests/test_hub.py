@@ -127,7 +127,8 @@ def test_a_fresh_process_pushes_a_run_and_loads_it_back_by_its_name(hub: Hub, sa
     assert done.stdout.splitlines()[2].startswith("LABEL_")
     assert TOKEN not in done.stdout + done.stderr
     assert commits(hub) == 1
-    assert hub.content(REPO) == contents(run / "model")
+    result = (run / "result.json").read_bytes()
+    assert hub.content(REPO) == contents(run / "model") | {"result.json": result}
     assert f'location = "{REPO}"' in hub.content(REPO)["README.md"].decode()
 
 
@@ -159,6 +160,49 @@ def test_private_is_private(hub: Hub, model: Path) -> None:
     message = refused(lambda: client.push(model, "tester/open", private=True))
     assert "tester/open exists and is public" in message
     assert len(hub.repos["tester/open"].commits) == 2
+
+
+def test_a_branch_is_made_and_main_left_alone(hub: Hub, model: Path) -> None:
+    client.push(model, REPO)
+    (model / "config.json").write_text("{}")
+    address = client.push(model, REPO, target=client.Target(branch="tiny"))
+    assert address == f"{hub.endpoint}/{REPO}/tree/tiny"
+    assert hub.content(REPO, "tiny") == contents(model) != hub.content(REPO)
+    client.push(model, REPO, target=client.Target(branch="tiny"))
+    assert commits(hub) == 1 and len(hub.repos[REPO].branches["tiny"]) == 3, "an unchanged push makes no commit"
+
+
+def test_a_pull_request_changes_nothing_and_creates_nothing(hub: Hub, model: Path) -> None:
+    request = client.Target(create_pr=True)
+    assert "404" in refused(lambda: client.push(model, REPO, target=request))
+    client.push(model, REPO)
+    before = hub.content(REPO)
+    (model / "config.json").write_text("{}")
+    assert client.push(model, REPO, target=request) == f"{hub.endpoint}/{REPO}/discussions/1"
+    assert hub.content(REPO) == before and hub.content(REPO, "refs/pr/1") == contents(model)
+    hub.fail(COMMIT, times=1, after=True)
+    (model / "config.json").write_text("[]")
+    refused(lambda: client.push(model, REPO, target=request))
+    assert set(hub.repos[REPO].branches) == {"refs/pr/1", "refs/pr/2"}, "one whose answer was lost is not opened twice"
+    with pytest.raises(PublishError, match="not both"):
+        client.Target(branch="x", create_pr=True)
+
+
+def test_a_collection_holds_each_size_once(hub: Hub, model: Path) -> None:
+    for name in ("small", "tiny"):
+        client.push(model, f"tester/{name}")
+    address = client.collect("BERT, compressed", ["tester/small", "tiny"])
+    assert client.collect("BERT, compressed", ["tester/tiny"]) == address
+    assert list(hub.collections.values()) == [("BERT, compressed", ["tester/small", "tester/tiny"])]
+    assert "404" in refused(lambda: client.collect("BERT, compressed", ["tester/nothing"]))
+    assert "403" in refused(lambda: client.collect("x", ["someone/small"]))
+
+
+def test_what_would_go_up_is_told_without_network(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was touched"))
+    planned = client.planned_upload(saved, REPO)
+    assert {"README.md", "result.json", "model.safetensors", "config.json"} <= set(planned)
+    assert planned["model.safetensors"] == (saved / "model" / "model.safetensors").stat().st_size
 
 
 def test_no_token(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -279,7 +323,9 @@ def test_a_name_that_cannot_be_one(hub: Hub, model: Path) -> None:
 
 
 def test_bad_metadata_stops_before_the_weights_go_up(hub: Hub, model: Path) -> None:
-    message = refused(lambda: client.push(model, REPO, card="---\nbase_model_relation: cousin\n---\n# x\n"))
+    message = refused(
+        lambda: client.push(model, REPO, more={"README.md": b"---\nbase_model_relation: cousin\n---\n# x\n"})
+    )
     assert "base_model_relation" in message
     assert not any(request.startswith("PUT") for request in hub.requests)
 

@@ -18,12 +18,14 @@ from hfcompress.measure.environment import environment
 from hfcompress.measure.findings import findings
 from hfcompress.measure.flops import count_flops
 from hfcompress.measure.latency import latency_row, speedups
+from hfcompress.measure.layout import layout_of
 from hfcompress.measure.require import check, parse_requirement
 from hfcompress.measure.result import Difference, ModelResult, Quality, Result, Source, Speedup
 from hfcompress.measure.size import count_parameters, export_files, local_folder, weight_files
 from hfcompress.measure.statistics import accuracy, agreement, kl_divergence, paired_bootstrap
 from hfcompress.measure.workloads import Shape, common_spec
 from hfcompress.modules.packed import pack_
+from hfcompress.modules.sharing import tie_
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -127,6 +129,24 @@ def test_a_module_that_packs_several_numbers_in_one_says_so():
 
 
 # --- operations -----------------------------------------------------------------------------------------------------
+
+
+def test_the_layout_counts_every_number_once():
+    model = tiny_bert()
+    pack_(model, "bert.encoder.layer.1.output.dense")
+    layout = {part.name: part for part in layout_of(model)}
+    assert list(layout) == ["embeddings", "block 0", "block 1", "rest"]
+    assert sum(part.numbers for part in layout.values()) == count_parameters(model)[0]
+    first, second = layout["block 0"], layout["block 1"]
+    assert (first.heads, first.units, first.width, first.bits) == (4, 64, 32, 32.0)
+    share = 64 * 32 / (4 * 32 * 32 + 2 * 64 * 32)
+    assert second.bits == pytest.approx(8 * share + 32 * (1 - share), abs=1e-3) and second.size_bytes < first.size_bytes
+    assert layout["embeddings"].tokens == 100
+    names = [name for name, _ in model.named_parameters() if name.startswith("bert.encoder.layer.0")]
+    plain = tiny_bert()
+    tie_(plain, {name.replace("layer.0", "layer.1"): name for name in names})
+    shared = {part.name: part for part in layout_of(plain)}["block 1"]
+    assert (shared.shares, shared.numbers, shared.bits) == ("block 0", 0, None)
 
 
 def test_flops_are_those_of_the_formula_and_the_model_stays():

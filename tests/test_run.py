@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from project import text_project
+from safetensors.torch import load_file, save_file
 from tiny import LAYERS
 
 from hfcompress import cli
 from hfcompress.checkpoint import load_model
 from hfcompress.measure.result import read_result
+from hfcompress.run.check import check_card
 
 AUTO = "AutoModelForSequenceClassification"
 
@@ -67,6 +70,36 @@ def _check_inspect_and_card(command, out: Path) -> None:
     before = card.read_bytes()
     card.unlink()
     assert command("card", out)[0] == 0 and card.read_bytes() == before
+    _check_claims(command, out)
+
+
+def _check_claims(command, out: Path) -> None:
+    """A card holds as it was made, and no longer where the metric, the weights or the result were changed since."""
+    status, printed, _ = command("card", out, "--check", "--no-time")
+    assert status == 0 and "differs" not in printed and printed.count("holds") >= 8
+    text = (out / "result.json").read_text()
+    value = read_result(out).compressed.quality_in("pytorch").value
+    (out / "result.json").write_text(text.replace(f'"value": {value}', f'"value": {1.5 - value}'))
+    found = {line.name: line.holds for line in check_card(out, time=False)}
+    assert found["accuracy, PyTorch"] is False and found["parameters"] is True
+    pushed = out.parent / "pushed"  # as a push leaves it: the result beside the weights, no examples
+    shutil.copytree(out / "model", pushed)
+    (pushed / "result.json").write_text(text)
+    found = {line.name: line.holds for line in check_card(pushed, time=False)}
+    assert found["accuracy, PyTorch"] is None and set(found.values()) == {True, None}
+    weights = load_file(pushed / "model.safetensors")
+    weights["classifier.bias"] += 1
+    save_file(weights, pushed / "model.safetensors", {"format": "pt"})
+    status, printed, errors = command("card", pushed, "--check", "--no-time")
+    assert status == 3 and "no longer holds" in errors
+    assert {n for n, holds in _holds(pushed).items() if holds is False} == {"SHA-256 of model.safetensors"}
+    (pushed / "result.json").write_text(text.replace('"parameters": ', '"parameters": 1'))
+    assert _holds(pushed)["parameters"] is False
+    shutil.rmtree(pushed)
+
+
+def _holds(folder: Path) -> dict[str, bool | None]:
+    return {line.name: line.holds for line in check_card(folder, time=False)}
 
 
 def test_an_unmet_requirement_is_status_3_and_the_model_is_kept(command, tmp_path):

@@ -15,10 +15,11 @@ from ..export.runtime import Source, engine
 from .batches import read_batches
 from .flops import count_flops
 from .latency import ROUNDS, SECONDS, Latency, measure_latency, measure_memory, speedups
+from .layout import layout_of
 from .process import Progress, quietly
 from .quality import EvaluationSet, evaluate
 from .result import Difference, ModelResult, Quality, Speedup
-from .size import count_parameters, export_files, local_folder, weight_files
+from .size import checksum, count_parameters, export_files, local_folder, weight_files
 from .workloads import Shape
 
 ENGINES = ("pytorch", "onnxruntime", "onnxruntime-int8")
@@ -106,8 +107,10 @@ def describe(source: Source, settings: Settings, name: str | None = None) -> Mod
         name=name or (folder.name if Path(source.checkpoint).is_dir() else source.checkpoint),
         size_bytes=sum(files.values()),
         files=files,
+        checksums={name: checksum(folder / name) for name in files},
         exports=export_files(exports),
         runs_in={name: runs_in(name, source, model) for name in settings.engines},
+        layout=layout_of(model),
         parameters=parameters,
         nonzeros=nonzeros,
         flops={

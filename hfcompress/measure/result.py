@@ -49,12 +49,29 @@ class Quality(StrictModel):
         return self.value / reference.value - 1
 
 
+class Part(StrictModel):
+    """One block of a model, its embeddings, or what is neither."""
+
+    name: str = Field(description="'embeddings', 'block 0', …, 'rest'.")
+    heads: int | None = Field(None, description="Attention heads that can be removed one by one.")
+    units: int | None = Field(None, description="Width of the feed-forward layer.")
+    width: int | None = Field(None, description="Channels of the hidden state.")
+    tokens: int | None = Field(None, description="Tokens the embeddings know; None for images.")
+    numbers: int = Field(description="Numbers the part holds, packed ones counted one by one.")
+    nonzeros: int = Field(description="Those of them that are stored: zeros under a mask are not.")
+    size_bytes: int = Field(description="Bytes of its tensors, before any entropy coding.")
+    bits: float | None = Field(None, description="Mean bits of a number in its matrices; None: it has none of its own.")
+    rank: int | None = Field(None, description="Smallest rank of its layers that are split into factors.")
+    shares: str | None = Field(None, description="The part whose matrices it uses, if it has none of its own.")
+
+
 class ModelResult(StrictModel):
     """What was measured of one model."""
 
     name: str = Field(description="Hub id or folder name, for people.")
     size_bytes: int = Field(description="Sum of the weight files of the checkpoint on disk.")
     files: dict[str, int] = Field(description="Weight files and their bytes.")
+    checksums: dict[str, str] = Field(default_factory=dict, description="SHA-256 of the weight files.")
     exports: dict[str, int] = Field(default_factory=dict, description="Exported files and their bytes.")
     parameters: int = Field(description="Numbers the model holds, packed ones counted one by one, shared ones once.")
     nonzeros: int
@@ -62,6 +79,7 @@ class ModelResult(StrictModel):
     runs_in: dict[str, str] = Field(
         default_factory=dict, description="By engine, how the weights are stored and what products are computed in."
     )
+    layout: list[Part] = Field(default_factory=list, description="Where the weights are, part by part.")
     quality: list[Quality] = Field(default_factory=list)
     latency: list[LatencyRow] = Field(default_factory=list)
     peak_memory_bytes: dict[str, int] = Field(

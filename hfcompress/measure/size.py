@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def weight_files(folder: str | Path) -> dict[str, int]:
         if found:
             return {file.name: file.stat().st_size for file in found}
     raise MeasureError(f"{folder} holds no weight files (*.safetensors or pytorch_model*.bin)")
+
+
+def checksum(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def export_files(folder: str | Path) -> dict[str, int]:

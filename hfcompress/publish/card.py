@@ -15,28 +15,50 @@ from ..measure.result import Result, Source, StageRecord, read_result
 from . import rows
 from .examples import GRID, write_grid
 from .figures import FIGURE, write_figure
+from .layers_figure import LAYERS, describe_layers, write_layers
+from .pareto import PARETO, comparable, write_pareto
 from .snippet import loading_snippet, onnx_snippet
 from .template import render
 
 LOCAL = "./model"  # as seen from the run folder; a leading dot cannot be taken for a Hub id
 
 
-def write_card(folder: Path, repo_id: str | None = None) -> Path:
-    """Write `model/README.md` and its figure from `folder/result.json`; return the card's path.
+def write_card(folder: Path, repo_id: str | None = None, others: Mapping[str, Result] | None = None) -> Path:
+    """Write `model/README.md` and its figures from `folder/result.json`; return the card's path.
 
     `repo_id` is where the model is (to be) published: the card's code then loads from there, otherwise from the folder.
+    `others` are runs by name, of which those of the same model and data are drawn beside this one.
     Raises MeasureError when there is no valid result, HFCompressError when the folder cannot be written.
     """
     result = read_result(folder / "result.json")
     model = folder / "model"
-    write_figure(result, model / FIGURE)
+    figures = write_figures(result, model, others)
     examples = write_grid(folder, model)
-    write_text(model / "README.md", render_card(result, FIGURE, repo_id=repo_id, examples=examples))
+    write_text(model / "README.md", render_card(result, *figures, repo_id=repo_id, examples=examples))
     return model / "README.md"
 
 
+def write_figures(result: Result, folder: Path, others: Mapping[str, Result] | None = None) -> list[str]:
+    """Draw what there is to draw into `folder` and return the files' names, as `render_card` takes them."""
+    write_figure(result, folder / FIGURE)
+    if result.compressed.layout:
+        write_layers(result, folder / LAYERS)
+    if comparable(result, others or {}):
+        write_pareto(result, others or {}, folder / PARETO)
+    return figures_beside(result, folder)
+
+
+def figures_beside(result: Result, folder: Path) -> list[str]:
+    """Return the names of the figures a card in `folder` shows: those of every result, and the others that are there.
+
+    A figure of other runs cannot be drawn from this result alone, so it stays as long as it lies there.
+    """
+    names = [FIGURE] + [LAYERS] * bool(result.compressed.layout)
+    return names + [PARETO] * (folder / PARETO).is_file()
+
+
 def render_card(result: Result, *figures: str, repo_id: str | None = None, examples: str | None = None) -> str:
-    """Return the text of README.md, metadata included; `figures` are paths relative to it.
+    """Return the text of README.md, metadata included; `figures` are names of files beside it.
 
     `examples` is what to say of the grid of examples beside it, if there is one.
 
@@ -48,7 +70,7 @@ def render_card(result: Result, *figures: str, repo_id: str | None = None, examp
     body = render(
         "card.md.jinja",
         result=result,
-        figures=figures,
+        figures={name: text for name, text in _alternatives(result).items() if name in figures},
         examples=examples,
         grid=GRID,
         repo_id=repo_id,
@@ -64,6 +86,16 @@ def render_card(result: Result, *figures: str, repo_id: str | None = None, examp
     return f"---\n{metadata(result, repo_id).to_yaml()}\n---\n\n{body}"
 
 
+def _alternatives(result: Result) -> dict[str, str]:
+    """Return what each figure shows, in words, for those who cannot see it."""
+    metric = result.headline().metric
+    return {
+        FIGURE: f"Size, latency and {metric} of the original and the compressed model",
+        LAYERS: f"Layer by layer: {describe_layers(result)}" if result.compressed.layout else "",
+        PARETO: f"{metric.capitalize()} against bytes and time, of this run and of others of the same model",
+    }
+
+
 def metadata(result: Result, repo_id: str | None = None) -> ModelCardData:
     """Return the card's Hub metadata; what is not known, such as the licence, is left out."""
     base = result.base_model.id if result.base_model.hub else None
@@ -76,9 +108,19 @@ def metadata(result: Result, repo_id: str | None = None) -> ModelCardData:
         tags=_tags(result),
         datasets=[result.dataset.id] if result.dataset.hub else None,
         metrics=list(dict.fromkeys(q.metric for q in result.compressed.quality)) or None,
-        model_name=repo_id.rpartition("/")[2] if repo_id else result.title,
-        eval_results=list(_eval_results(result)),
+        **_index(result, repo_id.rpartition("/")[2] if repo_id else result.title),
     )
+
+
+def _index(result: Result, name: str) -> dict[str, Any]:
+    """Return the model-index, only for a data set the Hub can find again: one of its own, by id, config and split.
+
+    A local folder's name would be taken for the id of somebody's data set.
+    """
+    data = result.dataset
+    if not (data.hub and data.config and data.split):
+        return {}
+    return {"model_name": name, "eval_results": list(_eval_results(result))}
 
 
 def _relation(result: Result) -> str:

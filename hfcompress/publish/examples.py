@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..core.files import writing
 from ..measure.examples import Example, Examples, read_examples
-from .figures import BEST, STYLE
+from .canvas import BEST, drawing, save
 
 GRID = "examples.png"
 COLUMNS, LONGEST = 4, 16  # letters of a label
-_STYLE = {**STYLE, "figure.constrained_layout.h_pad": 0.12}  # room for what stands below an image
-RIGHT, WRONG = "#1b6e3c", "#b3261e"
+RIGHT, WRONG = "#2f9e5f", "#d9534f"  # on white as on black
 
 
 def write_grid(run: Path, target: Path) -> str | None:
@@ -27,10 +23,14 @@ def write_grid(run: Path, target: Path) -> str | None:
     found = read_examples(run)
     if found is None:
         return None
-    figure = draw(*found)
-    with mpl.rc_context(_STYLE), writing(target / GRID) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+    save(draw(*found), target / GRID)
     return caption(found[0])
+
+
+def said_of(run: Path) -> str | None:
+    """Return the caption of the run's examples, if it has any."""
+    found = read_examples(run)
+    return None if found is None else caption(found[0])
 
 
 def caption(found: Examples) -> str:
@@ -45,15 +45,16 @@ def caption(found: Examples) -> str:
 def draw(found: Examples, tiles: list[Image.Image]) -> Figure:
     """Return the grid."""
     lines = -(-len(tiles) // COLUMNS)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.0, 2.5 * lines), layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def fill(figure: Figure) -> None:
+        figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[union-attr, call-arg]  # room for what stands below an image
         axes = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
         for axis in axes:
             axis.set_axis_off()
         for axis, example, tile in zip(axes, found.examples, tiles, strict=False):
             _draw(axis, example, tile)
-    return figure
+
+    return drawing(fill, 2.5 * lines)
 
 
 def _draw(axis: Axes, example: Example, tile: Image.Image) -> None:

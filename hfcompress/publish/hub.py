@@ -6,18 +6,18 @@ import contextlib
 import re
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from ..core.errors import PublishError
 from ..measure.result import read_result
-from .card import render_card, write_card
+from .card import render_card, write_card, write_figures
 from .examples import write_grid
-from .figures import FIGURE, write_figure
 
 ATTEMPTS = 4
 FIRST_WAIT_S = 1.0  # doubles from one attempt to the next
@@ -43,6 +43,21 @@ _ADVICE = {
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where in a repository a push goes: a branch, made when missing, or a pull request of its own."""
+
+    branch: str | None = None
+    create_pr: bool = False
+
+    def __post_init__(self) -> None:
+        if self.branch is not None and self.create_pr:
+            raise PublishError("--create-pr opens a branch of its own: give it or --revision, not both")
+
+
+MAIN = Target()
+
+
 def push_run(
     run: Path,
     repo_id: str,
@@ -50,21 +65,34 @@ def push_run(
     private: bool | None = None,
     token: str | None = None,
     verify: Callable[[Path], None] | None,
+    target: Target = MAIN,
 ) -> str:
-    """Push the `model/` folder of a run with a card whose code loads from `repo_id`; return the repository's address.
+    """Push the `model/` folder of a run, its result, and a card whose code loads from `repo_id`; return the address.
 
     The card on disk names the repository only once the push succeeded. Raises as `push`, and MeasureError when the
     run has no valid result.
     """
     secret = find_token(token)
-    result = read_result(run / "result.json")
     repo_id = full_repo_id(repo_id, secret)
-    write_figure(result, run / "model" / FIGURE)
-    examples = write_grid(run, run / "model")
-    card = render_card(result, FIGURE, repo_id=repo_id, examples=examples)
-    address = push(run / "model", repo_id, private=private, token=secret, verify=verify, card=card)
+    more = _made_here(run, repo_id)
+    address = push(run / "model", repo_id, private=private, token=secret, verify=verify, more=more, target=target)
     write_card(run, repo_id)
     return address
+
+
+def _made_here(run: Path, repo_id: str) -> dict[str, bytes]:
+    """Return what goes up beside the model's files: the card, and the result it can be checked against."""
+    result = read_result(run / "result.json")
+    examples = write_grid(run, run / "model")
+    card = render_card(result, *write_figures(result, run / "model"), repo_id=repo_id, examples=examples)
+    return {"README.md": card.encode(), "result.json": (run / "result.json").read_bytes()}
+
+
+def planned_upload(run: Path, repo_id: str) -> dict[str, int]:
+    """Return the files that `push_run` would send, with their bytes; touches no network."""
+    more = _made_here(run, repo_id)
+    sizes = {name: path.stat().st_size for name, path in files_to_upload(run / "model").items()}
+    return dict(sorted((sizes | {name: len(content) for name, content in more.items()}).items()))
 
 
 def push(
@@ -75,27 +103,49 @@ def push(
     token: str | None = None,
     commit_message: str = "Upload compressed model",
     verify: Callable[[Path], None] | None = None,
-    card: str | None = None,
+    more: Mapping[str, bytes] | None = None,
+    target: Target = MAIN,
 ) -> str:
-    """Upload a checkpoint folder to the Hub in one commit and return the repository's address.
+    """Upload a checkpoint folder to the Hub in one commit and return the address of the repository or pull request.
 
-    `verify(folder)` runs before anything is sent and raises to stop it. `card` goes up as README.md in place of the
-    folder's. The repository is made when missing (`private` as given, else as the account's default); weight files it
-    holds and the folder does not are removed in the same commit. Repeating an unchanged push makes no commit.
-    Raises PublishError, whose message never contains the token.
+    `verify(folder)` runs before anything is sent and raises to stop it. `more` goes up in place of or beside the
+    folder's files. The repository is made when missing (`private` as given, else as the account's default), unless a
+    pull request is asked for; weight files it holds and the folder does not are removed in the same commit. Repeating
+    an unchanged push makes no commit. Raises PublishError, whose message never contains the token.
     """
     files = files_to_upload(folder)
     secret = find_token(token)
     if verify is not None:
         verify(folder)
-    contents: dict[str, Path | bytes] = dict(files)
-    if card is not None:
-        contents["README.md"] = card.encode()
+    contents: dict[str, Path | bytes] = {**files, **(more or {})}
     api = HfApi(token=secret, library_name="hfcompress")
     name = full_repo_id(repo_id, secret)
-    _persist(lambda: _create(api, name, private), name, secret)
-    _persist(lambda: _commit(api, name, contents, commit_message), name, secret)
-    return f"{api.endpoint}/{name}"
+    if not target.create_pr:
+        _persist(lambda: _create(api, name, private, target.branch), name, secret)
+    commit = _persist(
+        lambda: _commit(api, name, contents, commit_message, target), name, secret, unsure=not target.create_pr
+    )
+    return commit.pr_url or f"{api.endpoint}/{name}" + (f"/tree/{target.branch}" if target.branch else "")
+
+
+def collect(title: str, repo_ids: Sequence[str], *, private: bool = False, token: str | None = None) -> str:
+    """Put repositories into the collection called `title`, made when missing; return its address.
+
+    It belongs to the owner of the first repository. Raises PublishError, whose message never contains the token.
+    """
+    secret = find_token(token)
+    api = HfApi(token=secret, library_name="hfcompress")
+    names = [full_repo_id(name, secret) for name in repo_ids]
+    owner = names[0].partition("/")[0]
+
+    def gather() -> str:
+        same = (c for c in api.list_collections(owner=owner) if c.title == title)
+        collection = next(same, None) or api.create_collection(title, namespace=owner, private=private, exists_ok=True)
+        for name in names:
+            api.add_collection_item(collection.slug, name, "model", exists_ok=True)
+        return f"{api.endpoint}/collections/{collection.slug}"
+
+    return _persist(gather, f"the collection {title!r}", secret)
 
 
 def find_token(token: str | None = None) -> str:
@@ -157,8 +207,8 @@ def _is_pickle(path: Path) -> bool:
     return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5  # PROTO, and the protocols in use
 
 
-def _create(api: HfApi, repo_id: str, private: bool | None) -> None:
-    """Make the repository unless it is there; PublishError when it is there in public but was to be private."""
+def _create(api: HfApi, repo_id: str, private: bool | None, branch: str | None) -> None:
+    """Make repository and branch unless they are there; PublishError for a public one that was to be private."""
     with contextlib.suppress(KeyError):  # the client looks for an address in a 409, which not every server sends
         api.create_repo(repo_id, private=private, exist_ok=True)
     if private and not api.model_info(repo_id).private:
@@ -166,31 +216,39 @@ def _create(api: HfApi, repo_id: str, private: bool | None) -> None:
             f"{repo_id} exists and is public, but private was asked for: nothing was sent. "
             "Make it private on the Hub, or choose another name."
         )
+    if branch is not None:
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
 
 
-def _commit(api: HfApi, repo_id: str, contents: dict[str, Path | bytes], message: str) -> None:
-    """Bring the repository to `contents` in one commit; the client makes none when nothing changed."""
-    stale = [n for n in api.list_repo_files(repo_id) if n.endswith(_WEIGHTS) and n not in contents]
-    api.create_commit(
+def _commit(api: HfApi, repo_id: str, contents: dict[str, Path | bytes], message: str, target: Target) -> CommitInfo:
+    """Bring the target to `contents` in one commit; the client makes none when nothing changed."""
+    there = api.list_repo_files(repo_id, revision=target.branch)
+    stale = [name for name in there if name.endswith(_WEIGHTS) and name not in contents]
+    return api.create_commit(
         repo_id,
         [
             *(CommitOperationAdd(name, content) for name, content in contents.items()),
             *(CommitOperationDelete(name) for name in stale),
         ],
         commit_message=message,
+        revision=target.branch,
+        create_pr=target.create_pr,
     )
 
 
-def _persist(action: Callable[[], T], repo_id: str, token: str) -> T:
+def _persist(action: Callable[[], T], repo_id: str, token: str, *, unsure: bool = True) -> T:
     """Return `action()`, tried again with growing waits while the Hub is only troubled; otherwise PublishError.
 
+    Where it is `unsure` whether a request whose answer was lost was carried out, it is sent again too: not for a pull
+    request, which would be opened twice.
     The error is raised outside the handler, so that it carries no context: the original may quote the token.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
         except (HTTPError, OSError, ValueError, RuntimeError) as caught:
-            message, again = _explain(caught), _is_transient(caught)
+            message = _explain(caught)
+            again = _is_transient(caught) and (unsure or isinstance(caught, HfHubHTTPError))
         if not again or attempt == ATTEMPTS:
             break
         time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))

@@ -70,8 +70,9 @@ def _dataset(setup: Setup) -> Source:
     data = setup.recipe.data
     source = data.path or data.dataset or ""
     hub = data.dataset is not None and ":" not in data.dataset
+    config = data.config or (setup.splits.evaluate.config_name if hub else None)  # the default's name
     return Source(
-        id=base_name(source), hub=hub, revision=data.revision, config=data.config, split=setup.splits.evaluate_split
+        id=base_name(source), hub=hub, revision=data.revision, config=config, split=setup.splits.evaluate_split
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,9 +14,11 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..checkpoint import load_model
-from ..core.errors import CheckpointError, FamilyError
+from ..core.errors import CheckpointError, FamilyError, MeasureError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
+from ..measure.layout import layout_of
+from ..measure.result import Part, read_result
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
 from ..modules.adapted import Adapted
 from ..modules.factorized import Factorized
@@ -23,6 +26,7 @@ from ..modules.storage import Packed
 from ..ops.codebooks import Codebook
 from ..ops.quantization import TERNARY
 from ..train.tasks import auto_class_for
+from .inspect_bars import layer_bars
 
 
 def auto_class_of(source: str) -> str:
@@ -45,7 +49,16 @@ def inspect_checkpoint(source: str) -> Group:
     """Return what lies on disk, and heads, feed-forward units and storage of each block."""
     source = checkpoint_of(source)
     model = load_model(source, auto_class_of(source))
-    return Group(_summary(source, model), "", _layers(model))
+    return Group(_summary(source, model), "", _layers(model), "", layer_bars(_original(source), layout_of(model)))
+
+
+def _original(source: str) -> list[Part]:
+    """Return the layout of the original, where the result of the run that made the checkpoint lies beside it."""
+    for place in (Path(source), Path(source).parent):
+        if (place / "result.json").is_file():
+            with contextlib.suppress(MeasureError):
+                return read_result(place).baseline.layout
+    return []
 
 
 def _summary(source: str, model: nn.Module) -> Table:

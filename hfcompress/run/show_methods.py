@@ -24,6 +24,15 @@ def methods_table() -> Table:
     return table
 
 
+def methods_markdown() -> str:
+    """Return the README's table of methods."""
+    rows = [
+        f"| `{name}` | {method.info.category} | {method.info.summary} |"
+        for name, method in sorted(registry.list_methods().items())
+    ]
+    return "\n".join(["| method | category | what it does |", "| --- | --- | --- |", *rows])
+
+
 def method_table(name: str) -> Group:
     """Return the settings of one method; RecipeError names the nearest when there is none."""
     method = registry.get(name, "hfcompress methods")

@@ -11,7 +11,7 @@ from ..core.errors import MeasureError, PublishError
 from ..core.files import writing
 from ..export.runtime import Source
 from ..measure.quality import predict
-from ..measure.result import Result, read_result
+from ..measure.result import Quality, Result, read_result
 from ..publish.verify import run_snippet
 from ..train.tasks import get_task
 from .folder import RunFolder
@@ -32,20 +32,24 @@ def verify_run(folder: RunFolder) -> Result:
     wanted = result.compressed.quality_in("pytorch")
     if wanted is None or not folder.labels.exists():
         raise PublishError(f"{folder.path} has no evaluation to reproduce; run the recipe again")
-    threads = int(result.environment.get("threads", 1))
-    task = get_task(result.task)
-    source = Source(str(folder.model))
     try:
-        kept = predict(source, "pytorch", folder.batches, result.auto_class, threads, reduction=task.reduction)
+        value = evaluate_again(folder, result, folder.model, wanted)
     except MeasureError as error:
         raise PublishError(f"the saved model cannot be evaluated, nothing was pushed: {error}") from error
-    value = task.metric(wanted.metric)(task.predictions(kept), load_file(folder.labels)["labels"])
     if abs(value - wanted.value) > TOLERANCE:
         raise PublishError(
             f"the saved model gives {wanted.metric} {value:.4f}, its result says {wanted.value:.4f}: nothing was "
             "pushed. Run `hfcompress run … --resume` to measure what lies in the folder now."
         )
     return result
+
+
+def evaluate_again(folder: RunFolder, result: Result, model: Path, wanted: Quality) -> float:
+    """Return the metric of `wanted`, in its engine, of the model now in `model`, on the examples of the run."""
+    threads, task = int(result.environment.get("threads", 1)), get_task(result.task)
+    source = Source(str(model), dtype=result.dtype)
+    kept = predict(source, wanted.engine, folder.batches, result.auto_class, threads, reduction=task.reduction)
+    return float(task.metric(wanted.metric)(task.predictions(kept), load_file(folder.labels)["labels"]))
 
 
 def run_folder(path: str | Path) -> RunFolder:

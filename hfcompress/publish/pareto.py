@@ -1,0 +1,146 @@
+"""The card's figure of this run among others of the same model and data: bytes and time against the metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from ..measure.result import Result
+from . import rows
+from .canvas import BEFORE, BEST, INK, drawing, save
+
+PARETO = "pareto.png"
+_OURS, _ORIGINAL = "this run", "original"
+_LEGEND = ["orange: this run", "ring: the original", "dashed: best at each cost", ""]
+_AWAY = [(9.0 * math.cos(a), 9.0 * math.sin(a)) for a in (0.7 + k * math.pi / 4 for k in range(8))]  # points from a dot
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run: what it costs (bytes or milliseconds) and how good it is, in the metric's own direction."""
+
+    name: str
+    cost: float
+    value: float
+
+
+def comparable(result: Result, others: Mapping[str, Result]) -> dict[str, Result]:
+    """Return those of `others` with the same model, data and metric, this run itself left out."""
+    return {name: other for name, other in others.items() if _key(other) == _key(result) and other != result}
+
+
+def frontier(points: Sequence[Point], *, higher_is_better: bool = True) -> list[Point]:
+    """Return the points that no other beats in both: cheapest first, each better than the one before."""
+    sign = 1 if higher_is_better else -1
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.cost, -sign * p.value)):
+        if not best or sign * point.value > sign * best[-1].value:
+            best.append(point)
+    return best
+
+
+def write_pareto(result: Result, others: Mapping[str, Result], path: Path) -> None:
+    """Write the figure as PNG, atomically."""
+    save(draw_pareto(result, others), path)
+
+
+def draw_pareto(result: Result, others: Mapping[str, Result]) -> Figure:
+    """Return the figure: a panel for bytes, one for the time at this run's first shape, and the names by number.
+
+    Only runs of the same model, data and metric are drawn.
+    """
+    runs = {_OURS: result} | comparable(result, others)
+    numbers = {name: str(place) for place, name in enumerate(runs)}
+    panels = [("Weight files (MB)", _sizes(runs))]
+    timed = _times(result, runs)
+    if len(timed) > 1:
+        shape = rows.shape_name(result.best_speedups()[0])
+        panels.append((f"ms at {shape}, best engine", timed))
+
+    def fill(figure: Figure) -> None:
+        axes = figure.subplots(1, len(panels) + 1, width_ratios=[1.0] * len(panels) + [0.55], squeeze=False)[0]
+        for axis, (title, points) in zip(axes, panels, strict=False):
+            _scatter(axis, title, points, numbers, result)
+        axes[0].set_ylabel(rows.metric_name(result))
+        axes[-1].set_axis_off()
+        names = [f"{number}  {name}" for name, number in list(numbers.items())[1:]]
+        axes[-1].text(0.0, 1.0, "\n".join([*_LEGEND, *names]), va="top", fontsize=8.5)
+
+    return drawing(fill, max(4.2, 0.17 * len(runs) + 1.4), width=4.0 * len(panels) + 2.2)
+
+
+def _scatter(axis: Axes, title: str, points: Sequence[Point], numbers: Mapping[str, str], result: Result) -> None:
+    front = frontier(points, higher_is_better=result.headline().higher_is_better)
+    axis.step([p.cost for p in front], [p.value for p in front], where="post", color=INK, linewidth=1, linestyle="--")
+    for point in points:
+        ours = point.name == _OURS
+        open_ = point.name == _ORIGINAL
+        axis.plot(
+            [point.cost],
+            [point.value],
+            "o",
+            markersize=9 if ours else 6,
+            color=BEST if ours else BEFORE,
+            fillstyle="none" if open_ else "full",
+            zorder=3 if ours else 2,
+        )
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
+    axis.set_xlabel(title)
+    axis.margins(0.12)
+    _label(axis, [point for point in points if point.name in numbers and point.name != _OURS], points, numbers)
+
+
+def _label(axis: Axes, named: Sequence[Point], points: Sequence[Point], numbers: Mapping[str, str]) -> None:
+    """Write each point's number where it is farthest from the other points and from numbers already written."""
+    axis.autoscale_view()
+    taken: list[Any] = [axis.transData.transform((p.cost, p.value)) for p in points]
+    for point in named:
+        here = axis.transData.transform((point.cost, point.value))
+        scale = axis.figure.get_dpi() / 72
+        spots = [(here[0] + x * scale, here[1] + y * scale) for x, y in _AWAY]
+        best = max(range(len(spots)), key=lambda k: min(math.dist(spots[k], t) for t in taken))
+        taken.append(spots[best])
+        axis.annotate(
+            numbers[point.name], (point.cost, point.value), _AWAY[best], textcoords="offset points",
+            ha="center", va="center", fontsize=8,
+        )  # fmt: skip
+
+
+def _sizes(runs: Mapping[str, Result]) -> list[Point]:
+    first = next(iter(runs.values()))
+    found = [Point(name, r.compressed.size_bytes / 1e6, _value(r)) for name, r in runs.items()]
+    return [*found, Point(_ORIGINAL, first.baseline.size_bytes / 1e6, _value(first, original=True))]
+
+
+def _times(result: Result, runs: Mapping[str, Result]) -> list[Point]:
+    """Return each run's time in its best engine at the first shape of `result`; runs not timed there are left out."""
+    wanted = next(iter(result.best_speedups()), None)
+    if wanted is None:
+        return []
+    found = []
+    for name, run in runs.items():
+        best = next((s for s in run.best_speedups() if rows.shape_name(s) == rows.shape_name(wanted)), None)
+        row = rows.find_latency(run.compressed, best.engine, best) if best else None
+        if row is not None:
+            found.append(Point(name, row.p50_ms, _value(run)))
+    return found
+
+
+def _value(result: Result, *, original: bool = False) -> float:
+    head = result.headline()
+    quality = (result.baseline if original else result.compressed).quality_in(head.engine)
+    return rows.metric_scale(result) * (quality.value if quality else float("nan"))
+
+
+def _key(result: Result) -> tuple[str, str | None, str | None, str]:
+    return result.base_model.id, result.dataset.id, result.dataset.split, result.headline().metric

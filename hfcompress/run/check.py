@@ -1,0 +1,172 @@
+"""`hfcompress card --check`: what a result claims of its model, measured again where the model lies now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from ..checkpoint import load_model
+from ..core.errors import ExportError, HFCompressError, MeasureError
+from ..export.runtime import Source, engine, require_engine
+from ..measure.findings import BUSY
+from ..measure.latency import measure_latency, speedups
+from ..measure.result import Quality, Result, Speedup, read_result
+from ..measure.size import checksum, count_parameters
+from ..measure.workloads import Shape
+from ..publish.rows import engine_name, metric, ratio, shape_name
+from .folder import RunFolder
+from .verify import evaluate_again
+
+BAND = 0.25  # a ratio of times holds if it is found within so much of itself
+ROUNDS, SECONDS = 5, 2.0
+SAME = 1e-3  # a metric that is no share may differ by so much of itself, between machines
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim: what the result says, what was found, and whether that agrees; None: it could not be looked at."""
+
+    name: str
+    claimed: str
+    found: str
+    holds: bool | None
+
+
+def check_card(folder: Path, *, time: bool = True, baseline: str | None = None, band: float = BAND) -> list[Check]:
+    """Measure again what the result in `folder` claims: files, parameters, the metric, and ratios of times.
+
+    `folder` is a run folder, or a model's with the result beside its weights, as a push leaves it; that one holds no
+    evaluation examples, so there the metric is not looked at. `baseline` is the original, where it cannot be found.
+    Raises MeasureError when there is no result.
+    """
+    place = RunFolder(folder)
+    model = place.model if (place.model / "config.json").is_file() else folder
+    result = read_result(folder)
+    found = [*_files(result, model), *_counts(result, model)]
+    if any(line.holds is False and line.name == _LOADS for line in found):
+        return found
+    found += [_quality(result, place, model, quality) for quality in result.compressed.quality]
+    if time:
+        found += _times(result, place, model, baseline, band)
+    return found
+
+
+def check_table(found: list[Check], title: str) -> Table:
+    """Return the claims as a table for the terminal, those that do not hold marked."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for name in ("", "claimed", "found", ""):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    marks = {True: "[green]holds[/]", False: "[red]differs[/]", None: "[yellow]not checked[/]"}
+    for line in found:
+        table.add_row(line.name, line.claimed, line.found, marks[line.holds])
+    return table
+
+
+_LOADS = "loads"
+
+
+def _files(result: Result, model: Path) -> Iterator[Check]:
+    for name, size in {**result.compressed.files, **result.compressed.exports}.items():
+        file = model / name
+        now = file.stat().st_size if file.is_file() else None
+        yield Check(f"bytes of {name}", f"{size:,}", "missing" if now is None else f"{now:,}", now == size)
+    total = sum(result.compressed.files.values())
+    yield Check("bytes of all weights", f"{result.compressed.size_bytes:,}", f"{total:,} by file",
+                total == result.compressed.size_bytes)  # fmt: skip
+    for name, wanted in result.compressed.checksums.items():
+        file = model / name
+        found = checksum(file) if file.is_file() else "missing"
+        yield Check(f"SHA-256 of {name}", wanted[:12], found[:12], found == wanted)
+
+
+def _counts(result: Result, model: Path) -> Iterator[Check]:
+    try:
+        parameters, nonzeros = count_parameters(load_model(model, result.auto_class, dtype=result.dtype))
+    except HFCompressError as error:
+        yield Check(_LOADS, "yes", str(error).splitlines()[0], False)
+        return
+    small = result.compressed
+    yield Check("parameters", f"{small.parameters:,}", f"{parameters:,}", parameters == small.parameters)
+    yield Check("parameters that are not zero", f"{small.nonzeros:,}", f"{nonzeros:,}", nonzeros == small.nonzeros)
+
+
+def _quality(result: Result, place: RunFolder, model: Path, wanted: Quality) -> Check:
+    name, claimed = f"{wanted.metric}, {engine_name(wanted.engine)}", metric(result, wanted.value)
+    if not (place.batches.is_file() and place.labels.is_file()):
+        return Check(name, claimed, "the evaluation examples are in the run's folder", None)
+    try:
+        require_engine(wanted.engine)
+    except ExportError as error:
+        return Check(name, claimed, str(error), None)
+    try:
+        value = evaluate_again(place, result, model, wanted)
+    except HFCompressError as error:
+        return Check(name, claimed, str(error).splitlines()[0], False)
+    share = 0 <= wanted.value <= 1
+    allowed = 1 / wanted.examples if share else SAME * abs(wanted.value)  # one example may fall to the other side
+    return Check(name, claimed, metric(result, value), abs(value - wanted.value) <= allowed + 1e-9)
+
+
+def _times(result: Result, place: RunFolder, model: Path, baseline: str | None, band: float) -> list[Check]:
+    """Time both models again, in every engine whose files both have, and compare the ratios with those claimed."""
+    claims = [row for row in result.speedup if row.engine == row.baseline_engine]
+    found = baseline or _baseline(result, place)
+    if found is None:
+        why = "the original was not found: name it with --baseline"
+        return [Check(_ratio_name(row), ratio(row.ratio), why, None) for row in claims]
+    original = Source(found, str(place.baseline_exports), dtype=result.dtype)
+    small = Source(str(model), dtype=result.dtype)
+    runnable = [name for name in dict.fromkeys(row.engine for row in claims) if _runs(name, original, small)]
+    shapes = list(dict.fromkeys(Shape(row.batch, row.length, row.image_size) for row in claims))
+    again: list[Speedup] = []
+    busy = False
+    if runnable:
+        timed = measure_latency(
+            {"original": original, "compressed": small}, runnable, shapes, auto_class=result.auto_class,
+            threads=int(result.environment.get("threads", 1)), rounds=ROUNDS, seconds=SECONDS, seed=result.seed,
+        )  # fmt: skip
+        again, busy = speedups(timed.rows["original"], timed.rows["compressed"]), timed.waiting > BUSY
+    return [_ratio(row, again, band, busy) for row in claims]
+
+
+def _ratio(claim: Speedup, again: list[Speedup], band: float, busy: bool) -> Check:
+    """Compare one ratio; what a machine gives while others use it speaks neither for nor against the claim."""
+    same = (row for row in again if row.model_copy(update={"ratio": claim.ratio}) == claim)
+    found = next((row.ratio for row in same), None)
+    if found is None:
+        return Check(_ratio_name(claim), ratio(claim.ratio), "no files of this engine for both models", None)
+    holds = abs(found - claim.ratio) <= band * claim.ratio
+    claimed = f"{ratio(claim.ratio)} ± {band:.0%}"
+    if busy:
+        return Check(_ratio_name(claim), claimed, f"{ratio(found)}, on a busy machine", None)
+    return Check(_ratio_name(claim), claimed, ratio(found), holds)
+
+
+def _ratio_name(row: Speedup) -> str:
+    return f"times faster, {shape_name(row)}, {engine_name(row.engine)}"
+
+
+def _runs(name: str, *sources: Source) -> bool:
+    try:
+        require_engine(name)
+        file = engine(name).file
+        return all(file is None or source.export(file).is_file() for source in sources)
+    except (ExportError, MeasureError):
+        return False
+
+
+def _baseline(result: Result, place: RunFolder) -> str | None:
+    """Return the original: fine-tuned in the run's folder, where the plan found it, or by its Hub id."""
+    if (place.baseline / "config.json").is_file():
+        return str(place.baseline)
+    try:
+        planned = str(json.loads((place.path / "plan.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError):
+        planned = ""
+    if planned and (Path(planned) / "config.json").is_file():
+        return planned
+    return result.base_model.id if result.base_model.hub else None
