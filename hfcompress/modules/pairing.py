@@ -12,6 +12,7 @@ from ..core.errors import FamilyError, LifecycleError
 from ..core.families import Attention, blocks_of, family_of, head_count, width_in
 from ..core.layer_map import Pairs
 from .capture import vector_widths
+from .tables import input_embeddings
 
 _SHOWN = 4
 
@@ -44,7 +45,7 @@ def hidden_widths(model: Any) -> list[int]:
 
 def token_tables(model: Any, teacher: Any) -> tuple[Tensor, Tensor] | None:
     """Return both models' tables of the same tokens, as wide as their hidden states; None where they have none such."""
-    tables = [m.get_input_embeddings() for m in (model, teacher)]
+    tables = [input_embeddings(m) for m in (model, teacher)]
     widths = [hidden_widths(m) for m in (model, teacher)]
     for table, width in zip(tables, widths, strict=True):
         if type(table) is not nn.Embedding or [table.embedding_dim] != width or table.weight.is_meta:

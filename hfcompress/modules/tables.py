@@ -10,9 +10,14 @@ from torch import nn
 from ..core.errors import TargetError
 
 
+def input_embeddings(model: nn.Module) -> Any:
+    """Return what transformers calls the model's input embeddings, a table or not; None where it names none."""
+    return _call(model, "get_input_embeddings")
+
+
 def input_table(model: nn.Module) -> tuple[str, nn.Embedding]:
     """Return the path and the table of the input embeddings; TargetError when it is not a plain one."""
-    found = _call(model, "get_input_embeddings")
+    found = input_embeddings(model)
     path = _path(model, found)
     if path is None or type(found) is not nn.Embedding:
         raise TargetError(f"the input embeddings of this {type(model).__name__} are no plain table of tokens")

@@ -14,6 +14,7 @@ from ..core.errors import TargetError
 from ..core.position_tables import position_table
 from ..ops.tokens import Tokens
 from .parametrizations import detach
+from .tables import input_embeddings
 
 _ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
 
@@ -53,7 +54,9 @@ def token_layers(model: nn.Module) -> list[str]:
 
     Raises TargetError when there are none, when they are packed, or when another layer seems to be one as well.
     """
-    table = model.get_input_embeddings()  # type: ignore[operator]
+    table = input_embeddings(model)
+    if table is None:
+        raise TargetError(f"this {type(model).__name__} has no token embeddings")
     if not isinstance(table, nn.Embedding):
         raise TargetError(
             f"the token embeddings are a {type(table).__name__}: cut the tokens before what changes its kind"
