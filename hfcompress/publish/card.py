@@ -14,6 +14,7 @@ from ..core.files import write_text
 from ..measure.result import Result, Source, StageRecord, read_result
 from . import rows
 from .figures import FIGURE, write_figure
+from .shifts import shift_lines
 from .snippet import loading_snippet, onnx_snippet
 from .template import render
 
@@ -53,6 +54,7 @@ def render_card(result: Result, *figures: str, repo_id: str | None = None) -> st
         onnx_code=onnx_snippet(result, location, hub=repo_id is not None),
         environment=list(_flatten(result.environment)),
         rows=rows,
+        shifts=shift_lines(result),
         settings=_settings,
     )
     return f"---\n{metadata(result, repo_id).to_yaml()}\n---\n\n{body}"

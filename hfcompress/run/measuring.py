@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from ..export.runtime import Source, engine
 from ..measure.batches import write_batches
 from ..measure.bench import Bench, Settings, bench
-from ..measure.quality import EvaluationSet, predict, quality
+from ..measure.quality import EvaluationSet, outputs, quality
 from ..measure.result import Quality
 from ..train.tasks.base import metric_key
 from .calibrating import write_calibration
@@ -32,7 +32,7 @@ def measure(
 
     `compressed` is the setup with the data as the compressed model reads it.
     """
-    data = write_evaluation(compressed, folder.batches)
+    data = replace(write_evaluation(compressed, folder.batches), kept=folder.predictions)
     if compressed is not setup:
         data = replace(data, own={BASELINE: write_evaluation(setup, folder.baseline_batches).batches})
     write_labels(folder, data.labels)
@@ -50,16 +50,9 @@ def measure(
     if control is None:
         return measured, None
     with reporter.bar("evaluating the control") as progress:
-        kept = predict(
-            Source(str(control), dtype=setup.recipe.dtype),
-            "pytorch",
-            data.batches_for(BASELINE),
-            settings.auto_class,
-            settings.threads,
-            progress,
-            reduction=data.reduction,
-        )
-    return measured, quality("pytorch", data.decode(kept), data)
+        source = Source(str(control), dtype=setup.recipe.dtype)
+        kept = outputs(source, "pytorch", BASELINE, data, settings.auto_class, settings.threads, progress)
+    return measured, quality("pytorch", kept, data)
 
 
 def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
@@ -77,6 +70,7 @@ def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
         decode=setup.task.predictions,
         answers=setup.task.answers,
         counted=setup.task.counted,
+        classes=setup.task.classes(setup.model.config),
     )
 
 
