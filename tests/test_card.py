@@ -22,8 +22,10 @@ from transformers import (
 from hfcompress.core.errors import HFCompressError, MeasureError, PublishError
 from hfcompress.measure.environment import OPTIMUM
 from hfcompress.measure.result import (
+    ClassRow,
     Difference,
     LatencyRow,
+    McNemar,
     Method,
     ModelResult,
     Part,
@@ -311,6 +313,30 @@ def test_a_bad_result_is_told_in_plain_words() -> None:
     assert cells(text, "Latency p50, 1 × 32 tokens, PyTorch")[2] == "2.00x slower"
     assert cells(text, "Parameters")[2] == "unchanged"
     assert "smaller** (" not in text
+
+
+def test_what_the_average_hides_is_shown_where_it_was_measured() -> None:
+    old = make_result()
+    assert "McNemar" not in render_card(old) and "rare classes were not looked at" in render_card(old)
+    drops = {"cat": 9, "dog": 4, "fox": 1, "hen": 0, "owl": 0, "pig": -1, "yak": -6}
+    head = old.difference[0].model_copy(
+        update={
+            "divergence": 0.01234,
+            "mcnemar": McNemar(lost=14, gained=7, p_value=0.1892),
+            "classes": [ClassRow(name=n, examples=50, before=40, after=40 - d) for n, d in drops.items()],
+        }
+    )
+    quality = [q.model_copy(update={"calibration_error": 0.0312}) for q in old.baseline.quality]
+    models = {k: getattr(old, k).model_copy(update={"quality": quality}) for k in ("baseline", "compressed")}
+    text = render_card(make_result(difference=[head], **models))
+    assert (
+        "- Only the original is right on 14 examples, only the compressed model on 7 (exact McNemar test: p = 0.19)."
+        in text
+    )
+    assert "0.0123 nats" in text and "3.1% before, 3.1% after" in text
+    assert "3 of 7 lost some, most of all: `cat` 40 → 31 of 50; `dog` 40 → 36 of 50; `fox` 40 → 39 of 50." in text
+    assert "Most gained: `yak` 40 → 46 of 50; `pig` 40 → 41 of 50." in text
+    assert "rare classes" not in text
 
 
 def test_limits_name_control_chance_and_findings() -> None:

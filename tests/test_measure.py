@@ -3,26 +3,40 @@
 import getpass
 import json
 import platform
+from math import comb
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from sklearn.metrics import confusion_matrix
 from transformers import BertConfig, BertForSequenceClassification
 
 from hfcompress.core.errors import MeasureError, RecipeError
 from hfcompress.export.inputs import example_inputs
+from hfcompress.export.runtime import Source as StoredModel
 from hfcompress.measure.batches import read_batches, write_batches
 from hfcompress.measure.environment import environment
 from hfcompress.measure.findings import findings
 from hfcompress.measure.flops import count_flops
+from hfcompress.measure.kept import keeping, prediction_key
 from hfcompress.measure.latency import latency_row, speedups
 from hfcompress.measure.layout import layout_of
+from hfcompress.measure.quality import EvaluationSet, difference, quality
 from hfcompress.measure.require import check, parse_requirement
-from hfcompress.measure.result import Difference, ModelResult, Quality, Result, Source, Speedup
+from hfcompress.measure.result import Difference, Method, ModelResult, Quality, Result, Source, Speedup
 from hfcompress.measure.size import count_parameters, export_files, local_folder, weight_files
-from hfcompress.measure.statistics import accuracy, agreement, kl_divergence, paired_bootstrap
+from hfcompress.measure.statistics import (
+    accuracy,
+    agreement,
+    calibration_error,
+    kl_divergence,
+    mcnemar,
+    paired_bootstrap,
+    right_by_class,
+    spread,
+)
 from hfcompress.measure.workloads import Shape, common_spec
 from hfcompress.modules.packed import pack_
 from hfcompress.modules.sharing import tie_
@@ -74,6 +88,74 @@ def test_agreement_and_divergence():
     assert kl_divergence(p, q) == pytest.approx(wanted)
     assert kl_divergence(p + 7, q - 300) == pytest.approx(wanted)
     assert kl_divergence(q, q) == 0
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    labels = np.zeros(20, dtype=int)
+    a, b = labels.copy(), labels.copy()
+    a[:2], b[2:10] = 1, 1  # only b right on 2, only a right on 8
+    lost, gained, p = mcnemar(a, b, labels)
+    assert (lost, gained) == (8, 2)
+    assert p == pytest.approx(2 * sum(comb(10, k) for k in range(3)) / 2**10)  # two-sided, by hand
+    assert mcnemar(a, a, labels) == (0, 0, 1.0)
+
+
+def test_calibration_error_by_hand():
+    logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.35, 0.65]])
+    labels = np.array([0, 1, 1, 1])
+    wanted = (abs(1.8 - 1) + abs(0.6 - 1) + abs(0.65 - 1)) / 4  # bins of a fifteenth: .9 and .9, .6, .65
+    assert calibration_error(logits, labels) == pytest.approx(wanted)
+    assert calibration_error(logits, labels, bins=1) == pytest.approx(abs(3.05 - 3) / 4)
+    assert calibration_error(1e4 * logits, logits.argmax(-1)) == 0
+
+
+def test_right_answers_by_class_are_the_diagonal_of_the_confusion_matrix():
+    a, _, labels = predictions()
+    np.testing.assert_array_equal(right_by_class(a, labels, 3), confusion_matrix(labels, a).diagonal())
+
+
+def test_spread_over_seeds():
+    found = spread([1.0, 2.0, 4.0])
+    assert (found.mean, found.runs) == (pytest.approx(7 / 3), 3)
+    assert found.deviation == pytest.approx(np.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
+    assert spread([0.5]).deviation is None
+
+
+def test_a_classifier_is_compared_class_by_class_and_old_differences_stay_valid():
+    logits = np.eye(3)[[0, 0, 1, 1]] * 5.0
+    worse = np.eye(3)[[0, 1, 1, 1]] * 5.0
+    data = EvaluationSet(Path("x"), np.array([0, 0, 1, 0]), "accuracy", accuracy, classes=("a", "b", "c"))
+    row = difference("pytorch", logits, worse, data, resamples=10)
+    assert [(c.name, c.examples, c.before, c.after) for c in row.classes] == [("a", 3, 2, 1), ("b", 1, 1, 1)]
+    assert row.classes[0].drop == pytest.approx(1 / 3) and (row.mcnemar.lost, row.mcnemar.gained) == (1, 0)
+    assert row.divergence == pytest.approx(kl_divergence(logits, worse)) and row.divergence > 0
+    assert quality("pytorch", worse, data).calibration_error == pytest.approx(calibration_error(worse, data.labels))
+    plain = row.model_dump(exclude={"divergence", "mcnemar", "classes"})
+    assert Difference.model_validate(plain).classes == []
+
+
+def test_predictions_are_kept_until_a_file_changes(tmp_path):
+    made = []
+
+    def compute() -> np.ndarray:
+        made.append(1)
+        return np.array([[1.0, np.nan]])
+
+    for _ in range(2):
+        np.testing.assert_array_equal(keeping(tmp_path, lambda: "key", compute), [[1.0, np.nan]])
+    assert len(made) == 1
+    (tmp_path / "key.safetensors").write_bytes(b"cut short")
+    keeping(tmp_path, lambda: "key", compute)
+    keeping(None, lambda: "key", compute)
+    assert len(made) == 3
+    for name in ("config.json", "model.safetensors", "batches"):
+        (tmp_path / name).write_bytes(b"1")
+    key = lambda: prediction_key(StoredModel(str(tmp_path)), "pytorch", tmp_path / "batches", 1, "logits")  # noqa: E731
+    seen = [key(), key()]
+    for name in ("model.safetensors", "config.json", "batches"):
+        (tmp_path / name).write_bytes(b"2")
+        seen.append(key())
+    assert seen[0] == seen[1] and len(set(seen)) == 4
 
 
 # --- size -----------------------------------------------------------------------------------------------------------
@@ -296,7 +378,7 @@ def test_findings_are_silent_on_success_and_plain_on_failure():
     said = "\n".join(findings(good.baseline, slow, speedups(good.baseline.latency, slow.latency), waiting=0.3))
     assert "The compressed checkpoint is not smaller: 7.9 MB against 8.0 MB" in said
     assert "onnxruntime at 8×128 is slower than the same engine on the original (0.94×)." in said
-    assert "25% of the compressed model's weights are zero. No engine measured here skips them" in said
+    assert "25% of the compressed model's weights are zero. They lie in the file in full" in said
     assert "threads waited 30% of the time" in said
     sparse = model_result(5_000_000, 2000, 1000, 600, 0.90, 6.0)  # its zeros left the file, but take their time
     assert findings(good.baseline, sparse, speedups(good.baseline.latency, sparse.latency)[:1]) == [
@@ -307,6 +389,52 @@ def test_findings_are_silent_on_success_and_plain_on_failure():
     same = [Speedup(engine="pytorch", baseline_engine="pytorch", batch=1, image_size=56, ratio=1.01)]
     assert findings(good.baseline, good.compressed, same) == [
         "pytorch at 1×56 is no faster than the same engine on the original (1.01×)."
+    ]
+
+
+def test_zeros_that_stay_in_the_file_are_no_saving():
+    base = result().baseline
+    full = model_result(8_000_000, 2000, 1000, 600, 0.90, 6.0)
+    assert any("50% of" in f and "save neither time nor bytes" in f for f in findings(base, full, []))
+    sliced = model_result(4_000_000, 1000, 500, 600, 0.90, 6.0)  # smaller, its zeros are in the file all the same
+    assert findings(base, sliced, []) == [
+        "50% of the compressed model's weights are zero. They lie in the file in full: they save neither time nor "
+        "bytes."
+    ]
+
+
+def test_parameters_that_are_gone_from_the_count_but_not_from_the_file():
+    base = result().baseline
+    wide = model_result(7_000_000, 1000, 1000, 600, 0.90, 6.0)
+    assert findings(base, wide, []) == [
+        "Parameters fell to 50% but the weight files only to 88% of the original's: the count promises more than the "
+        "bytes hold."
+    ]
+    assert findings(base, model_result(4_100_000, 1000, 1000, 600, 0.90, 6.0), []) == []
+
+
+def test_quantization_without_bytes_or_without_an_engine_is_named():
+    base = result().baseline
+    quantizes = [Method(name="q", title="Q", category="parameter quantization")]
+
+    def said(notes: dict[str, str], size: int = 8_000_000, methods=quantizes) -> str:
+        small = model_result(size, 2000, 2000, 600, 0.90, 6.0).model_copy(update={"runs_in": notes})
+        return "\n".join(findings(base, small, [], methods=methods))
+
+    floats = {"pytorch": "weights float32; computed in float32"}
+    packed = {"pytorch": "weights 8-bit (3), float32 (1); computed in float32"}
+    assert "holds its weights as floats" in said(floats)
+    assert "holds its weights as floats" not in said(floats, methods=[])
+    assert said(floats, size=2_000_000) == ""  # coded otherwise: the bytes are gone
+    assert "widens them and computes in floats" in said(packed, size=2_000_000)
+    for note in ("weights 8-bit; activations int8, dynamic (3)", "weights 4-bit; kernels MatMulNBits (3)"):
+        assert said({**packed, "onnxruntime-int8": note}, size=2_000_000) == ""
+
+
+def test_an_export_larger_than_the_checkpoint_is_named():
+    small = result().compressed.model_copy(update={"exports": {"onnx/a.onnx": 1_200_000, "onnx/b.onnx": 1_090_000}})
+    assert findings(result().baseline, small, []) == [
+        "`onnx/a.onnx` is 1.20× as large as the checkpoint: 1.2 MB against 1.0 MB."
     ]
 
 

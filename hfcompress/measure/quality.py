@@ -13,9 +13,18 @@ from safetensors import SafetensorError, safe_open
 from ..core.errors import MeasureError
 from ..core.metric import Metric
 from ..export.runtime import Source, engine
+from .kept import keeping, prediction_key
 from .process import Progress, WorkerProcess, part, quietly
-from .result import Difference, Quality
-from .statistics import Array, agreement, paired_bootstrap
+from .result import ClassRow, Difference, McNemar, Quality
+from .statistics import (
+    Array,
+    agreement,
+    calibration_error,
+    kl_divergence,
+    mcnemar,
+    paired_bootstrap,
+    right_by_class,
+)
 
 RESAMPLES = 2000
 
@@ -46,7 +55,9 @@ class EvaluationSet:
     answers: Callable[[Array], Array] = itself  # of the predictions: what two models may agree on
     counted: str = "examples"  # what the answers are one for each of
     own: Mapping[str, Path] = field(default_factory=dict)
-    keep: Callable[[str, str, Array], None] = lambda engine, label, predictions: None  # is told what each model said
+    tell: Callable[[str, str, Array], None] = lambda engine, label, predictions: None  # hears what each model predicts
+    kept: Path | None = None  # folder of predictions made before
+    classes: Sequence[str] = ()  # names of the classes whose logits (N, classes) are kept; none: not a classifier
 
     def batches_for(self, label: str) -> Path:
         """Return the batches that the model called `label` reads."""
@@ -96,46 +107,54 @@ def evaluate(
     qualities: dict[str, list[Quality]] = {label: [] for label in models}
     differences: dict[str, list[Difference]] = {label: [] for label in others}
     tasks = [(name, label) for name in engines for label in models]
-    predictions: dict[tuple[str, str], Array] = {}
+    found: dict[str, Array] = {}
     for index, (name, label) in enumerate(tasks):
         progress = part(on_progress, index, len(tasks))
-        batches = data.batches_for(label)
-        kept = predict(models[label], name, batches, auto_class, threads, progress, reduction=data.reduction)
-        predicted = data.decode(kept)
-        qualities[label].append(quality(name, predicted, data))
-        predictions[name, label] = predicted
-        data.keep(name, label, predicted)
+        found[label] = outputs(models[label], name, label, data, auto_class, threads, progress)
+        qualities[label].append(quality(name, found[label], data))
+        data.tell(name, label, data.decode(found[label]))
         if label != first:
-            row = difference(name, predictions[name, first], predicted, data, resamples, seed)
-            differences[label].append(row)
+            differences[label].append(difference(name, found[first], found[label], data, resamples, seed))
     return qualities, differences
 
 
-def quality(engine_name: str, predictions: Array, data: EvaluationSet) -> Quality:
-    """Score predictions (N, …) against the labels; MeasureError when their numbers differ."""
-    if len(predictions) != len(data.labels):
-        raise MeasureError(
-            f"{len(predictions)} predictions for {len(data.labels)} labels: the batches are another split"
-        )
+def outputs(
+    source: Source, engine_name: str, label: str, data: EvaluationSet, auto_class: str, threads: int, progress: Progress
+) -> Array:
+    """Return what is kept of a model's logits on the evaluation set, computed once for the same files."""
+    batches = data.batches_for(label)
+
+    def compute() -> Array:
+        return predict(source, engine_name, batches, auto_class, threads, progress, reduction=data.reduction)
+
+    return keeping(data.kept, lambda: prediction_key(source, engine_name, batches, threads, data.reduction), compute)
+
+
+def quality(engine_name: str, kept: Array, data: EvaluationSet) -> Quality:
+    """Score what is kept of the logits (N, …) against the labels; MeasureError when their numbers differ."""
+    if len(kept) != len(data.labels):
+        raise MeasureError(f"{len(kept)} predictions for {len(data.labels)} labels: the batches are another split")
     return Quality(
         engine=engine_name,
         metric=data.metric,
-        value=float(data.score(predictions, data.labels)),
+        value=float(data.score(data.decode(kept), data.labels)),
         examples=len(data.labels),
         higher_is_better=data.score.higher_is_better,
+        calibration_error=calibration_error(kept, data.labels) if data.classes else None,
     )
 
 
 def difference(
     engine_name: str,
-    a: Array,
-    b: Array,
+    kept_a: Array,
+    kept_b: Array,
     data: EvaluationSet,
     resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
-    """Compare the predictions of the baseline, a, and of the compressed model, b, on the same examples."""
+    """Compare what is kept of the logits of the baseline, a, and of the compressed model, b, on the same examples."""
+    a, b = data.decode(kept_a), data.decode(kept_b)
     value, low, high = paired_bootstrap(data.score, a, b, data.labels, resamples, seed, level)
     return Difference(
         engine=engine_name,
@@ -149,7 +168,29 @@ def difference(
         agreement=agreement(data.answers(a), data.answers(b)),
         counted=data.counted,
         higher_is_better=data.score.higher_is_better,
+        divergence=kl_divergence(kept_a, kept_b) if data.classes else None,
+        mcnemar=_mcnemar(a, b, data.labels) if data.classes else None,
+        classes=_class_rows(a, b, data),
     )
+
+
+def _mcnemar(a: Array, b: Array, labels: Array) -> McNemar:
+    lost, gained, p_value = mcnemar(a, b, labels)
+    return McNemar(lost=lost, gained=gained, p_value=p_value)
+
+
+def _class_rows(a: Array, b: Array, data: EvaluationSet) -> list[ClassRow]:
+    """Return a row for each class that the evaluation set has examples of; none for what is not a classifier."""
+    if not data.classes:
+        return []
+    examples, before, after = (
+        right_by_class(predicted, data.labels, len(data.classes)) for predicted in (data.labels, a, b)
+    )
+    return [
+        ClassRow(name=name, examples=int(n), before=int(x), after=int(y))
+        for name, n, x, y in zip(data.classes, examples, before, after, strict=True)
+        if n
+    ]
 
 
 def _count(batches_file: str | Path) -> int:

@@ -41,6 +41,9 @@ class Quality(StrictModel):
     value: float
     examples: int
     higher_is_better: bool = True
+    calibration_error: float | None = Field(
+        None, description="Expected calibration error of the likeliest class, 15 bins; None: not a classifier."
+    )
 
     def shortfall(self, reference: Quality) -> float:
         """Return how much worse this is: a difference where higher is better, else a share of `reference`."""
@@ -91,6 +94,28 @@ class ModelResult(StrictModel):
         return next((q for q in self.quality if q.engine == engine), None)
 
 
+class McNemar(StrictModel):
+    """Exact two-sided McNemar test of whether one of two classifiers is right more often than the other."""
+
+    lost: int = Field(description="Examples that only the baseline gets right.")
+    gained: int = Field(description="Examples that only the compressed model gets right.")
+    p_value: float
+
+
+class ClassRow(StrictModel):
+    """How often the examples of one class are predicted right, before and after."""
+
+    name: str
+    examples: int
+    before: int = Field(description="Examples of the class that the baseline gets right.")
+    after: int = Field(description="Examples of the class that the compressed model gets right.")
+
+    @property
+    def drop(self) -> float:
+        """The share of the class's examples by which the compressed model is worse; negative: it is better."""
+        return (self.before - self.after) / self.examples
+
+
 class Difference(StrictModel):
     """Paired difference of the metric, compressed minus baseline, on the same examples."""
 
@@ -105,6 +130,11 @@ class Difference(StrictModel):
     agreement: float = Field(description="Share of `counted` on which both models predict the same.")
     counted: str = Field("examples", description="What the agreement is a share of, such as 'examples' or 'tokens'.")
     higher_is_better: bool = Field(True, description="Whether a positive value is an improvement.")
+    divergence: float | None = Field(
+        None, description="Mean KL divergence, in nats, of the compressed model's classes from the baseline's."
+    )
+    mcnemar: McNemar | None = Field(None, description="Whether the share of right answers differs; classifiers only.")
+    classes: list[ClassRow] = Field(default_factory=list, description="What each class paid; classifiers only.")
 
     @property
     def loss(self) -> float:

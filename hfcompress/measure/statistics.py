@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import special, stats
 
 from ..core.metric import MeanMetric, Parts
 
@@ -12,6 +14,7 @@ Array = np.ndarray
 Score = Callable[[Array, Array], float]
 
 _CHUNK = 4_000_000  # resampled values held at once
+BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 accuracy = MeanMetric(lambda predictions, labels: Parts(predictions == labels, np.ones(len(labels))))
 """The share of predictions (N,) that equal their labels (N,)."""
@@ -44,8 +47,51 @@ def agreement(a: Array, b: Array) -> float:
 
 def kl_divergence(p_logits: Array, q_logits: Array) -> float:
     """Return the mean over examples of KL(p ‖ q) in nats; logits: (N, C)."""
-    p, q = _log_softmax(p_logits), _log_softmax(q_logits)
+    p, q = (special.log_softmax(logits.astype(np.float64), axis=-1) for logits in (p_logits, q_logits))
     return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
+
+
+def mcnemar(a: Array, b: Array, labels: Array) -> tuple[int, int, float]:
+    """Return how many examples only a gets right, how many only b does, and the exact two-sided p-value; all (N,).
+
+    McNemar 1947: were both equally good, either would win such an example with probability one half.
+    """
+    only_a = int(np.sum((a == labels) & (b != labels)))
+    only_b = int(np.sum((a != labels) & (b == labels)))
+    discordant = only_a + only_b
+    return only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
+
+
+def calibration_error(logits: Array, labels: Array, bins: int = BINS) -> float:
+    """Return the expected calibration error of the likeliest class, in [0, 1]; logits: (N, C), labels: (N,).
+
+    Guo et al. 2017, eq. 3: the gap between accuracy and mean confidence in each of `bins` equal bins of confidence,
+    weighted by the bin's share of examples.
+    """
+    confidence = special.softmax(logits.astype(np.float64), axis=-1).max(axis=-1)
+    gaps = confidence - (logits.argmax(axis=-1) == labels)
+    sums = stats.binned_statistic(confidence, gaps, "sum", bins=bins, range=(0, 1)).statistic
+    return float(np.abs(sums).sum() / len(labels))
+
+
+def right_by_class(predictions: Array, labels: Array, classes: int) -> Array:
+    """Return how many examples of each class are predicted right, (classes,); predictions, labels: (N,)."""
+    return np.bincount(labels[predictions == labels], minlength=classes)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of repeated runs: their mean, sample standard deviation and number; a single run has no deviation."""
+
+    mean: float
+    deviation: float | None
+    runs: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return how the results of runs that differ in their seed alone are scattered."""
+    found = np.asarray(values, dtype=np.float64)
+    return Spread(float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else None, len(found))
 
 
 def _mean_resamples(metric: MeanMetric, a: Parts, b: Parts, resamples: int, generator: np.random.Generator) -> Array:
@@ -64,8 +110,3 @@ def _picks(n: int, resamples: int, generator: np.random.Generator) -> Iterator[A
     step = max(1, _CHUNK // n)
     for start in range(0, resamples, step):
         yield generator.integers(n, size=(min(step, resamples - start), n))
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -17,6 +17,7 @@ from .examples import GRID, write_grid
 from .figures import FIGURE, write_figure
 from .layers_figure import LAYERS, describe_layers, write_layers
 from .pareto import PARETO, comparable, write_pareto
+from .shifts import shift_lines
 from .snippet import loading_snippet, onnx_snippet
 from .template import render
 
@@ -81,6 +82,7 @@ def render_card(result: Result, *figures: str, repo_id: str | None = None, examp
         onnx_code=onnx_snippet(result, location, hub=repo_id is not None),
         environment=list(_flatten(result.environment)),
         rows=rows,
+        shifts=shift_lines(result),
         settings=_settings,
     )
     return f"---\n{metadata(result, repo_id).to_yaml()}\n---\n\n{body}"

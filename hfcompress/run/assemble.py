@@ -24,6 +24,7 @@ def assemble(
     recipe = setup.recipe
     baseline, small = bench.models[BASELINE], bench.models[COMPRESSED]
     speedup = bench.speedup[COMPRESSED]
+    methods = _methods(records)
     result = Result(
         title=recipe.title or f"{baseline.name}, compressed",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -33,7 +34,7 @@ def assemble(
         dtype=recipe.dtype,
         base_model=_base_model(setup),
         dataset=_dataset(setup),
-        methods=_methods(records),
+        methods=methods,
         stages=records,
         baseline=baseline,
         compressed=small,
@@ -41,7 +42,7 @@ def assemble(
         difference=bench.difference[COMPRESSED],
         speedup=speedup,
         structure=structure,
-        findings=findings(baseline, small, speedup, bench.waiting),
+        findings=findings(baseline, small, speedup, bench.waiting, methods),
         environment=environment(bench_settings(setup).threads),
         seed=recipe.seed,
         recipe=setup.loaded.text,

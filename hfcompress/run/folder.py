@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "calibration-baseline.safetensors"
 
     @property
+    def predictions(self) -> Path:
+        """What models put out on the evaluation split, by engine and by what their files hold."""
+        return self.path / "predictions"
+
+    @property
     def labels(self) -> Path:
         """The labels of the evaluation split."""
         return self.path / "labels.safetensors"

@@ -14,7 +14,7 @@ from ..export.runtime import Source, engine
 from ..measure.batches import write_batches
 from ..measure.bench import Bench, Settings, bench
 from ..measure.examples import write_examples
-from ..measure.quality import EvaluationSet, predict, quality
+from ..measure.quality import EvaluationSet, outputs, quality
 from ..measure.result import Quality
 from ..train.tasks.base import metric_key
 from .calibrating import write_calibration
@@ -33,13 +33,13 @@ def measure(
 
     `compressed` is the setup with the data as the compressed model reads it.
     """
-    data = write_evaluation(compressed, folder.batches)
+    data = replace(write_evaluation(compressed, folder.batches), kept=folder.predictions)
     if compressed is not setup:
         data = replace(data, own={BASELINE: write_evaluation(setup, folder.baseline_batches).batches})
     write_labels(folder, data.labels)
     settings = bench_settings(setup)
     said: dict[str, np.ndarray] = {}
-    data = replace(data, keep=lambda name, label, found: said.update({label: found}) if name == "pytorch" else None)
+    data = replace(data, tell=lambda name, label, found: said.update({label: found}) if name == "pytorch" else None)
     models = sources(setup, folder)
     if any(engine(name).calibrated for name in settings.engines):
         for label, reads, path in (
@@ -54,16 +54,9 @@ def measure(
     if control is None:
         return measured, None
     with reporter.bar("evaluating the control") as progress:
-        kept = predict(
-            Source(str(control), dtype=setup.recipe.dtype),
-            "pytorch",
-            data.batches_for(BASELINE),
-            settings.auto_class,
-            settings.threads,
-            progress,
-            reduction=data.reduction,
-        )
-    return measured, quality("pytorch", data.decode(kept), data)
+        source = Source(str(control), dtype=setup.recipe.dtype)
+        kept = outputs(source, "pytorch", BASELINE, data, settings.auto_class, settings.threads, progress)
+    return measured, quality("pytorch", kept, data)
 
 
 def _write_examples(setup: Setup, folder: RunFolder, said: dict[str, np.ndarray], labels: np.ndarray) -> None:
@@ -96,6 +89,7 @@ def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
         decode=setup.task.predictions,
         answers=setup.task.answers,
         counted=setup.task.counted,
+        classes=setup.task.classes(setup.model.config),
     )
 
 

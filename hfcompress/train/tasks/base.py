@@ -63,6 +63,10 @@ class Task(ABC):
     def check_labels(self, config: Any, labels: Sequence[str] | None, count: int) -> None:
         """Raise DataError showing the difference when the data's labels are not those of the model's head."""
 
+    def classes(self, config: Any) -> Sequence[str]:
+        """Return the names of a model's classes where it puts out a logit for each, (examples, classes); else none."""
+        return ()
+
     @abstractmethod
     def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
         """Return the dataset with input columns in their canonical type; DataError when they hold something else."""

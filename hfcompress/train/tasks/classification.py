@@ -55,6 +55,10 @@ class Classification(Task):
             "label2id": {name: index for index, name in enumerate(labels)},
         }
 
+    def classes(self, config: Any) -> Sequence[str]:
+        """Return the labels of the model's head, in order."""
+        return [str(config.id2label[index]) for index in sorted(config.id2label)]
+
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Return the class with the highest logit: (examples, classes) -> (examples,)."""
         return logits.argmax(-1)
@@ -74,7 +78,7 @@ class Classification(Task):
 
     def check_labels(self, config: Any, labels: Sequence[str] | None, count: int) -> None:
         """Raise DataError when the data has labels the model's head lacks, other names, or another order."""
-        model = [str(config.id2label[index]) for index in sorted(config.id2label)]
+        model = list(self.classes(config))
         advice = "Use a model with these labels, or add 'finetune' to train a new head."
         if count != len(model) if labels else count > len(model):
             raise DataError(
