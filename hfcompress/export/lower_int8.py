@@ -89,7 +89,7 @@ class Int8Products:
         x, grid = self._rounded(graph, x, layer.inputs)
         weight = halved(weight) if self.reduce_range else weight
         kernel, bias = _qdq_kernel(graph, layer, weight), _qdq_bias(graph, layer, weight, grid)
-        made = add_convolution(graph, x, kernel, bias, layer, f"{out}/product")
+        made = add_convolution(graph, x, kernel, bias, _unbounded(layer, layer.outputs), f"{out}/product")
         graph.node("Identity", [rounded_inputs(graph, made, layer.outputs)], out)
         self._on_grid[out] = layer.outputs
         return described(weight)
@@ -110,6 +110,14 @@ def rounded_kernel(weight: Weight) -> Weight:
 def integer_kernel(weight: Weight) -> TypeGuard[Coded]:
     """Say whether a convolution with this weight can be one of integers: one scale a row, and zero is code zero."""
     return isinstance(weight, Coded) and weight.groups == 1 and weight.zero is None
+
+
+def _unbounded(layer: Layer, to: Inputs) -> Layer:
+    """Return the layer without its bound where rounding to the grid `to` clips to it anyway."""
+    how = layer.convolution
+    if how is None or how.bound is None or to.span[0] < how.bound[0] or to.span[1] > how.bound[1]:
+        return layer
+    return replace(layer, convolution=replace(how, bound=None))
 
 
 def _qdq_kernel(graph: Graph, layer: Layer, weight: Coded) -> str:
