@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..core.errors import ExportError
 from ..ops.smoothing import InputRange, input_grid
-from .lower_int8 import rounded
+from .lower_int8 import integer_kernel, rounded, rounded_kernel
 from .runtime import given
-from .trace import LINEAR, Traced
+from .trace import CONVOLUTION, LINEAR, Traced
 from .weights import Coded, Inputs, Layer
 
 BITS = 8
@@ -42,9 +42,12 @@ def calibrated(traced: Traced, batches: Iterable[Batch]) -> Traced:
     Raises ExportError when `batches` is empty.
     """
     paths = open_layers(traced)
-    ranges = {path: InputRange(traced.layers[path].weight.shape[1], torch.device("cpu")) for path in paths}
     stands = _stands(traced)
-    handles = [stands[path].register_forward_pre_hook(_observing(ranges[path])) for path in paths]
+    axes = {path: -1 if traced.layers[path].convolution is None else 1 for path in paths}
+    ranges, outputs = ({path: _Observed(axis) for path, axis in axes.items()} for _ in range(2))
+    handles = [stands[path].register_forward_pre_hook(ranges[path].inputs) for path in paths]
+    for path in (path for path in paths if traced.layers[path].convolution):
+        handles.append(_last(traced, path, stands).register_forward_hook(outputs[path].output))
     try:
         with torch.inference_mode():
             for batch in batches:
@@ -52,32 +55,65 @@ def calibrated(traced: Traced, batches: Iterable[Batch]) -> Traced:
     finally:
         for handle in handles:
             handle.remove()
-    seen = {path: found for path, found in ranges.items() if found.sample}
-    if paths and not seen:
+    if paths and not any(ranges[path].range for path in paths):
         raise ExportError("no calibration example was given: activations cannot be rounded on a fixed grid")
-    layers = {path: _with_grid(layer, seen.get(path)) for path, layer in traced.layers.items()}
+    layers = dict(traced.layers)
+    for path in paths:
+        bound = layers[path].convolution.bound if layers[path].convolution else None  # type: ignore[union-attr]
+        layers[path] = replace(layers[path], inputs=ranges[path].grid(), outputs=outputs[path].grid(bound))
     return replace(traced, layers=layers)
 
 
-def _with_grid(layer: Layer, seen: InputRange | None) -> Layer:
-    if seen is None:
-        return layer
-    step, zero = input_grid(seen, torch.ones(1), BITS, search=True)
-    return replace(layer, inputs=Inputs(float(step), zero, BITS))
+class _Observed:
+    """What went into, or came out of, a layer."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis  # of the channels
+        self.range: InputRange | None = None
+
+    def inputs(self, _: Any, args: tuple[Tensor, ...]) -> None:
+        """Note what a layer reads, as a hook before its call."""
+        self._add(args[0].movedim(self._axis, -1))
+
+    def output(self, _: Any, args: Any, made: Tensor) -> None:
+        """Note what a layer gives, as a hook after its call."""
+        self._add(made.movedim(self._axis, -1))
+
+    def _add(self, x: Tensor) -> None:
+        self.range = self.range or InputRange(x.shape[-1], x.device)
+        self.range.add(x.flatten(0, -2))
+
+    def grid(self, bound: tuple[float, float] | None = None) -> Inputs | None:
+        """Return the grid of least squared error for what was seen, clipped to `bound`; None for nothing."""
+        if self.range is None:
+            return None
+        if bound is not None:
+            self.range = self.range.clipped(*bound)
+        step, zero = input_grid(self.range, torch.ones(1), BITS, search=True)
+        return _within(Inputs(float(step), zero, BITS), bound)
+
+
+def _within(grid: Inputs, bound: tuple[float, float] | None) -> Inputs:
+    """Return the grid with its top at the bound at most: only then does ONNX Runtime let it stand for the clipping."""
+    if bound is None or grid.span[1] <= bound[1]:
+        return grid
+    return replace(grid, step=bound[1] / (2**grid.bits - 1 - grid.zero) * (1 - 1e-6))
+
+
+def _last(traced: Traced, path: str, stands: dict[str, Any]) -> torch.nn.Module:
+    """Return the module whose output is the convolution's: itself, or the norm that is folded into it."""
+    convolution = traced.layers[path].convolution
+    return traced.plain.get_submodule(convolution.last) if convolution and convolution.last else stands[path]
 
 
 def _fits(layer: Layer) -> bool:
+    if layer.convolution is not None:
+        return integer_kernel(rounded_kernel(layer.weight))
     weight = rounded(layer.weight)
     return isinstance(weight, Coded) and weight.groups == 1
 
 
 def _stands(traced: Traced) -> dict[str, Any]:
-    found: list[Any] = [module for module in traced.plain.modules() if getattr(module, "op", None) == LINEAR]
+    kinds = (LINEAR, CONVOLUTION)
+    found: list[Any] = [module for module in traced.plain.modules() if getattr(module, "op", None) in kinds]
     return {stand.path: stand for stand in found}
-
-
-def _observing(seen: InputRange) -> Any:
-    def hook(_: Any, args: tuple[Tensor, ...]) -> None:
-        seen.add(args[0].flatten(0, -2))
-
-    return hook

@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from ..core.errors import ExportError
 from .notes import note_of
 from .runtime import NOTE
-from .trace import DOMAIN, KERNEL, TABLE, Traced
+from .trace import CONVOLUTION, DOMAIN, TABLE, Traced
 from .weights import Layer
 
 FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8
@@ -40,8 +40,10 @@ class Graph:
         return self.constant(f"shared/{name}", values, dtype)
 
     def bfloat16(self, name: str, values: Any) -> str:
-        """Store float32 numbers that bfloat16 holds as such and return their name."""
+        """Store float32 numbers as bfloat16 where that holds them all, else as they are; return their name."""
         if name not in self.constants:
+            if (np.ascontiguousarray(values, np.float32).view(np.uint32) & 0xFFFF).any():
+                return self.constant(name, values, np.float32)
             bits = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
             self.constants[name] = helper.make_tensor(
                 name, TensorProto.BFLOAT16, values.shape, bits.tobytes(), raw=True
@@ -70,8 +72,8 @@ class Lowering(Protocol):
         """Add y = x W^T + b, named `out`."""
         ...
 
-    def kernel(self, graph: Graph, layer: Layer, out: str) -> str:
-        """Add a convolution's weight in float32, (rows, columns), named `out`."""
+    def convolve(self, graph: Graph, x: str, layer: Layer, out: str) -> str:
+        """Add a convolution of `x`, its bias and its bound, named `out`."""
         ...
 
     def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
@@ -94,8 +96,8 @@ def lower(traced: Traced, how: Lowering) -> ModelProto:
         layer, out = traced.layers[path], node.output[0]
         if node.op_type == TABLE:
             tables[path] = how.table(graph, node.input[0], rank, layer, out)
-        elif node.op_type == KERNEL:
-            weights[path] = how.kernel(graph, layer, out)
+        elif node.op_type == CONVOLUTION:
+            weights[path] = how.convolve(graph, node.input[0], layer, out)
         else:
             weights[path] = how.linear(graph, node.input[0], rank, layer, out)
     del proto.graph.node[:]
@@ -110,6 +112,28 @@ def lower(traced: Traced, how: Lowering) -> ModelProto:
 def add_bias(graph: Graph, y: str, layer: Layer, out: str) -> None:
     """Add the layer's bias to `y`, under the name `out`; call only for a layer that has one."""
     graph.node("Add", [y, graph.constant(f"{layer.path}.bias", layer.bias)], out)
+
+
+def add_convolution(graph: Graph, x: str, kernel: str, bias: str, layer: Layer, out: str) -> str:
+    """Add the convolution of `x` with the 4-dimensional `kernel` and its bound, under the name `out`."""
+    how = layer.convolution
+    if how is None:
+        raise ExportError(f"{layer.path} is no convolution")
+    moves = {"strides": how.strides, "pads": how.pads, "dilations": how.dilations, "group": how.groups}
+    inputs = [x, kernel, *([bias] if bias else [])]
+    if how.bound is None:
+        return graph.node("Conv", inputs, out, kernel_shape=how.shape[2:], **moves)
+    made = graph.node("Conv", inputs, f"{out}/unbounded", kernel_shape=how.shape[2:], **moves)
+    if how.bound == (0.0, float("inf")):
+        return graph.node("Relu", [made], out)
+    low, high = (graph.shared(f"bound_{end}", end, np.float32) for end in how.bound)
+    return graph.node("Clip", [made, low, high], out)
+
+
+def as_kernel(graph: Graph, matrix: str, layer: Layer, name: str) -> str:
+    """Add a matrix (rows, columns) in the shape of the layer's kernel and return its name."""
+    shape = layer.convolution.shape if layer.convolution else layer.weight.shape
+    return graph.node("Reshape", [matrix, graph.shared("kernel_" + "x".join(map(str, shape)), shape, np.int64)], name)
 
 
 def _attribute(node: NodeProto, name: str) -> Any:

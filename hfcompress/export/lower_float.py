@@ -6,7 +6,7 @@ import numpy as np
 
 from . import blocks
 from .bits import by_column, described, gathered, matrix_codes, matrix_values
-from .graph import FLOAT, Graph, add_bias
+from .graph import FLOAT, Graph, add_bias, add_convolution, as_kernel
 from .weights import Coded, Dense, Inputs, Layer, Worded
 from .words import worded_matrix, worded_rows
 
@@ -42,9 +42,11 @@ class FloatProducts:
             _scaled(graph, layer.name, weight, gathered(graph, layer.name, weight, ids, rank, out), ids, out)
         return described(weight)
 
-    def kernel(self, graph: Graph, layer: Layer, out: str) -> str:
-        """Add the weight in float32, (rows, columns), named `out`."""
-        graph.node("Identity", [matrix(graph, layer)], out)
+    def convolve(self, graph: Graph, x: str, layer: Layer, out: str) -> str:
+        """Add a convolution of `x`, its bias and its bound, named `out`."""
+        bias = "" if layer.bias is None else graph.constant(f"{layer.path}.bias", layer.bias)
+        kernel = as_kernel(graph, matrix(graph, layer), layer, f"{layer.name}/kernel")
+        add_convolution(graph, x, kernel, bias, layer, out)
         return described(layer.weight)
 
 

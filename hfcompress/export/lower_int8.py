@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeGuard
+
 import numpy as np
 
 from . import blocks
 from .bits import described, matrix_codes
-from .graph import FLOAT, Graph, add_bias
+from .graph import FLOAT, Graph, add_bias, add_convolution, as_kernel
 from .lower_float import FloatProducts, rounded_inputs
-from .weights import SMALL, Coded, Dense, Layer, Weight, Worded, coded8, halved
+from .weights import SMALL, Coded, Dense, Inputs, Layer, Weight, Worded, coded8, halved
 from .words import worded_matrix
 
 
@@ -24,6 +27,7 @@ class Int8Products:
         self.reduce_range = reduce_range
         self._float = FloatProducts()
         self._layers = {"static": 0, "dynamic": 0}
+        self._on_grid: dict[str, Inputs] = {}  # by name, what a layer has put on a grid already
 
     @property
     def note(self) -> str:
@@ -46,10 +50,16 @@ class Int8Products:
             return described(weight)
         weight = halved(weight) if self.reduce_range else weight
         if layer.inputs:
-            _qdq_product(graph, rounded_inputs(graph, x, layer.inputs), layer, weight, out)
+            _qdq_product(graph, self._rounded(graph, x, layer.inputs)[0], layer, weight, out)
         else:
             _integer_product(graph, x, layer, weight, out)
         return described(weight)
+
+    def _rounded(self, graph: Graph, x: str, to: Inputs) -> tuple[str, Inputs]:
+        """Add `x` on the grid `to` unless it is on one already; return its name and its grid."""
+        if x in self._on_grid:
+            return x, self._on_grid[x]
+        return rounded_inputs(graph, x, to), to
 
     def _worded(self, graph: Graph, x: str, rank: int, layer: Layer, weight: Worded, out: str) -> str:
         """Add a layer on codebooks: the words are rounded to 8 bits, with the scale of their rows."""
@@ -58,7 +68,7 @@ class Int8Products:
         self._layers["static" if layer.inputs else "dynamic"] += 1
         rounded8 = weight.rounded8(64 if self.reduce_range else 127)
         if layer.inputs:
-            _qdq_product(graph, rounded_inputs(graph, x, layer.inputs), layer, rounded8, out)
+            _qdq_product(graph, self._rounded(graph, x, layer.inputs)[0], layer, rounded8, out)
         else:
             _integer_product(graph, x, layer, rounded8, out)
         return described(weight)
@@ -67,9 +77,22 @@ class Int8Products:
         """Add the rows of the table at `ids`, named `out`."""
         return self._float.table(graph, ids, rank, Layer(layer.path, layer.name, True, rounded(layer.weight)), out)
 
-    def kernel(self, graph: Graph, layer: Layer, out: str) -> str:
-        """Add a convolution's weight: integer convolution is slower than float on CPUs, and a ViT has one small one."""
-        return self._float.kernel(graph, layer, out) + " computed in float32"
+    def convolve(self, graph: Graph, x: str, layer: Layer, out: str) -> str:
+        """Add a convolution: of integers where its inputs and its output have grids, else of floats.
+
+        Rounding its inputs as they come takes longer than the products save.
+        """
+        weight = rounded_kernel(layer.weight)
+        if layer.inputs is None or layer.outputs is None or not integer_kernel(weight):
+            return self._float.convolve(graph, x, replace(layer, weight=weight), out) + " computed in float32"
+        self._layers["static"] += 1
+        x, grid = self._rounded(graph, x, layer.inputs)
+        weight = halved(weight) if self.reduce_range else weight
+        kernel, bias = _qdq_kernel(graph, layer, weight), _qdq_bias(graph, layer, weight, grid)
+        made = add_convolution(graph, x, kernel, bias, _unbounded(layer, layer.outputs), f"{out}/product")
+        graph.node("Identity", [rounded_inputs(graph, made, layer.outputs)], out)
+        self._on_grid[out] = layer.outputs
+        return described(weight)
 
 
 def rounded(weight: Weight) -> Weight:
@@ -77,6 +100,47 @@ def rounded(weight: Weight) -> Weight:
     if not isinstance(weight, Dense) or weight.values.size < SMALL or weight.mask is not None:
         return weight
     return coded8(weight.values)
+
+
+def rounded_kernel(weight: Weight) -> Weight:
+    """Return a plain kernel in 8 bits, small or not: a float one amid integers would cost two conversions."""
+    return coded8(weight.values) if isinstance(weight, Dense) and weight.mask is None else weight
+
+
+def integer_kernel(weight: Weight) -> TypeGuard[Coded]:
+    """Say whether a convolution with this weight can be one of integers: one scale a row, and zero is code zero."""
+    return isinstance(weight, Coded) and weight.groups == 1 and weight.zero is None
+
+
+def _unbounded(layer: Layer, to: Inputs) -> Layer:
+    """Return the layer without its bound where rounding to the grid `to` clips to it anyway."""
+    how = layer.convolution
+    if how is None or how.bound is None or to.span[0] < how.bound[0] or to.span[1] > how.bound[1]:
+        return layer
+    return replace(layer, convolution=replace(how, bound=None))
+
+
+def _qdq_kernel(graph: Graph, layer: Layer, weight: Coded) -> str:
+    """Add a kernel of integers and its scale per channel."""
+    codes = as_kernel(graph, matrix_codes(graph, layer.name, weight), layer, f"{layer.name}/codes/kernel")
+    scale, zero = _scale(graph, layer.name, weight), _zero(graph, layer.name, weight, weight.shape[0])
+    return graph.node("DequantizeLinear", [codes, scale, zero], f"{layer.name}/kernel", axis=0)
+
+
+def _qdq_bias(graph: Graph, layer: Layer, weight: Coded, grid: Inputs) -> str:
+    """Add the bias on the grid of the products' sums, as ONNX Runtime's integer convolution wants it; "" for none."""
+    if layer.bias is None:
+        return ""
+    scale = (weight.scale[:, 0] * grid.step).astype(np.float32)
+    limits = np.iinfo(np.int32)
+    codes = np.clip(np.rint(layer.bias / scale.astype(np.float64)), limits.min, limits.max)
+    name = f"{layer.path}/bias"
+    inputs = [
+        graph.constant(f"{name}/codes", codes, np.int32),
+        graph.constant(f"{name}/scale", scale),
+        graph.constant(f"{name}/zero", np.zeros(len(codes)), np.int32),
+    ]
+    return graph.node("DequantizeLinear", inputs, f"{name}/values", axis=0)
 
 
 def _integer_product(graph: Graph, x: str, layer: Layer, weight: Coded | Worded, out: str) -> None:

@@ -8,7 +8,7 @@ from onnx import ModelProto, helper
 
 from ..core.errors import ExportError
 from ..ops.quantization import TERNARY
-from .graph import FLOAT, Graph, add_bias, lower
+from .graph import FLOAT, Graph, add_bias, add_convolution, lower
 from .lower_float import rounded_inputs
 from .notes import kind_of
 from .trace import Traced
@@ -26,7 +26,8 @@ class NamedWeights:
     int8: bool = False
     weights: dict[str, Dense | Coded] = field(default_factory=dict)  # by graph input
     products: list[tuple[str, bool]] = field(default_factory=list)  # of each layer: graph input, has a grid
-    tables: set[str] = field(default_factory=set)  # graph inputs that rows, or a kernel, are read of
+    tables: set[str] = field(default_factory=set)  # graph inputs that rows are read of
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of graph inputs that are kernels
 
     @property
     def open(self) -> set[str]:
@@ -39,7 +40,8 @@ class NamedWeights:
     def note(self) -> str:
         """How the inputs of the layers are rounded."""
         fixed = sum(has_grid or name in self.open for name, has_grid in self.products)
-        others = [w for n, g in self.products if not (g or n in self.open) and isinstance(w := self.weights[n], Coded)]
+        rest = [name for name, has_grid in self.products if not (has_grid or name in self.open or name in self.shapes)]
+        others = [name for name in rest if isinstance(self.weights[name], Coded)]
         dynamic = len(others) if self.int8 else 0
         used = [f"{kind} ({count})" for kind, count in (("static", fixed), ("dynamic", dynamic)) if count]
         return f"activations int8, {', '.join(used)}" if used else "computed in float32"
@@ -55,12 +57,16 @@ class NamedWeights:
             add_bias(graph, product, layer, out)
         return stored(self.weights[name])
 
-    def kernel(self, graph: Graph, layer: Layer, out: str) -> str:
-        """Add a convolution's weight in float32, (rows, columns), named `out`."""
+    def convolve(self, graph: Graph, x: str, layer: Layer, out: str) -> str:
+        """Add a convolution of `x`, its bias and its bound, named `out`."""
         name = self._input(layer)
-        self.tables.add(name)
-        graph.node("Identity", [name], out)
-        return stored(self.weights[name]) + (" computed in float32" if self.int8 else "")
+        self.products.append((name, False))
+        self.shapes[name] = layer.convolution.shape if layer.convolution else ()
+        bias = "" if layer.bias is None else graph.constant(f"{layer.path}.bias", layer.bias)
+        add_convolution(graph, x, name, bias, layer, out)
+        return stored(self.weights[name]) + (
+            " computed in float32" if self.int8 and not static(self.weights[name]) else ""
+        )
 
     def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
         """Add the rows of the table at `ids`, named `out`."""
@@ -74,17 +80,17 @@ class NamedWeights:
         plain = layer.weight
         if isinstance(plain, Worded):
             raise ExportError(f"{layer.path}: OpenVINO has no form of weights that share codewords; use ONNX Runtime")
-        if self.int8 and isinstance(plain, Dense) and plain.values.size >= SMALL:
+        if self.int8 and isinstance(plain, Dense) and (layer.convolution or plain.values.size >= SMALL):
             plain = self.weights.get(name) or coded8(plain.values)
         self.weights[name] = plain
         return name
 
 
 def lower_named(traced: Traced, how: NamedWeights) -> ModelProto:
-    """Return a graph whose weights are further inputs, float32 (rows, columns)."""
+    """Return a graph whose weights are further inputs, float32 (rows, columns), or of a kernel's four dimensions."""
     proto = lower(traced, how)
     for name, weight in how.weights.items():
-        proto.graph.input.append(helper.make_tensor_value_info(name, FLOAT, weight.shape))
+        proto.graph.input.append(helper.make_tensor_value_info(name, FLOAT, how.shapes.get(name, weight.shape)))
     return proto
 
 

@@ -32,7 +32,8 @@ def write_openvino(traced: Traced, file: Path, *, int8: bool, batches: list[Batc
         model, readers = _converted(proto, how)
         if how.open:
             left = sorted({op for name, ops in readers.items() if name not in how.open for op in ops})
-            model = _quantized(model, left, [_fed(traced, batch) for batch in batches])
+            transformer = any(node.op_type == "Softmax" for node in proto.graph.node)
+            model = _quantized(model, left, [_fed(traced, batch) for batch in batches], transformer)
         for key in list(model.get_rt_info()):
             del model.get_rt_info()[key]  # what the converter was called with
         model.set_rt_info(proto.metadata_props[0].value, RT_INFO)
@@ -79,7 +80,7 @@ def _converted(proto: Any, how: NamedWeights) -> tuple[Any, dict[str, set[str]]]
         weight = how.weights[name]
         if name in how.open and isinstance(weight, Coded):
             weight = Dense(weight.widened())  # NNCF rounds it, to the same bits
-        node = constant(weight)
+        node = constant(weight, how.shapes.get(name))
         node.set_friendly_name(name)
         readers[name] = set(_readers(parameter))
         parameter.output(0).replace(node.output(0))
@@ -97,14 +98,15 @@ def _readers(node: Any) -> Iterator[str]:
             yield reader.get_friendly_name()
 
 
-def _quantized(model: Any, left: list[str], batches: list[dict[str, Array]]) -> Any:
+def _quantized(model: Any, left: list[str], batches: list[dict[str, Array]], transformer: bool) -> Any:
     import nncf
 
     return nncf.quantize(
         model,
         nncf.Dataset(batches),
         subset_size=len(batches),
-        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
         ignored_scope=nncf.IgnoredScope(names=left, validate=False),
     )
 
@@ -113,31 +115,30 @@ def _fed(traced: Traced, batch: Batch) -> dict[str, Array]:
     return {name: given(name, batch) for name in traced.spec.names}
 
 
-def constant(weight: Dense | Coded) -> Any:
-    """Return a node that gives the weight in float32, (rows, columns), and is stored in the bits it has.
+def constant(weight: Dense | Coded, kernel: tuple[int, ...] | None = None) -> Any:
+    """Return a node that gives the weight in float32, (rows, columns) or `kernel`, stored in the bits it has.
 
     Codes, then Convert, Subtract, Multiply: the form in which OpenVINO's kernels read compressed weights.
     """
     from openvino import opset13 as op
 
     if isinstance(weight, Dense):
-        return op.constant(weight.values)
+        return op.constant(weight.values.reshape(kernel or weight.shape))
     rows, columns = weight.shape
     size = weight.group_size if weight.groups > 1 and weight.group_size else columns
     padded = np.pad(weight.codes, ((0, 0), (0, -columns % size)))
-    shape = [rows, columns] if weight.groups == 1 else [rows, weight.groups, size]
+    shape = list(kernel or weight.shape) if weight.groups == 1 else [rows, weight.groups, size]
     values = op.convert(_codes(padded, shape, weight), "f32")
-    spread = [rows, 1] if weight.groups == 1 else [rows, weight.groups, 1]
+    spread = [rows, *(1 for _ in shape[1:])] if weight.groups == 1 else [rows, weight.groups, 1]
     if weight.zero is not None:
         values = op.subtract(values, op.convert(_codes(weight.zero, spread, weight), "f32"))
     values = op.multiply(values, _scale(weight.scale.reshape(spread)))
     if weight.groups == 1:
         return values
     values = op.reshape(values, np.array([rows, padded.shape[1]], np.int64), special_zero=False)
-    if padded.shape[1] == columns:
-        return values
-    whole = [np.array([v], np.int64) for v in (0, columns, 1, 1)]
-    return op.slice(values, *whole)
+    if padded.shape[1] != columns:
+        values = op.slice(values, *(np.array([v], np.int64) for v in (0, columns, 1, 1)))
+    return values if kernel is None else op.reshape(values, np.array(kernel, np.int64), special_zero=False)
 
 
 def _codes(codes: Array, shape: list[int], weight: Coded) -> Any:

@@ -15,12 +15,13 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..core.errors import ExportError
+from .folding import fold
 from .inputs import InputSpec, example_inputs, spec_of
 from .plain import plain_copy
 from .weights import Inputs, Layer, layer_of
 
 DOMAIN = "hfcompress"
-LINEAR, TABLE, KERNEL = "Linear", "Embedding", "Kernel"
+LINEAR, TABLE, CONVOLUTION = "Linear", "Embedding", "Convolution"
 
 
 class Logits(nn.Module):
@@ -37,20 +38,19 @@ class Logits(nn.Module):
 
 
 class _Stand(nn.Module):
-    """The float layer it holds, but to the ONNX exporter a single node that names its path.
-
-    Of a convolution only the kernel is such a node, with no input.
-    """
+    """The float layer it holds, but to the ONNX exporter a single node that names its path."""
 
     def __init__(self, layer: Layer, inner: nn.Module) -> None:
         super().__init__()
         self.inner, self.path, self.shape, self.inputs = inner, layer.path, layer.weight.shape, layer.inputs
-        self.op = TABLE if layer.is_table else KERNEL if isinstance(inner, nn.Conv2d) else LINEAR
+        self.op = TABLE if layer.is_table else CONVOLUTION if layer.convolution else LINEAR
 
-    @property
-    def weight(self) -> Any:
-        """The float weight: some models ask for its dtype."""
-        return self.inner.weight
+    def __getattr__(self, name: str) -> Any:
+        """Return what the layer has: some models ask for its weight's dtype, or how a kernel moves."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute what the layer does."""
@@ -60,8 +60,7 @@ class _Stand(nn.Module):
             return self._node([x], x.dim(), [*x.shape, self.shape[1]])
         if self.op == LINEAR:
             return self._node([x], x.dim(), [*x.shape[:-1], self.shape[0]])
-        kernel = self._node([], 2, list(self.shape)).view(self.weight.shape)
-        return self.inner._conv_forward(x, kernel, self.inner.bias)  # type: ignore[operator]
+        return self._node([x], x.dim(), list(self.inner(x).shape))
 
     def _node(self, inputs: list[Tensor], rank: int, shape: list[Any]) -> Tensor:
         known: Any = {"path": self.path, "rank": rank}
@@ -76,7 +75,7 @@ def _rounded(x: Tensor, to: Inputs) -> Tensor:
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph with a node per use of a layer (`LINEAR`, `TABLE`, `KERNEL`), the layers, and the model it computes."""
+    """A graph with a node per use of a layer (`LINEAR`, `TABLE`, …), the layers, and the model it computes."""
 
     proto: ModelProto
     layers: dict[str, Layer]
@@ -96,6 +95,7 @@ def trace(model: nn.Module, image_size: int | tuple[int, int] | None, opset: int
     plain = Logits(copy, spec.names).eval()
     with quiet():
         proto = _export(plain, spec, image_size, opset)
+    layers = fold(proto, layers, CONVOLUTION)
     return Traced(proto, layers, plain, spec, image_size)
 
 

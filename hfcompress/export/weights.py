@@ -150,6 +150,23 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """How a kernel moves over its input (batch, in, height, width), and what became part of it.
+
+    shape: (out, in / groups, height, width). pads: zeros above and left, then below and right. bound: what its output
+    is clipped to. last: path of the module whose output is the layer's; "" for the layer itself.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int = 1
+    bound: tuple[float, float] | None = None
+    last: str = ""
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer an export writes itself; layers that share one weight carry the same `name`."""
 
@@ -159,21 +176,45 @@ class Layer:
     weight: Weight
     bias: Array | None = None
     inputs: Inputs | None = None  # None: it reads floats
+    convolution: Convolution | None = None  # None: a product, or a table
+    outputs: Inputs | None = None  # the grid its output is rounded to; None: none
 
 
 def layer_of(path: str, name: str, module: nn.Module) -> Layer | None:
     """Return the layer an export writes for `module`, or None when the exporter's own translation is right."""
     weight: Weight
+    convolution = convolution_of(module)
     if isinstance(module, Packed):
         weight = _packed(module)
-    elif type(module) in (nn.Linear, nn.Embedding, Conv1D):
+    elif type(module) in (nn.Linear, nn.Embedding, Conv1D) or convolution is not None:
         weight = Dense(matrix(module).detach().float().cpu().contiguous().numpy())
     else:
         return None
     table = isinstance(module, nn.Embedding | PackedEmbedding)
-    bias = None if isinstance(module, PackedConv2d) else getattr(module, "bias", None)
+    bias = getattr(module, "bias", None)
     bias = None if bias is None else bias.detach().float().cpu().numpy()
-    return Layer(path, name, table, weight, bias, _inputs(module))
+    return Layer(path, name, table, weight, bias, _inputs(module), convolution)
+
+
+def convolution_of(module: nn.Module) -> Convolution | None:
+    """Return how a plain or packed convolution moves over its input; None for any other module."""
+    if type(module) is not nn.Conv2d and not isinstance(module, PackedConv2d):
+        return None
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return None
+    known: Any = module
+    shape = (known.out_channels, known.in_channels // known.groups, *known.kernel_size)
+    return Convolution(shape, tuple(known.stride), _pads(known), tuple(known.dilation), known.groups)
+
+
+def _pads(module: Any) -> tuple[int, ...]:
+    """Return the rows and columns of zeros, all at the start of an axis before all at its end."""
+    if module.padding == "valid":
+        return (0, 0, 0, 0)
+    if module.padding != "same":
+        return (*module.padding, *module.padding)
+    total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return (*(t // 2 for t in total), *(t - t // 2 for t in total))
 
 
 def coded8(values: Array) -> Coded:

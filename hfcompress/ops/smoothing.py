@@ -30,6 +30,13 @@ class InputRange:
             self.sample.append(x[:: max(1, len(x) // TOKENS_PER_BATCH)])
             self._kept += len(self.sample[-1])
 
+    def clipped(self, low: float, high: float) -> InputRange:
+        """Return the same as if every value had been clipped to [low, high] before."""
+        made = InputRange(len(self.low), self.low.device)
+        made.low, made.high = self.low.clamp(low, high), self.high.clamp(low, high)
+        made.sample = [x.clamp(low, high) for x in self.sample]
+        return made
+
     def largest(self) -> Tensor:
         """Return the largest magnitude of each column, (columns,)."""
         return torch.maximum(self.low.abs(), self.high.abs())
