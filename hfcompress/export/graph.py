@@ -119,7 +119,7 @@ def add_convolution(graph: Graph, x: str, kernel: str, bias: str, layer: Layer, 
     how = layer.convolution
     if how is None:
         raise ExportError(f"{layer.path} is no convolution")
-    moves = {"strides": how.strides, "pads": how.pads, "dilations": how.dilations, "group": how.groups}
+    moves: dict[str, Any] = {"strides": how.strides, "pads": how.pads, "dilations": how.dilations, "group": how.groups}
     inputs = [x, kernel, *([bias] if bias else [])]
     if how.bound is None:
         return graph.node("Conv", inputs, out, kernel_shape=how.shape[2:], **moves)
