@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 from pydantic import ValidationError
+from tiny import CONVOLUTIONAL, MORE, WITH_LINEAR, auto_class, calibration, logits, make
 from tiny import MODELS as TINY
-from tiny import MORE, auto_class, calibration, logits, make
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -226,7 +226,7 @@ def test_moments_stream():
 # --- the walk -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(TINY) | set(MORE)))
+@pytest.mark.parametrize("name", sorted({*TINY, *MORE} - {*CONVOLUTIONAL}))
 def test_the_blocks_are_the_families(name):
     model = make(name)
     known = {block.path for block in blocks_of(model, family_of(model))}
@@ -385,7 +385,7 @@ def test_n_of_m_holds_in_every_group_of_inputs(name, config):
         assert (weight.unflatten(1, (-1, 4)).count_nonzero(dim=2) == 2).all(), path
 
 
-@pytest.mark.parametrize("name", sorted(MORE))
+@pytest.mark.parametrize("name", sorted({*MORE} & {*WITH_LINEAR}))
 def test_every_family_is_pruned_rounded_saved_and_loaded(name, tmp_path):
     model, base = make(name), make(name)
     compress(model, [SparseGPTConfig(sparsity=0.5), GPTQConfig(group_size=16)], calibration=calibration(name))

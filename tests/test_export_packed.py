@@ -21,7 +21,7 @@ from hfcompress.export.onnx import export_onnx
 from hfcompress.export.runtime import NOTE, open_onnx
 from hfcompress.export.trace import DOMAIN, Logits, Traced
 from hfcompress.export.weights import Coded, Dense, Inputs, Layer, halved
-from hfcompress.modules.packed import pack_
+from hfcompress.modules.packed import PackedLinear, pack_
 from hfcompress.ops.quantization import Grid
 
 ROWS, COLUMNS = 24, 256
@@ -221,7 +221,8 @@ def test_a_packed_model_is_exported_packed(tmp_path, family, bits):
         stored = sum(len(t.raw_data) for t in proto.graph.initializer)
         assert stored < 1.1 * (tmp_path / "model.safetensors").stat().st_size
         assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
-        assert {p.key: p.value for p in proto.metadata_props}[NOTE].startswith(f"weights {bits}-bit (")
+        packed = sum(isinstance(module, PackedLinear) for module in model.modules())
+        assert f"{bits}-bit ({packed})" in {p.key: p.value for p in proto.metadata_props}[NOTE]
         got = open_onnx(files[engine], 1)({k: v.numpy() for k, v in inputs.items()})
         assert np.abs(got - wanted).max() < tolerance * np.abs(wanted).max()
 

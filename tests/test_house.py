@@ -91,7 +91,7 @@ def test_an_arrow_that_runs_back_is_found(tmp_path, monkeypatch):
 
 # a method that is named as a library, a part of one, or a format is: the files that speak to it
 LIBRARIES = {
-    "bitsandbytes": ("modules/bnb.py", "checkpoint/inner.py", "cli.py"),
+    "bitsandbytes": ("modules/bnb.py", "checkpoint/inner.py", "cli.py", "run/doctor.py"),
     "lora": ("modules/adapters.py",),
     "gptq": ("export/gptq.py", "run/exporting.py"),  # the checkpoint format of that name
 }

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny import LAYERS, MODELS, MORE, auto_class, batch, calibration, logits, make
+from tiny import LAYERS, TRANSFORMERS, auto_class, batch, calibration, logits, make
 from torch import nn
 
 from hfcompress import compress
@@ -18,7 +18,7 @@ from hfcompress.core.registry import create
 from hfcompress.methods.layers import Layers, LayersConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 
-ALL = tuple(n for n in (*MODELS, *MORE) if n != "albert")
+ALL = tuple(n for n in TRANSFORMERS if n != "albert")
 
 
 def lifecycle(training: bool = True, **settings) -> Lifecycle:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny import MODELS, MORE, Examples, auto_class, logits, make
+from tiny import WITH_LINEAR, Examples, auto_class, logits, make
 from torch import nn
 from transformers import TrainingArguments
 
@@ -32,7 +32,7 @@ from hfcompress.modules.storage import Packed
 from hfcompress.recipe.plan import make_plan
 from hfcompress.recipe.schema import Recipe
 
-ALL = (*MODELS, *MORE)
+ALL = WITH_LINEAR
 
 
 def prepared(model: nn.Module, **settings) -> Lifecycle:

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import MODELS, MORE, auto_class, calibration, corpus, is_image, logits, make
+from tiny import WITH_LINEAR, auto_class, calibration, corpus, is_image, logits, make
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -38,7 +38,7 @@ from hfcompress.ops.lowrank import allocate_ranks, decompose, gram_root, largest
 from hfcompress.ops.moments import Gram
 from hfcompress.ops.tensors import cp, cp_product, tucker, tucker_product, tucker_ranks
 
-ALL = (*MODELS, *MORE)
+ALL = WITH_LINEAR
 
 
 def error(weight, cut, *, rows=None, inputs=None) -> float:

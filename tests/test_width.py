@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from tiny import MODELS, MORE, auto_class, batch, calibration, logits, make
+from tiny import TRANSFORMERS, auto_class, batch, calibration, logits, make
 from torch import nn
 from transformers import AutoModel
 from transformers.models.bert.modeling_bert import BertForMaskedLM
@@ -23,7 +23,7 @@ from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.methods.width import WidthConfig
 from hfcompress.modules.width import activations, keep_channels_, sensitivities, stream_axes, stream_norms
 
-ALL = tuple(n for n in (*MODELS, *MORE) if n != "swin")
+ALL = tuple(n for n in TRANSFORMERS if n != "swin")
 STOCK = ["vit", "deit", "beit", "llama", "qwen2", "qwen3", "llama-lm"]
 KEPT = 24
 

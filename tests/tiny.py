@@ -141,6 +141,9 @@ MORE: dict[str, Callable[[], nn.Module]] = {
     "llama-lm": _more("llama", "AutoModelForCausalLM"),
 }
 
+TRANSFORMERS = tuple(name for name in (*MODELS, *MORE) if name not in CONVOLUTIONAL)
+WITH_LINEAR = (*TRANSFORMERS, "convnext")  # the models whose blocks hold linear layers
+
 
 def make(name: str, seed: int = 0) -> nn.Module:
     """Build the tiny model `name`, the same for the same seed, in evaluation mode."""
