@@ -24,7 +24,7 @@ from hfcompress.export.onnx import compare, export_onnx
 from hfcompress.export.runtime import open_onnx
 from hfcompress.measure.result import read_result
 from hfcompress.ops.reductions import IGNORED, masked_token
-from hfcompress.recipe.schema import Data
+from hfcompress.recipe.data import Data
 from hfcompress.run.families_table import smallest
 from hfcompress.train.tasks import auto_class_for, get_task
 

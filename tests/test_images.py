@@ -27,7 +27,7 @@ from hfcompress.ops.losses import soft_label_cross_entropy
 from hfcompress.ops.reductions import IGNORED
 from hfcompress.publish.examples import GRID, caption, draw, write_grid
 from hfcompress.recipe import Data
-from hfcompress.recipe.schema import Augment
+from hfcompress.recipe.data import Augment
 from hfcompress.run.training import _workers
 from hfcompress.train.augmentation import Augmenter
 from hfcompress.train.batches import SOFT_LABELS

@@ -40,9 +40,9 @@ from hfcompress.modules.parametrizations import wrapped
 from hfcompress.ops.losses import soft_cross_entropy
 from hfcompress.ops.reductions import IGNORED, next_token
 from hfcompress.publish import rows
+from hfcompress.recipe.data import Data
 from hfcompress.recipe.load import load_recipe
 from hfcompress.recipe.plan import make_plan
-from hfcompress.recipe.schema import Data
 from hfcompress.run import execute
 from hfcompress.run.setup import open_recipe
 from hfcompress.run.training import selecting

@@ -18,6 +18,7 @@ from ..modules.chains import layers_of
 from ..modules.factorized import refuse_unsplittable, split_tied_
 from ..modules.lowrank import Show
 from ..modules.matrix import as_matrix, stored
+from ..modules.tables import input_embeddings
 from ..modules.ties import sharers
 from ..ops.lowrank import decompose, largest_saving_rank
 
@@ -66,7 +67,7 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
             for tied, _ in self._groups[path]:
                 refuse_unsplittable(model, tied, (nn.Embedding, nn.Linear), self.info.name, shared=True)
             self._refuse_rank(model, path)
-        self._words = model.get_input_embeddings()  # type: ignore[operator]
+        self._words = input_embeddings(model)
         self._counts = _counted(ctx.corpus.token_ids()) if self.config.by_frequency else Counter()
         self._words_path = next((p for p in self._paths if model.get_submodule(p) is self._words), None)
         self._before = sum(model.get_submodule(p).weight.numel() for p in self._paths)  # type: ignore[operator,misc]
@@ -110,10 +111,7 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
         if self.config.targets is not None:
             tables = layers_of(model, (nn.Embedding,))
             return [path for path, _ in select(tables, self.config.targets, (), f"{self.info.name}.targets")]
-        try:
-            words = model.get_input_embeddings()  # type: ignore[operator]
-        except NotImplementedError:  # a convolutional network
-            words = None
+        words = input_embeddings(model)
         if words is None:
             raise TargetError(f"{self.info.name}: a {type(model).__name__} has no input embeddings, so no token table")
         if not isinstance(words, nn.Embedding):

@@ -1,22 +1,8 @@
 """What a run is told: the typed recipe, read strictly from YAML."""
 
+from .data import Columns, Data, Masking, Splits, Unlabelled
 from .load import LoadedRecipe, load_recipe, recipe_hash, recipe_schema, resolved
-from .schema import (
-    Benchmark,
-    Columns,
-    Data,
-    Engine,
-    Evaluate,
-    Finetune,
-    Masking,
-    Publish,
-    Recipe,
-    Shape,
-    Splits,
-    Stage,
-    TeacherCache,
-    Unlabelled,
-)
+from .schema import Benchmark, Engine, Evaluate, Finetune, Publish, Recipe, Shape, Stage, TeacherCache
 
 __all__ = [
     "Benchmark",

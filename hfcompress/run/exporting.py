@@ -55,7 +55,7 @@ def _processor(checkpoint: str, auto_class: str) -> Any:
     """Return the checkpoint's tokenizer or image processor, or None when it has none."""
     from transformers import AutoConfig
 
-    from ..recipe.schema import Data
+    from ..recipe.data import Data
 
     task = next((t for t in tasks().values() if t.auto_class == auto_class), None)
     if task is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..ops.images import blended, boxes_of, flip, pasted, resized_boxes, shift
 from ..ops.reductions import IGNORED
-from ..recipe.schema import Augment, Crop
+from ..recipe.data import Augment, Crop
 from .batches import SOFT_LABELS
 
 

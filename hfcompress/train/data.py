@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ..core.errors import DataError, RecipeError, nearest
 from ..core.method import Corpus
 from ..ops.reductions import IGNORED
-from ..recipe.schema import Columns, Data, Origin
+from ..recipe.data import Columns, Data, Origin
 from .sources import Source, open_source
 from .tasks.base import Collator, Task
 

@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 
 from ..core.errors import DataError, nearest
-from ..recipe.schema import Origin
+from ..recipe.data import Origin
 
 LABELS_FILE = "labels.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")

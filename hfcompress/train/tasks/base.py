@@ -15,7 +15,8 @@ from datasets import Dataset
 from ...core.errors import DataError, RecipeError, nearest
 from ...core.metric import Metric
 from ...ops.reductions import REDUCTIONS
-from ...recipe.schema import Data, Shape
+from ...recipe.data import Data
+from ...recipe.schema import Shape
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 

@@ -14,7 +14,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from ...core.errors import RecipeError
 from ...ops.reductions import IGNORED
-from ...recipe.schema import Data, Masking
+from ...recipe.data import Data, Masking
 from .base import Collator, register_task
 from .language_modelling import LanguageModelling, block_length, blocks, tokenized
 

@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from ...core.errors import DataError
 from ...core.position_tables import usual_image_size
-from ...recipe.schema import Data, Shape
+from ...recipe.data import Data
+from ...recipe.schema import Shape
 from ..augmentation import Augmenter
 from .base import Collator, load_pretrained, missing_values, register_task
 from .classification import Classification

@@ -12,7 +12,7 @@ from ...core.errors import DataError, RecipeError
 from ...core.metric import MeanMetric, Metric, Parts
 from ...core.position_tables import longest_input
 from ...ops.reductions import LOSS, TOKEN
-from ...recipe.schema import Data
+from ...recipe.data import Data
 from .text import TextInputs, token_limit
 
 _DEFAULT_LENGTH = 1024  # as in transformers' run_clm

@@ -11,7 +11,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from ...core.errors import DataError, RecipeError
-from ...recipe.schema import Data, Shape
+from ...recipe.data import Data
+from ...recipe.schema import Shape
 from .base import Task, load_pretrained, missing_values
 
 _NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
-from ...recipe.schema import Data
+from ...recipe.data import Data
 from .base import Collator, register_task
 from .classification import Classification
 from .text import TextInputs, token_limit

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ...core.errors import RecipeError
 from ...core.metric import MeanMetric, Metric, Parts
-from ...recipe.schema import Data
+from ...recipe.data import Data
 from .base import Collator, register_task
 from .language_modelling import LanguageModelling, block_length, blocks, hits, tokenized
 
