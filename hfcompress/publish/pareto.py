@@ -91,13 +91,18 @@ def _scatter(axis: Axes, title: str, points: Sequence[Point], numbers: Mapping[s
             fillstyle="none" if open_ else "full",
             zorder=3 if ours else 2,
         )
+    log_axis(axis, title)
+    axis.margins(0.12)
+    _label(axis, [point for point in points if point.name in numbers and point.name != _OURS], points, numbers)
+
+
+def log_axis(axis: Axes, title: str) -> None:
+    """Make the x axis logarithmic, with round numbers that are written out."""
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
     axis.set_xlabel(title)
-    axis.margins(0.12)
-    _label(axis, [point for point in points if point.name in numbers and point.name != _OURS], points, numbers)
 
 
 def _label(axis: Axes, named: Sequence[Point], points: Sequence[Point], numbers: Mapping[str, str]) -> None:

@@ -38,7 +38,7 @@ class LoadedRecipe:
     @property
     def stages_hash(self) -> str:
         """SHA-256 of what decides what the stages do: a run may be resumed to measure more, or against other bounds."""
-        return _digest({key: value for key, value in _without_control(self.recipe).items() if key not in _AFTERWARDS})
+        return digest({key: value for key, value in _without_control(self.recipe).items() if key not in _AFTERWARDS})
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -47,7 +47,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     Raises RecipeError with the path of every key that is unknown or has a wrong value.
     """
     text, values = _read(source)
-    recipe = _validate(_override(values, overrides))
+    recipe = _validate(overridden(values, overrides))
     return LoadedRecipe(recipe, text, tuple(overrides), recipe_hash(recipe))
 
 
@@ -63,7 +63,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_hash(recipe: Recipe) -> str:
     """Return the SHA-256 of the resolved recipe as canonical JSON."""
-    return _digest(resolved(recipe))
+    return digest(resolved(recipe))
 
 
 def _without_control(recipe: Recipe) -> dict[str, Any]:
@@ -72,7 +72,8 @@ def _without_control(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def digest(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of plain values as canonical JSON."""
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -109,13 +110,21 @@ def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[str, dict[st
     if isinstance(source, Mapping):
         values = copy.deepcopy(dict(source))
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True), values
-    path = Path(source)
+    text = _text(Path(source))
+    return text, _mapping(parse_yaml(text, str(source)), str(source))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; RecipeError, with the nearest file's name, when it cannot be read."""
+    return _mapping(parse_yaml(_text(path), str(path)), str(path))
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise RecipeError(f"cannot read the recipe {path}: {reason}.{_neighbours(path)}") from error
-    return text, _mapping(parse_yaml(text, str(path)), str(path))
 
 
 def _neighbours(path: Path) -> str:
@@ -137,7 +146,8 @@ def _validate(values: dict[str, Any]) -> Recipe:
         raise RecipeError(explain(error, Recipe)) from error
 
 
-def _override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `values` with ``dotted.key=value`` items applied, in place; RecipeError names one that cannot be."""
     parsed = [_parse_override(item) for item in overrides]
     for path, _ in parsed:
         if len(path) == 2 and path[0] == "data" and isinstance(values.get("data"), dict):

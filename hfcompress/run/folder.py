@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -93,6 +94,19 @@ class RunFolder:
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **entry}, default=str) + "\n")
 
+    def share(self, other: RunFolder, part: str) -> None:
+        """Give `other` this run's `part` (baseline or control) with all that was computed of it; one copy on disk."""
+        for source, target in (
+            (self.path / part, other.path / part),
+            (self.path / "exports" / part, other.path / "exports" / part),
+        ):
+            if source.is_dir() and not target.exists():
+                shutil.copytree(source, target, copy_function=_link)
+        other.predictions.mkdir(exist_ok=True)
+        for source in self.predictions.glob("*"):  # named by what they depend on: none is taken for another
+            if not (other.predictions / source.name).exists():
+                _link(source, other.predictions / source.name)
+
     def write_plan(self, plan: Plan) -> None:
         """Write plan.json."""
         write_text(self.path / "plan.json", plan.model_dump_json(indent=2) + "\n")
@@ -124,6 +138,19 @@ def open_folder(path: str | Path, loaded: LoadedRecipe, *, resume: bool) -> RunF
     write_text(folder.path / _MARK, json.dumps({"stages_hash": loaded.stages_hash}) + "\n")
     write_text(folder.path / "recipe.yaml", loaded.text)
     return folder
+
+
+def holds(path: Path, loaded: LoadedRecipe) -> bool:
+    """Return whether `path` holds a run, done or not, whose stages are those of this recipe."""
+    return _previous_hash(RunFolder(path)) == loaded.stages_hash
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, or where the disk knows no such thing a copy: nothing writes into a file there is."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _previous_hash(folder: RunFolder) -> str | None:

@@ -1,0 +1,55 @@
+"""The record of a suite: which cells it has, and what became of each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from ..core.config import StrictModel
+from ..core.errors import MeasureError
+from ..core.method import Category
+from .result import Result, read_result
+
+RECORD, CELLS = "suite.json", "cells"
+
+
+class State(StrEnum):
+    """What became of a cell."""
+
+    WAITING = "not run"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class CellRecord(StrictModel):
+    """One method on one model with one seed."""
+
+    name: str = Field(description="Its run folder, below `cells`.")
+    model: str
+    method: str
+    category: Category
+    seed: int
+    state: State = State.WAITING
+    reason: str | None = Field(None, description="Why it failed.")
+
+
+class SuiteRecord(StrictModel):
+    """`suite.json`: with the results in `cells`, all that the report is made from."""
+
+    title: str
+    notes: str | None = None
+    cells: list[CellRecord]
+
+
+def read_suite(folder: Path) -> tuple[SuiteRecord, dict[str, Result]]:
+    """Return the record in `folder` and the results of its done cells by name; MeasureError when there is none."""
+    try:
+        record = SuiteRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MeasureError(f"no comparison in {folder}: {error.strerror}. `hfcompress compare` writes one.") from error
+    except ValidationError as error:
+        raise MeasureError(f"{folder / RECORD} is not the record of a comparison: {error}") from error
+    done = [cell.name for cell in record.cells if cell.state is State.DONE]
+    return record, {name: read_result(folder / CELLS / name) for name in done}
