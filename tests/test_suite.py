@@ -1,0 +1,246 @@
+"""A comparison of methods by models by seeds: its cells, what they share, what becomes of failures, and its report."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from project import text_project
+from test_card import make_result
+from typer.testing import CliRunner
+
+from hfcompress.cli import app
+from hfcompress.core.errors import HFCompressError, RecipeError
+from hfcompress.core.method import Category
+from hfcompress.measure.cells import CELLS, RECORD, CellRecord, State, SuiteRecord, read_suite
+from hfcompress.measure.result import read_result
+from hfcompress.publish.suite import render_report, write_report
+from hfcompress.publish.suite_figure import Dot, draw_dots
+from hfcompress.recipe.suite import load_suite
+from hfcompress.run import comparing, execute
+from hfcompress.run.comparing import run_suite
+
+SHIPPED = sorted((Path(__file__).parent.parent / "recipes" / "suites").glob("*.yaml"))
+TRAIN = {"num_train_epochs": 1, "per_device_train_batch_size": 8}
+
+
+def suite_file(folder: Path, **changes: object) -> Path:
+    """Write a suite of three methods on the tiny text model: one-shot, and two that train alike."""
+    text_project(folder)
+    methods = {
+        "int8": {"category": "parameter quantization", "stages": [{"methods": {"quantize_weights": {}}}]},
+        "pruned": {
+            "category": "parameter pruning",
+            "stages": [
+                {"methods": {"movement": {"heads": 0.5, "ffn": 0.5, "round_to": 4}, "distill": {}}, "train": {}}
+            ],
+        },
+        "hybrid": {
+            "category": "hybrid",
+            "stages": [{"methods": {"movement": {"ffn": 0.25, "round_to": 4}, "distill": {}}, "train": {}}],
+        },
+    }
+    values = {
+        "title": "Tiny",
+        "models": {"bert": {"recipe": "recipe.yaml", "train": TRAIN}},
+        "methods": methods,
+        "benchmark": None,
+        **changes,
+    }
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run cells without starting a process for each; the list names those that ran."""
+    ran: list[str] = []
+
+    def run(cell, folder):
+        ran.append(cell.name)
+        try:
+            execute.run_recipe(cell.loaded, folder.path, resume=True)
+        except HFCompressError as error:
+            return 2, f"error: {error}"
+        return 0, ""
+
+    monkeypatch.setattr(comparing, "_in_a_process", run)
+    monkeypatch.setattr(execute, "run_snippet", lambda result, folder: None)  # a process of its own for every cell
+    return ran
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_suites_load_and_show_all_categories(path):
+    suite = load_suite(path)
+    assert {cell.category for cell in suite.cells} == set(Category)
+    assert len({cell.model for cell in suite.cells}) >= 4
+    for model in suite.suite.models:  # all that train have the same control, so that it is trained once
+        assert len({cell.control_key for cell in suite.cells if cell.model == model} - {None}) == 1
+
+
+def test_a_cell_is_the_union_of_its_model_its_method_and_the_suite(tmp_path):
+    path = suite_file(tmp_path, seeds=[1, 2], evaluate={"batch_size": 4})
+    cells = {cell.name: cell for cell in load_suite(path).cells}
+    assert list(cells) == [f"{m}-bert-{s}" for s in (1, 2) for m in ("int8", "pruned", "hybrid")]
+    recipe = cells["pruned-bert-2"].loaded.recipe
+    assert recipe.model == str(tmp_path / "base") and recipe.seed == 2 and recipe.benchmark is None
+    assert recipe.stages[0].train == TRAIN and recipe.evaluate.control and recipe.evaluate.batch_size == 4
+    assert "movement" not in cells["int8-bert-1"].loaded.text
+
+
+def test_cells_that_train_alike_share_a_control_and_others_do_not(tmp_path):
+    path = suite_file(tmp_path, seeds=[1, 2])
+    keys = {cell.name: cell.control_key for cell in load_suite(path).cells}
+    assert keys["pruned-bert-1"] == keys["hybrid-bert-1"] != keys["pruned-bert-2"]
+    assert keys["int8-bert-1"] is None
+    for change in ("train.num_train_epochs=2", "methods.distill.temperature=3"):
+        other = load_suite(path, [f"methods.pruned.stages.0.{change}"])
+        assert {c.name: c.control_key for c in other.cells}["pruned-bert-1"] != keys["pruned-bert-1"]
+    without = load_suite(path, ["control=false"])
+    assert {cell.control_key for cell in without.cells} == {None}
+
+
+def test_values_set_for_a_model_stay_out_of_the_text_of_its_recipes(tmp_path):
+    (cell, *_) = load_suite(suite_file(tmp_path), ["models.bert.model=/some/where", "benchmark={rounds: 3}"]).cells
+    assert cell.loaded.recipe.model == "/some/where" and "/some/where" not in cell.loaded.text
+    assert cell.loaded.overrides == ("model=/some/where",) and cell.loaded.recipe.benchmark.rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("methods.int8.stages.0.methods.quantize_weights.bit=4", "int8 on bert: stages.0.methods.quantize_weights.bit"),
+        ("methods.int8.models=[brt]", "no model 'brt'. Did you mean 'bert'?"),
+        ("models.brt.model=x", "no model 'brt'. Did you mean 'bert'?"),
+        ("methods.int8.category=pruning", "methods.int8.category"),
+        ("methods.int8.stage=1", "methods.int8.stage: unknown key"),
+        ("seeds=[1, 1]", "every seed once"),
+        ("models.bert.recipe=rcipe.yaml", "Did you mean"),
+    ],
+)
+def test_a_mistake_names_the_cell_or_the_key(tmp_path, override, words):
+    with pytest.raises(RecipeError) as raised:
+        load_suite(suite_file(tmp_path), [override])
+    assert words in str(raised.value)
+
+
+def test_one_job_with_shared_controls_kept_cells_and_failures_that_are_told(tmp_path, in_this_process):
+    stage = {"methods": {"svd": {"keep": 0.5, "targets": ["nothing"]}}}
+    broken = {"category": "low-rank decomposition", "stages": [stage]}
+    path = suite_file(tmp_path)
+    values = yaml.safe_load(path.read_text())
+    values["methods"] = {"broken": broken, **values["methods"]}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    out = tmp_path / "out"
+    report = run_suite(load_suite(path), out)
+    assert in_this_process == ["broken-bert-42", "int8-bert-42", "pruned-bert-42", "hybrid-bert-42"]
+    record, results = read_suite(out)
+    assert [c.state for c in record.cells] == [State.FAILED, State.DONE, State.DONE, State.DONE]
+    text = report.read_text(encoding="utf-8")
+    assert "`broken`, seed 42" in text and "nothing" in text and "3 of 4 cells done" in text
+    weights = [out / CELLS / f"{name}-bert-42" / "control" / "model.safetensors" for name in ("pruned", "hybrid")]
+    assert weights[0].stat().st_ino == weights[1].stat().st_ino, "the control was trained twice"
+    assert results["hybrid-bert-42"].control.value == results["pruned-bert-42"].control.value
+    # Again: what failed is tried again, what is done is kept, and one whose recipe changed is done anew.
+    in_this_process.clear()
+    run_suite(load_suite(path, ["methods.int8.stages.0.methods.quantize_weights.bits=4"]), out)
+    assert in_this_process == ["broken-bert-42", "int8-bert-42"]
+    assert read_result(out / CELLS / "int8-bert-42").stages[0].methods["quantize_weights"]["bits"] == 4
+    in_this_process.clear()
+    run_suite(load_suite(path), out, only=["hybrid"], fresh=True)
+    assert in_this_process == ["hybrid-bert-42"]
+
+
+def test_an_interrupted_job_keeps_its_cells_and_says_how_to_go_on(tmp_path, monkeypatch):
+    def run(cell, folder):
+        if cell.method == "pruned":
+            return 130, ""
+        result = make_result(recipe_hash=cell.loaded.hash)
+        (folder.path / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
+        return 0, ""
+
+    monkeypatch.setattr(comparing, "_in_a_process", run)
+    path, out = suite_file(tmp_path), tmp_path / "out"
+    done = CliRunner().invoke(app, ["compare", str(path), "--output", str(out)])
+    assert done.exit_code == 130 and "repeat the command" in " ".join(done.output.split())
+    record = SuiteRecord.model_validate_json((out / RECORD).read_text())
+    assert [c.state for c in record.cells] == [State.DONE, State.WAITING, State.WAITING]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    path = suite_file(tmp_path)
+    with pytest.raises(HFCompressError, match="nothing was touched"):
+        run_suite(load_suite(path), tmp_path / "data")
+    assert (tmp_path / "data" / "train.csv").exists()
+    with pytest.raises(RecipeError, match="Did you mean 'pruned'"):
+        run_suite(load_suite(path), tmp_path / "out", only=["prund"])
+
+
+def test_a_cell_in_a_process_of_its_own_and_why_it_failed(tmp_path):
+    (cell, *_) = load_suite(suite_file(tmp_path), ["models.bert.model=no/such-folder"]).cells
+    folder = comparing.open_folder(tmp_path / "out", cell.loaded, resume=False)
+    status, words = comparing._in_a_process(cell, folder)
+    reason = comparing._reason(status, words)
+    assert status == 2 and "no/such-folder" in reason and "\n" not in reason
+    assert "out of memory" in comparing._reason(-9, "")
+    assert comparing._reason(1, "Traceback\nValueError: odd\n") == "exit status 1: ValueError: odd"
+
+
+def record_of(results, model="bert"):
+    """Return the record of done cells called METHOD-SEED."""
+    cells = [
+        CellRecord(
+            name=name, model=model, method=name.rpartition("-")[0], seed=int(name.rpartition("-")[2]),
+            category=Category.PRUNING, state=State.DONE,
+        )
+        for name in results
+    ]  # fmt: skip
+    return SuiteRecord(title="Report", cells=cells)
+
+
+def with_accuracy(value):
+    result = make_result()
+    quality = [q.model_copy(update={"value": value}) for q in result.compressed.quality]
+    head = [d.model_copy(update={"value": value - 0.8784}) for d in result.difference]
+    compressed = result.compressed.model_copy(update={"quality": quality})
+    return result.model_copy(update={"compressed": compressed, "difference": head})
+
+
+def test_a_row_says_mean_and_spread_over_seeds_and_the_loss_against_the_control():
+    results = {"m-1": with_accuracy(0.87), "m-2": with_accuracy(0.86)}
+    (row,) = [line for line in render_report(record_of(results), results, {}).splitlines() if "`m`" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3] == "86.50 ± 0.71" and cells[4] == "−1.34 ± 0.71"
+    assert cells[5] == "88.07 ± 0.00" and cells[6] == "−1.57 ± 0.71"
+    assert cells[7] == "7.21x / 4.40x"  # best engine against PyTorch, and in that engine
+    (one,) = [s for s in render_report(record_of({"m-1": results["m-1"]}), results, {}).splitlines() if "`m`" in s]
+    assert "(−1.95 to +0.34)" in one and "±" not in one
+
+
+def test_a_report_is_written_again_from_its_files_alone(tmp_path):
+    results = {"m-1": make_result()}
+    (tmp_path / CELLS / "m-1").mkdir(parents=True)
+    (tmp_path / CELLS / "m-1" / "result.json").write_text(results["m-1"].model_dump_json())
+    (tmp_path / RECORD).write_text(record_of(results).model_dump_json())
+    page = write_report(tmp_path)
+    before = page.read_bytes(), (tmp_path / "bert.png").read_bytes()
+    done = CliRunner().invoke(app, ["compare", str(tmp_path), "--report"])
+    assert done.exit_code == 0 and (page.read_bytes(), (tmp_path / "bert.png").read_bytes()) == before
+
+
+def test_no_two_names_overlap_in_the_figure():
+    names = [f"method-{i}" for i in range(14)]
+    dots = [
+        Dot(name, str(list(Category)[i % 7]), 8 + i % 5, 0.1 + 0.02 * (i % 4), 0.87 + 0.001 * (i % 3))
+        for i, name in enumerate(names)
+    ]
+    figure = draw_dots(dots, make_result())
+    assert len(figure.axes) == 2
+    for axis in figure.axes:
+        boxes = {t.get_text(): t.get_window_extent() for t in axis.texts if t.get_text() in names}
+        assert set(boxes) == set(names)
+        for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+            assert not a.overlaps(b), (one, other)
