@@ -56,6 +56,9 @@ def test_there_are_shipped_recipes() -> None:
         ("data.columsn", {}, ["data.columsn: unknown key", "'columns'"]),
         ("data.columns.txt", "a", ["data.columns.txt: unknown key", "'text'"]),
         ("stages.0.trian", {}, ["stages.0.trian: unknown key", "'train'"]),
+        ("stages.0.train.load_best_model_at_end", True, ["stages.0.train: load_best_model_at_end", "eval_strategy"]),
+        ("stages.0.train.eval_on_start", True, ["stages.0.train: eval_on_start", "eval_strategy"]),
+        ("stages.0.train.save_strategy", "best", ["stages.0.train: save_strategy: best", "eval_strategy"]),
         ("stages.0.methods.movement.haeds", 0.5, ["stages.0.methods.movement.haeds: unknown key", "'heads'"]),
         (
             "stages.0.methods.movement.schedule",

@@ -34,6 +34,11 @@ OWNED: dict[str, str] = {
 }
 
 
+SAVE_STRATEGY = "epoch"  # of a run, unless the recipe says otherwise
+_EVALUATING = ("load_best_model_at_end", "eval_on_start")
+_PICKING = (*_EVALUATING, "eval_strategy", "save_strategy", "eval_steps", "save_steps", "metric_for_best_model")
+
+
 @functools.cache
 def training_fields() -> Mapping[str, Any]:
     """Return the type of every TrainingArguments field a recipe may set, by name."""
@@ -44,7 +49,25 @@ def training_fields() -> Mapping[str, Any]:
 def check_train(train: Mapping[str, Any], where: str) -> list[str]:
     """Return one message per entry of a `train:` mapping that TrainingArguments would not take."""
     found = (_problem(str(key), value, f"{where}.{key}") for key, value in train.items())
-    return [problem for problem in found if problem]
+    return [problem for problem in found if problem] or _picking(train, where)
+
+
+def _picking(train: Mapping[str, Any], where: str) -> list[str]:
+    """Return what TrainingArguments has against these values taken together: when to evaluate, save and pick."""
+    given = {"save_strategy": SAVE_STRATEGY, **{key: value for key, value in train.items() if key in _PICKING}}
+    evaluates = given.get("eval_strategy", "no") != "no"
+    needing = [k for k in _EVALUATING if given.get(k) not in (None, False)]
+    needing += ["save_strategy: best"] * (given["save_strategy"] == "best")
+    if needing and not evaluates:
+        return [
+            f"{where}: {', '.join(needing)} needs a held-out part of the training split: set 'eval_strategy: epoch'."
+        ]
+    try:
+        TrainingArguments(output_dir=".", **given)
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        return [f"{where}: {said} (a run saves every epoch unless 'save_strategy' says otherwise)."]
+    return []
 
 
 def train_schema() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..core.method import Method
 from ..core.progress import listening
+from ..recipe.training import SAVE_STRATEGY
 from ..train.checkpointing import PlainTrainer
 from ..train.interrupt import SaveOnInterrupt
 from ..train.tasks import metric_key
@@ -101,7 +102,7 @@ def clean(scratch: Path) -> None:
 
 def training_arguments(arguments: Mapping[str, Any], scratch: Path, seed: int) -> TrainingArguments:
     """Return the recipe's arguments on top of what suits a run."""
-    own = {"save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 10}
+    own = {"save_strategy": SAVE_STRATEGY, "save_total_limit": 1, "logging_steps": 10}
     if not torch.cuda.is_available():
         own["dataloader_pin_memory"] = False
     fixed = {"output_dir": str(scratch), "seed": seed, "disable_tqdm": True, "remove_unused_columns": False}
