@@ -215,6 +215,7 @@ def project(folder: Path, **recipe: Any) -> Path:
     return path
 
 
+@pytest.mark.card_code
 def test_a_run_from_scratch_to_card(monkeypatch, capsys, tmp_path):
     select = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "perplexity"}
     train = {"num_train_epochs": 6, "per_device_train_batch_size": 8, "learning_rate": 0.01, **select}

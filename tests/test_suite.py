@@ -68,7 +68,6 @@ def in_this_process(monkeypatch):
         return 0, ""
 
     monkeypatch.setattr(comparing, "_in_a_process", run)
-    monkeypatch.setattr(execute, "run_snippet", lambda result, folder: None)  # a process of its own for every cell
     return ran
 
 

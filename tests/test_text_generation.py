@@ -226,6 +226,7 @@ def test_the_best_checkpoint_is_the_one_of_least_perplexity(tmp_path):
 # --- a whole run ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.card_code
 def test_a_run_from_scratch_to_card(monkeypatch, capsys, tmp_path):
     select = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "perplexity"}
     train = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 0.01, **select}
