@@ -243,3 +243,13 @@ def test_no_two_names_overlap_in_the_figure():
         assert set(boxes) == set(names)
         for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
             assert not a.overlaps(b), (one, other)
+
+
+def test_the_readmes_suite_loads(tmp_path):
+    root = Path(__file__).parent.parent
+    text = (root / "README.md").read_text(encoding="utf-8").split("### Several methods side by side")[1]
+    (tmp_path / "recipes").symlink_to(root / "recipes")
+    path = tmp_path / "suite.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    cells = {cell.name: cell.loaded.recipe for cell in load_suite(path).cells}
+    assert len(cells) == 6 and cells["pruned-mine-3"].stages[0].methods["movement"]["heads"] == 0.5
