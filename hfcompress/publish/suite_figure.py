@@ -82,7 +82,7 @@ def _name(axis: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
     arrows = {"arrowstyle": "-", "color": INK, "lw": 0.5}
     adjust_text(
         texts, x=[p.cost for p in points], y=[p.value for p in points], ax=axis, arrowprops=arrows,
-        expand=(1.1, 1.35), ensure_inside_axes=True, iter_lim=400,
+        expand=(1.3, 1.7), ensure_inside_axes=True, iter_lim=400,
     )  # fmt: skip
 
 
