@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def _row(name: str, result: Result, shapes: list[Speedup], controls: bool) -> li
     size = f"{rows.si(result.compressed.size_bytes, 'B')}, {rows.ratio(result.size_ratio)}"
     control = [rows.metric(result, result.control.value) if result.control else rows.NONE] * controls
     times = [_time(result, shape) for shape in shapes]
-    return [name, ", ".join(methods), size, _quality(result), *control, *times, _minutes(result)]
+    return [name, ", ".join(methods), size, _quality(result), *control, *times, minutes([result])]
 
 
 def _baseline(result: Result) -> str:
@@ -108,7 +108,8 @@ def _same_engine(result: Result, after: LatencyRow) -> float | None:
     return before.p50_ms / after.p50_ms if before else None
 
 
-def _minutes(result: Result) -> str:
-    minutes = sum(stage.seconds for stage in result.stages) / 60
-    busy = any((stage.waiting or 0.0) > BUSY for stage in result.stages)
-    return f"{'≤ ' if busy else ''}{minutes:.1f}"
+def minutes(results: Sequence[Result]) -> str:
+    """Return the minutes compressing took, the mean of these runs; an upper bound where the machine was busy."""
+    seconds = sum(stage.seconds for result in results for stage in result.stages) / len(results)
+    busy = any((stage.waiting or 0.0) > BUSY for result in results for stage in result.stages)
+    return f"{'≤ ' if busy else ''}{seconds / 60:.1f}"

@@ -12,6 +12,7 @@ from ..measure.cells import CELLS, CellRecord, State, SuiteRecord, read_suite
 from ..measure.result import Result, Speedup
 from ..measure.statistics import Spread, spread
 from . import rows
+from .comparison import minutes
 from .suite_figure import Dot, write_dots
 from .template import render
 
@@ -124,8 +125,7 @@ def _row(entry: Entry, shapes: Sequence[Speedup], controls: bool) -> list[str]:
     cells = [str(entry.category), f"`{entry.method}`", bytes_, quality, _difference(results)]
     if controls:
         cells += list(_control(results))
-    minutes = sum(stage.seconds for r in results for stage in r.stages) / len(results) / 60
-    return [*cells, *(_time(results, shape) for shape in shapes), f"{minutes:.1f}"]
+    return [*cells, *(_time(results, shape) for shape in shapes), minutes(results)]
 
 
 def _value(result: Result) -> float:
