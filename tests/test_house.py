@@ -23,7 +23,20 @@ from hfcompress.run.show_methods import methods_markdown
 
 PACKAGE = Path(hfcompress.__file__).parent
 ROOT = PACKAGE.parent
-ROOMS = ["core", "ops", "modules", "methods", "checkpoint", "recipe", "train", "export", "measure", "publish", "run"]
+ROOMS = [
+    "core",
+    "ops",
+    "modules",
+    "methods",
+    "checkpoint",
+    "recipe",
+    "train",
+    "export",
+    "measure",
+    "publish",
+    "run",
+    "commands",
+]
 FORBIDDEN = {"export": {"train"}, "measure": {"train"}, "methods": {"methods"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 ALSO_WORDS = {
@@ -91,7 +104,7 @@ def test_an_arrow_that_runs_back_is_found(tmp_path, monkeypatch):
 
 # a method that is named as a library, a part of one, or a format is: the files that speak to it
 LIBRARIES = {
-    "bitsandbytes": ("modules/bnb.py", "checkpoint/inner.py", "cli.py", "run/doctor.py"),
+    "bitsandbytes": ("modules/bnb.py", "checkpoint/inner.py", "commands/shared.py", "run/doctor.py"),
     "lora": ("modules/adapters.py",),
     "gptq": ("export/gptq.py", "run/exporting.py"),  # the checkpoint format of that name
 }

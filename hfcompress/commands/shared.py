@@ -1,0 +1,52 @@
+"""What every command shares: consoles, exit statuses, arguments, and opening a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from ..recipe.load import LoadedRecipe
+
+OK, MISTAKE, UNMET, INTERRUPTED = 0, 2, 3, 130
+
+console = Console()
+errors = Console(stderr=True)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Override a value, such as `stages.0.methods.distill.temperature=3`; repeatable.",
+        metavar="KEY=VALUE",
+    ),
+]
+Folder = Annotated[Path, typer.Argument(help="Run folder, as `--output` named it.", show_default=False)]
+
+
+def loaded_recipe(recipe: Path, overrides: list[str] | None) -> LoadedRecipe:
+    """Read and check a recipe with its `--set` values; RecipeError names what is wrong."""
+    quiet_libraries()
+    from ..recipe.load import load_recipe
+
+    return load_recipe(recipe, overrides or ())
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own bars and messages."""
+    import logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it mentions an optional kernel at every import
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def escape(text: Any) -> str:
+    """Return text that the console prints as it is."""
+    return str(text).replace("[", r"\[")
