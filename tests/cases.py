@@ -432,6 +432,11 @@ CASES: dict[str, MethodCase] = {
 
 # further settings of a method that the contract has to hold for, by what they are about
 VARIANTS: dict[str, dict[str, MethodCase]] = {
+    "channels": {
+        "slimming": MethodCase(
+            {"remove": 0.4, "round_to": 2, "importance": "slimming", "penalty": 0.01}, refuses=CASES["channels"].refuses
+        )
+    },
     "depthwise_separable": {
         "weights": MethodCase(
             {"fit": "weights", "multiplier": 2},
