@@ -184,3 +184,34 @@ def test_the_contract_holds_for_a_resnet(method, tmp_path):
     for check in CHECKS:
         if check.__name__ != "check_report":
             check(subject)
+
+
+@pytest.mark.parametrize("method", ["n_m", "wanda", "sparsegpt", "gptq", "svd"])
+def test_methods_of_linear_layers_say_that_convolutions_are_none(method):
+    settings = CASES[method].settings
+    with pytest.raises(
+        TargetError, match=rf"{method} acts on linear layers, and the blocks of a ResNet.* convolutions"
+    ):
+        apply("resnet", make("resnet"), method, **settings)
+    with pytest.raises(TargetError, match=rf"{method}.targets: 'Conv2d' names convolutions"):
+        apply("convnext", make("convnext"), method, **settings, targets=["Conv2d"])
+
+
+def test_pruning_single_weights_finds_convolutions_where_blocks_have_nothing_else(tmp_path):
+    model, before = apply("resnet", make("resnet"), "magnitude", sparsity=0.75), make("resnet")
+    kernels = [path for path, module in before.named_modules() if isinstance(module, nn.Conv2d)]
+    shares = [(model.get_submodule(path).dequantized() == 0).float().mean() for path in kernels]
+    assert kernels and all(abs(share - 0.75) < 0.02 for share in shares)
+    assert torch.equal(model.classifier[1].weight, before.classifier[1].weight)
+    reloaded(model, "resnet", tmp_path)
+
+
+@pytest.mark.parametrize("method", ["tucker", "cp"])
+def test_kernels_of_single_channels_stay_as_they_are(method):
+    model, before = make("convnext"), make("convnext")
+    groups = {path: m.groups for path, m in before.named_modules() if isinstance(m, nn.Conv2d)}
+    apply("convnext", model, method, keep=0.6)
+    assert {count > 1 for count in groups.values()} == {True, False}
+    assert all((type(model.get_submodule(path)) is nn.Conv2d) == (count > 1) for path, count in groups.items())
+    with pytest.raises(TargetError, match="channels are in 16 groups"):
+        apply("convnext", make("convnext"), method, keep=0.6, targets=[max(groups, key=groups.get)])
