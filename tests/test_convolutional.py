@@ -213,5 +213,5 @@ def test_kernels_of_single_channels_stay_as_they_are(method):
     apply("convnext", model, method, keep=0.6)
     assert {count > 1 for count in groups.values()} == {True, False}
     assert all((type(model.get_submodule(path)) is nn.Conv2d) == (count > 1) for path, count in groups.items())
-    with pytest.raises(TargetError, match="channels are in 16 groups"):
+    with pytest.raises(TargetError, match=r"channels are in \d+ groups"):
         apply("convnext", make("convnext"), method, keep=0.6, targets=[max(groups, key=groups.get)])
