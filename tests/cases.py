@@ -28,6 +28,7 @@ class MethodCase:
     expected_report: Callable[[nn.Module, nn.Module], Report] = lambda base, model: {}
     refuses: Mapping[str, str] = field(default_factory=dict)  # tiny model: what the reason for refusing it has to match
     same_size: bool = False  # it gives back what was lost, and saves nothing itself
+    other_inputs: bool = False  # the same example is another input afterwards, so answers cannot be compared
     same_answers: bool = False  # what it removes was not used by the test's inputs
 
 
@@ -184,6 +185,12 @@ def count_tokens(base: nn.Module, model: nn.Module) -> Report:
         next(t for name, t in m.state_dict().items() if "word_embeddings" in name).shape[0] for m in (base, model)
     )
     return {"tokens_before": before, "tokens_after": after, "corpus_covered": 1.0}
+
+
+def count_pixels(base: nn.Module, model: nn.Module) -> Report:
+    """Tell the side of the image from the places in the position table; the examples have 16 pixels."""
+    places = next(t for name, t in model.state_dict().items() if "position_embeddings" in name).shape[1]
+    return {"pixels_before": 16, "pixels_after": math.isqrt(places) * model.config.patch_size}
 
 
 def count_mixed(base: nn.Module, model: nn.Module) -> Report:
@@ -393,6 +400,12 @@ CASES: dict[str, MethodCase] = {
         },
         same_answers=True,
     ),
+    "image_size": MethodCase(
+        {"pixels": 8},
+        count_pixels,
+        refuses=dict.fromkeys(("bert", "distilbert", "roberta"), "takes no images"),
+        other_inputs=True,
+    ),
     "qat": MethodCase({"bits": 4, "start": 0.0}, count_trained),
     "quantize_weights": MethodCase({}, count_packed),
     "smooth_quant": MethodCase({}, count_static),
@@ -419,6 +432,11 @@ CASES: dict[str, MethodCase] = {
 
 # further settings of a method that the contract has to hold for, by what they are about
 VARIANTS: dict[str, dict[str, MethodCase]] = {
+    "channels": {
+        "slimming": MethodCase(
+            {"remove": 0.4, "round_to": 2, "importance": "slimming", "penalty": 0.01}, refuses=CASES["channels"].refuses
+        )
+    },
     "depthwise_separable": {
         "weights": MethodCase(
             {"fit": "weights", "multiplier": 2},

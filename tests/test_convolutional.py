@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
-from cases import CASES, MethodCase
+from cases import CASES, VARIANTS, MethodCase
 from contract import CHECKS, Subject
-from tiny import CONVOLUTIONAL, auto_class, calibration, logits, make
+from tiny import CONVOLUTIONAL, Examples, auto_class, calibration, logits, make
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainingArguments
 
-from hfcompress import compress
+from hfcompress import HFCompressTrainer, compress
 from hfcompress.checkpoint import load_model, save_checkpoint
-from hfcompress.core.errors import TargetError
+from hfcompress.core.errors import LifecycleError, RecipeError, TargetError
 from hfcompress.core.registry import create, list_methods
 from hfcompress.export.onnx import export_onnx
+from hfcompress.modules.channel_choice import batch_norms
 from hfcompress.modules.channels import channels_of, keep_channels_of_
 
 WORKING = ("channels", "quantize_weights", "qat")
@@ -134,10 +137,81 @@ def test_what_has_no_place_in_a_convolutional_network_is_refused(method):
         Subject(list_methods()[method], case, "resnet", None).prepared(make("resnet"))
 
 
-@pytest.mark.parametrize("method", [*WORKING, "fold_batchnorm"])
+def slimmed(penalty: float, folder) -> tuple[nn.Module, nn.Module, list[float]]:
+    """Return a tiny ResNet at the end of training with the penalty, the same finalized, and the mean scale by step."""
+    config = {"remove": 0.3, "round_to": 2, "importance": "slimming", "penalty": penalty}
+    args = TrainingArguments(
+        str(folder), max_steps=6, learning_rate=0.05, logging_steps=1, save_strategy="no", report_to="none"
+    )
+    trainer = HFCompressTrainer(
+        make("resnet"), args, train_dataset=Examples("resnet"), recipe=create("channels", config).config
+    )
+    kept: list[nn.Module] = []
+    finalize = trainer.lifecycle.finalize
+    trainer.lifecycle.finalize = lambda m: (kept.append(copy.deepcopy(m).eval()), finalize(m))[1]
+    trainer.train()
+    scales = [entry["channels/scale"] for entry in trainer.state.log_history if "channels/scale" in entry]
+    return kept[0], trainer.model.eval(), scales
+
+
+def test_a_penalty_shrinks_the_scales_and_the_smallest_channels_go_when_training_ends(tmp_path):
+    _, _, plain = slimmed(1e-9, tmp_path)
+    model, done, scales = slimmed(0.02, tmp_path)
+    assert len(scales) == 6 and scales[0] == plain[0] and scales[-1] < 0.9 * plain[-1]
+    groups = [group for group in channels_of(make("resnet"), 16).groups if not group.residual]
+    ours, left = ([norm.weight.detach() for norm in batch_norms(of, groups)] for of in (model, done))
+    removed = sum(map(len, ours)) - sum(map(len, left))
+    assert 0 < removed == sum(int((scale == 0).sum()) for scale in ours)
+    assert torch.allclose(logits(model, "resnet"), logits(done, "resnet"), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"importance": "l1"}, "importance: slimming"), ({"importance": "slimming", "refit": True}, "calibration data")],
+)
+def test_a_penalty_goes_with_slimming_in_a_stage_that_trains(settings, told):
+    with pytest.raises(RecipeError, match=told):
+        create("channels", {"remove": 0.3, "penalty": 1e-4, **settings})
+    with pytest.raises(LifecycleError, match="acts while training"):
+        apply("resnet", make("resnet"), "channels", remove=0.3, importance="slimming", penalty=1e-4)
+
+
+@pytest.mark.parametrize("method", [*WORKING, "fold_batchnorm", "slimming"])
 def test_the_contract_holds_for_a_resnet(method, tmp_path):
-    case: MethodCase = CASES[method]
+    case: MethodCase = VARIANTS["channels"]["slimming"] if method == "slimming" else CASES[method]
+    method = "channels" if method == "slimming" else method
     subject = Subject(list_methods()[method], case, "resnet", tmp_path)
     for check in CHECKS:
         if check.__name__ != "check_report":
             check(subject)
+
+
+@pytest.mark.parametrize("method", ["n_m", "wanda", "sparsegpt", "gptq", "svd"])
+def test_methods_of_linear_layers_say_that_convolutions_are_none(method):
+    settings = CASES[method].settings
+    with pytest.raises(
+        TargetError, match=rf"{method} acts on linear layers, and the blocks of a ResNet.* convolutions"
+    ):
+        apply("resnet", make("resnet"), method, **settings)
+    with pytest.raises(TargetError, match=rf"{method}.targets: 'Conv2d' names convolutions"):
+        apply("convnext", make("convnext"), method, **settings, targets=["Conv2d"])
+
+
+def test_pruning_single_weights_finds_convolutions_where_blocks_have_nothing_else(tmp_path):
+    model, before = apply("resnet", make("resnet"), "magnitude", sparsity=0.75), make("resnet")
+    kernels = [path for path, module in before.named_modules() if isinstance(module, nn.Conv2d)]
+    shares = [(model.get_submodule(path).dequantized() == 0).float().mean() for path in kernels]
+    assert kernels and all(abs(share - 0.75) < 0.02 for share in shares)
+    assert torch.equal(model.classifier[1].weight, before.classifier[1].weight)
+    reloaded(model, "resnet", tmp_path)
+
+
+@pytest.mark.parametrize("method", ["tucker", "cp"])
+def test_kernels_of_single_channels_stay_as_they_are(method):
+    model, before = make("convnext"), make("convnext")
+    groups = {path: m.groups for path, m in before.named_modules() if isinstance(m, nn.Conv2d)}
+    apply("convnext", model, method, keep=0.6)
+    assert {count > 1 for count in groups.values()} == {True, False}
+    assert all((type(model.get_submodule(path)) is nn.Conv2d) == (count > 1) for path, count in groups.items())
+    with pytest.raises(TargetError, match=r"channels are in \d+ groups"):
+        apply("convnext", make("convnext"), method, keep=0.6, targets=[max(groups, key=groups.get)])

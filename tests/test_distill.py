@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import Examples, batch, calibration, make
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+from tiny import Examples, auto_class, batch, calibration, make
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DeiTForImageClassificationWithTeacher,
+    TrainingArguments,
+)
 
 from hfcompress import DistillConfig, HFCompressTrainer, WidthConfig, compress
 from hfcompress.checkpoint import load_model, save_checkpoint
@@ -33,6 +39,7 @@ from hfcompress.ops.relations import (
     attention_scores_mse,
     relation_kl,
 )
+from hfcompress.train.checkpointing import PlainTrainer
 from hfcompress.train.teacher import Teacher, output_flags
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
@@ -383,3 +390,77 @@ def test_two_processes_train_projections_and_end_with_the_same_model(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "ranks agree" in done.stdout
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+HARD = {"logits": 0.0, "hard": 0.5, "task": 0.5}
+
+
+def two_headed(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    small = make("deit").config
+    return DeiTForImageClassificationWithTeacher(small).eval()
+
+
+def test_of_two_heads_one_learns_from_labels_and_the_other_from_the_teacher():
+    """DeiT, equation 3: L = CE(class head, labels) / 2 + CE(distillation head, the teacher's decisions) / 2."""
+    student, teacher, inputs = two_headed(), make("vit", seed=1), batch("deit")
+    loss, parts, _ = loss_of(student, teacher, HARD, inputs)
+    with torch.no_grad():
+        wanted = nn.functional.cross_entropy(student(**inputs).distillation_logits, teacher(**inputs).logits.argmax(-1))
+    assert parts["distill/hard"] == pytest.approx(float(wanted), abs=1e-5)
+    assert loss == pytest.approx(0.5 * float(wanted), abs=1e-5)
+    assert student.distillation_classifier.weight.grad.abs().sum() > 0 and student.cls_classifier.weight.grad is None
+
+
+def test_a_two_headed_model_trains_is_evaluated_and_loads(tmp_path):
+    student, rows = two_headed(), Examples("deit")
+    args = TrainingArguments(str(tmp_path / "t"), max_steps=4, learning_rate=1e-2, use_cpu=True, report_to=[])
+    recipe = create("distill", HARD).config
+    made = HFCompressTrainer(
+        model=student, args=args, train_dataset=rows, eval_dataset=rows, recipe=recipe, teacher=make("vit", seed=1)
+    )
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    first = made.evaluate()["eval_loss"]
+    made.train()
+    assert made.evaluate()["eval_loss"] < first  # against the labels, by the class head
+    assert all(not torch.equal(before[f"{head}_classifier.weight"], getattr(student, f"{head}_classifier").weight)
+               for head in ("cls", "distillation"))  # fmt: skip
+    plain = PlainTrainer(model=two_headed(), args=args, train_dataset=rows)
+    plain.train()  # without a teacher both heads learn from the labels
+    assert not torch.equal(before["distillation_classifier.weight"], plain.model.distillation_classifier.weight)
+    loaded = load_model(save_checkpoint(student, tmp_path / "saved"), auto_class("deit"))
+    assert type(loaded) is type(student)
+    assert torch.allclose(loaded(**batch("deit")).logits, student.eval()(**batch("deit")).logits, atol=1e-6)
+
+
+INSIDE = {"logits": 0.5, "hidden": 1, "cosine": 0.5, "maps": 0.5, "attention": 1, "relations": {"of": ["query_key"]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("vit", "vit"),
+        ("deit", "deit"),
+        ("beit", "beit"),
+        ("dinov2", "dinov2"),
+        ("dinov2", "vit"),
+        ("deit", "two-headed"),
+    ],
+)
+def test_image_models_learn_from_hidden_states_and_attention(name, other):
+    teacher = two_headed(seed=1) if other == "two-headed" else make(other, seed=1)
+    inputs = batch(name)
+    loss, parts, lifecycle = loss_of(make(name), teacher, INSIDE, inputs)
+    assert set(parts) == {f"distill/{part}" for part in INSIDE} and all(value > 0 for value in parts.values())
+    lifecycle.finalize(make(name))
+    same, parts, _ = loss_of(make(name), make(name), {**INSIDE, "logits": 0, "hard": 0}, inputs)
+    assert same == pytest.approx(0, abs=1e-4) and loss > same
+
+
+def test_image_models_of_other_tokens_are_told_apart():
+    with pytest.raises(LifecycleError, match="the student has 18 tokens here, the teacher 17"):
+        loss_of(make("deit"), make("vit", seed=1), {"hidden": 1}, batch("deit"))
+    with pytest.raises(LifecycleError, match="tokens here"):
+        loss_of(make("deit"), make("vit", seed=1), {"attention": 1}, batch("deit"))

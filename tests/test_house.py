@@ -44,6 +44,7 @@ ALSO_WORDS = {
     "cp",
     "ffn",
     "heads",
+    "image_size",
     "layers",
     "positions",
     "svd",

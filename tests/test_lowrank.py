@@ -315,9 +315,11 @@ def test_what_saves_nothing_or_does_not_split_is_refused():
         Lifecycle([create("svd", {"keep": 0.5}), create("quantize_weights", {})], training=False)
     model = make("vit")
     model.vit.embeddings.patch_embeddings.projection = nn.Conv2d(4, 32, 4, 4, groups=2)
-    for config in (TuckerConfig(), CPConfig()):
+    for config in (TuckerConfig, CPConfig):
         with pytest.raises(TargetError, match="4 channels are in 2 groups"):
-            compress(model, config)
+            compress(model, config(targets=["Conv2d"]))
+        with pytest.raises(TargetError, match="have their channels in groups"):
+            compress(model, config())
 
 
 def test_layers_that_gain_nothing_stay_whole_and_are_counted():

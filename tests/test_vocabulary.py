@@ -358,7 +358,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(TargetError, match="stray"):
         token_layers(model)
     args = TrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(LifecycleError, match="tokenized already"):
+    with pytest.raises(LifecycleError, match="read already"):
         HFCompressTrainer(make("bert"), args, recipe=VocabularyConfig(), processing_class=tokenizer)
 
 

@@ -23,10 +23,12 @@ from transformers import (
     RobertaForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessorPil,
 )
 
 from hfcompress.core.families import family_named
 from hfcompress.core.method import Corpus
+from hfcompress.modules.pixels import pixels_of
 from hfcompress.run.families_table import smallest
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -205,6 +207,11 @@ def calibration(name: str) -> list[dict[str, torch.Tensor]]:
     return [{examples.key: examples.inputs[i : i + 4], "labels": examples.labels[i : i + 4]} for i in range(0, 16, 4)]
 
 
+def processor(name: str) -> Any:
+    """Return the tokenizer of the tiny text model, or an image processor that gives images as the examples are."""
+    return ViTImageProcessorPil(size={"height": 16, "width": 16}) if is_image(name) else tokenizer(name)
+
+
 def tokenizer(name: str) -> Any:
     """Return a tokenizer with one word for each id of the tiny text model, or None for a model that takes images."""
     if is_image(name):
@@ -223,11 +230,13 @@ def corpus(name: str) -> Corpus:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, name: str, processor: Any = None) -> torch.Tensor:
-    """Return the model's logits on the standard batch, read by `processor` if a method changed the tokenizer."""
+def logits(model: nn.Module, name: str, reader: Any = None) -> torch.Tensor:
+    """Return the model's logits on the standard batch, read by `reader` if a method changed its processor."""
     inputs = batch(name)
-    if processor is not None:
+    if reader is not None and is_image(name):
+        inputs["pixel_values"] = nn.functional.interpolate(inputs["pixel_values"], pixels_of(reader))
+    elif reader is not None:
         ids = inputs["input_ids"]
-        words = tokenizer(name).convert_ids_to_tokens(ids.flatten().tolist())
-        inputs["input_ids"] = torch.tensor(processor.convert_tokens_to_ids(words)).view_as(ids)
+        words = processor(name).convert_ids_to_tokens(ids.flatten().tolist())
+        inputs["input_ids"] = torch.tensor(reader.convert_tokens_to_ids(words)).view_as(ids)
     return model.eval()(**inputs).logits

@@ -56,6 +56,8 @@ class KernelConfig(StrictModel):
 
     keep: float = Field(0.5, gt=0, lt=1, description="Share of each kernel's weights that may be left.")
     targets: list[str] | None = Field(
-        None, description="Module paths, re:<regex>, or class names (Conv2d); default: every convolution."
+        None,
+        description="Module paths, re:<regex>, or class names (Conv2d); default: every convolution but depthwise and "
+        "other grouped ones.",
     )
     ignore: list[str] = Field(default_factory=list, description="Modules to leave alone, in the same notation.")

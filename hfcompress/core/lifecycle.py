@@ -139,10 +139,10 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
                 "reads calibration data and acts at once: give it a stage of its own without `train:`, before or after "
                 "the one that trains"
             )
-        elif needs.tokenizer and training:
+        elif needs.processor and training:
             reason = (
-                "changes the tokenizer, and what is trained on is tokenized already: give it a stage of its own "
-                "without `train:`, or call hfcompress.compress(model, …, processor=tokenizer)"
+                "changes the tokenizer or image processor, and what is trained on is read already: give it a stage of "
+                "its own without `train:`, or call hfcompress.compress(model, …, processor=processor)"
             )
         elif method.info.alone and len(permanent) > 1:
             reason = (

@@ -46,7 +46,7 @@ class Needs:
     training: bool = False
     teacher: bool = False
     calibration: bool = False
-    tokenizer: bool = False  # and changes the ids it gives, so that nothing tokenized before can be read afterwards
+    processor: bool = False  # tokenizer or image processor; it then gives other inputs, and those read before are void
 
 
 @dataclass(frozen=True)

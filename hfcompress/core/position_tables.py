@@ -14,7 +14,9 @@ class PositionTable:
 
     path: str
     after_padding: bool = False  # positions count from pad_token_id + 1, as fairseq's models do
-    grid: bool = False  # a parameter (1, 1 + patches, width), interpolated to the image on every forward
+    grid: bool = False  # a parameter (1, leading + patches, width)
+    leading: int = 1  # rows of a grid before that of the first patch
+    fixed: bool = False  # the grid is of the only image size taken; otherwise interpolated on every forward
 
 
 _TABLES: dict[str, PositionTable] = {}
@@ -58,3 +60,5 @@ for _type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
     register_position_table(_type, PositionTable(_EMBEDDINGS, after_padding=True))
 register_position_table("gpt2", PositionTable("wpe"))
 register_position_table("dinov2", PositionTable(_EMBEDDINGS, grid=True))
+register_position_table("vit", PositionTable(_EMBEDDINGS, grid=True, fixed=True))
+register_position_table("deit", PositionTable(_EMBEDDINGS, grid=True, fixed=True, leading=2))

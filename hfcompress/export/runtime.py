@@ -32,6 +32,7 @@ class Source:
     revision: str | None = None
     dtype: str = "float32"  # of the weights in PyTorch; "auto": as stored
     calibration: str | None = None  # file of batches on which an export's activations get their grids
+    image_size: int | None = None  # pixels per side of what its processor gives; None: what its config says
 
     def export(self, file: str) -> Path:
         """Return the path of an exported file; ExportError when it is not there."""
@@ -40,7 +41,7 @@ class Source:
             raise ExportError(f"{path} does not exist; export the model first (hfcompress bench does)")
         return path
 
-    def to_json(self) -> dict[str, str | None]:
+    def to_json(self) -> dict[str, str | int | None]:
         """Return plain values; `Source(**values)` reverses it."""
         return asdict(self)
 

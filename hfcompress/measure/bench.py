@@ -108,13 +108,15 @@ def describe(source: Source, settings: Settings, name: str | None = None) -> Mod
         size_bytes=sum(files.values()),
         files=files,
         checksums={name: checksum(folder / name) for name in files},
+        image_size=source.image_size,
         exports=export_files(exports),
         runs_in={name: runs_in(name, source, model) for name in settings.engines},
         layout=layout_of(model),
         parameters=parameters,
         nonzeros=nonzeros,
         flops={
-            s.key: count_flops(model, example_inputs(model, 1, s.length, s.image_size)) for s in _one_each(settings)
+            s.key: count_flops(model, example_inputs(model, 1, s.length, s.image_size or source.image_size))
+            for s in _one_each(settings)
         },
     )
 
@@ -126,7 +128,7 @@ def _export(model: Any, source: Source, settings: Settings, engines: Sequence[st
         raise MeasureError(
             f"{source.checkpoint} is not a local folder: say where its exports shall go (Source.exports)"
         )
-    sizes = {shape.image_size for shape in settings.shapes}
+    sizes = {shape.image_size or source.image_size for shape in settings.shapes}
     if len(sizes) > 1:
         raise MeasureError(
             f"an export has one image size; the shapes have {', '.join(map(str, sorted(filter(None, sizes))))}"

@@ -60,7 +60,7 @@ def _speed(speedup: Sequence[Speedup]) -> list[str]:
         if row.engine != row.baseline_engine or row.ratio > SAME_SPEED:
             continue
         word = "slower than" if row.ratio < 1 / SAME_SPEED else "no faster than"
-        shape = f"{row.batch}×{row.length or row.image_size}"
+        shape = f"{row.batch}×{row.length or row.image_size or 'image'}"
         found.append(f"{row.engine} at {shape} is {word} the same engine on the original ({row.ratio:.2f}×).")
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..export.runtime import Source, engine
 from .process import Progress, WorkerProcess, part, quietly
 from .result import LatencyRow, Speedup
-from .workloads import Shape, checkpoint_spec, common_spec, write_workloads
+from .workloads import Shape, write_workloads
 
 ROUNDS = 7
 SECONDS = 5.0  # per engine and shape, all models together
@@ -190,7 +190,6 @@ def _job(
     threads: int,
     seed: int,
 ) -> dict[str, Any]:
-    inputs = folder / "inputs.safetensors"
-    write_workloads(inputs, common_spec([checkpoint_spec(s, auto_class) for s in models.values()]), shapes, seed)
+    inputs = write_workloads(folder, models, auto_class, shapes, seed)
     plain = {label: source.to_json() for label, source in models.items()}
-    return {"models": plain, "inputs": str(inputs), "auto_class": auto_class, "threads": threads}
+    return {"models": plain, "inputs": inputs, "auto_class": auto_class, "threads": threads}

@@ -81,7 +81,7 @@ def predict(
         job = {
             "engine": engine_name,
             "models": {"model": source.to_json()},
-            "inputs": str(batches_file),
+            "inputs": {"model": str(batches_file)},
             "auto_class": auto_class,
             "threads": threads,
         }

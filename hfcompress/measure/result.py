@@ -20,7 +20,7 @@ class LatencyRow(StrictModel):
     engine: str = Field(description="Name of the engine, such as 'pytorch'; the recipe lists all.")
     batch: int
     length: int | None = Field(None, description="Tokens per example; None for images.")
-    image_size: int | None = Field(None, description="Pixels per side; None for text.")
+    image_size: int | None = Field(None, description="Pixels per side; None for text, or if each model has its own.")
     threads: int
     rounds: int = Field(description="Interleaved rounds; each gives one median.")
     p50_ms: float
@@ -75,6 +75,7 @@ class ModelResult(StrictModel):
     size_bytes: int = Field(description="Sum of the weight files of the checkpoint on disk.")
     files: dict[str, int] = Field(description="Weight files and their bytes.")
     checksums: dict[str, str] = Field(default_factory=dict, description="SHA-256 of the weight files.")
+    image_size: int | None = Field(None, description="Pixels per side of the images its processor gives.")
     exports: dict[str, int] = Field(default_factory=dict, description="Exported files and their bytes.")
     parameters: int = Field(description="Numbers the model holds, packed ones counted one by one, shared ones once.")
     nonzeros: int

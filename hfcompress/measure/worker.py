@@ -12,6 +12,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ STABLE = 0.1  # warm-up ends when the last three times lie within this share of 
 
 
 class Worker:
-    """The models of a job, opened in its engine, and its batches."""
+    """The models of a job, opened in its engine, and the batches each of them reads."""
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.job = job
@@ -45,26 +46,26 @@ class Worker:
 
     def warm(self, report: Report, shape: int, seconds: float) -> dict[str, float]:
         """Return each model's time in ms on batch `shape` once it is stable, or after `seconds`."""
-        batch = self._batch(shape)
-        return {label: warm_up(run, batch, seconds / len(self.runs)) for label, run in self.runs.items()}
+        batches = self._batches(shape)
+        return {label: warm_up(run, batches[label], seconds / len(self.runs)) for label, run in self.runs.items()}
 
     def round(self, report: Report, shape: int, passes: Mapping[str, int]) -> dict[str, Any]:
         """Return the times in ms of each model's `passes` in turn, and the share of the threads' time spent waiting.
 
         A pass before them is not counted: it brings the weights back into the caches that another model used.
         """
-        batch = self._batch(shape)
+        batches = self._batches(shape)
         times, started, waited = {}, time.perf_counter_ns(), waited_ns()
         for label, run in self.runs.items():
-            run(batch)
-            times[label] = [_time(run, batch) for _ in range(passes[label])]
+            run(batches[label])
+            times[label] = [_time(run, batches[label]) for _ in range(passes[label])]
         available = (time.perf_counter_ns() - started) * self.job["threads"]
         return {"times_ms": times, "waiting": (waited_ns() - waited) / available}
 
     def memory(self, report: Report) -> int:
         """Return the peak resident memory in bytes of this process after a pass over every batch."""
-        for batch in read_batches(self.job["inputs"]):
-            for run in self.runs.values():
+        for label, run in self.runs.items():
+            for batch in read_batches(self.job["inputs"][label]):
                 run(batch)
         return peak_bytes()
 
@@ -73,17 +74,20 @@ class Worker:
 
         Each batch is reduced before the next one runs: whole vocabularies for every token would not fit in memory.
         """
-        (run,) = self.runs.values()
+        ((label, run),) = self.runs.items()
         parts = []
-        for batch in read_batches(self.job["inputs"]):
+        for batch in read_batches(self.job["inputs"][label]):
             parts.append(REDUCTIONS[reduction](run(batch), batch))
             report(len(parts) / count)
         kept = np.concatenate(parts)
         np.save(output, kept, allow_pickle=False)
         return len(kept)
 
-    def _batch(self, index: int) -> Batch:
-        return next(batch for i, batch in enumerate(read_batches(self.job["inputs"])) if i == index)
+    def _batches(self, index: int) -> dict[str, Batch]:
+        """Return the batch of this number by model, one in memory for all that read the same file."""
+        files = self.job["inputs"]
+        read = {file: next(islice(read_batches(file), index, None)) for file in set(files.values())}
+        return {label: read[file] for label, file in files.items()}
 
 
 def warm_up(run: Run, batch: Batch, seconds: float) -> float:

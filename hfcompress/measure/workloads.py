@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ..core.errors import MeasureError
 from ..export.inputs import InputSpec, example_inputs, spec_from
@@ -14,19 +17,22 @@ from .batches import write_batches
 
 @dataclass(frozen=True)
 class Shape:
-    """One workload: a batch of texts of `length` tokens, or of square images of `image_size` pixels a side."""
+    """One workload: a batch of texts of `length` tokens, or of square images of `image_size` pixels a side.
+
+    With neither, every model gets images of its own size.
+    """
 
     batch: int
     length: int | None = None
     image_size: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.batch}×{self.length or self.image_size}"
+        return f"{self.batch}×{self.length or self.image_size or 'image'}"
 
     @property
     def key(self) -> str:
-        """Name in a result, such as '1x32'."""
-        return f"{self.batch}x{self.length or self.image_size}"
+        """Name in a result, such as '1x32', or '1ximage' where each model has images of its own size."""
+        return f"{self.batch}x{self.length or self.image_size or 'image'}"
 
 
 def checkpoint_spec(source: Source, auto_class: str) -> InputSpec:
@@ -54,6 +60,26 @@ def common_spec(specs: Sequence[InputSpec]) -> InputSpec:
     )
 
 
-def write_workloads(path: Path, spec: InputSpec, shapes: Iterable[Shape], seed: int = 0) -> None:
-    """Write one batch per shape to `path`, random and valid."""
-    write_batches(path, [example_inputs(spec, s.batch, s.length, s.image_size, seed + i) for i, s in enumerate(shapes)])
+def write_workloads(
+    folder: Path, models: Mapping[str, Source], auto_class: str, shapes: Sequence[Shape], seed: int = 0
+) -> dict[str, str]:
+    """Write one batch per shape, random and valid, and return the file each model reads.
+
+    That is one for all, unless they have images of different sizes.
+    """
+    specs = {label: checkpoint_spec(source, auto_class) for label, source in models.items()}
+    common = common_spec(list(specs.values()))
+    own = any(not (shape.length or shape.image_size) for shape in shapes)
+    files: dict[str, str] = {}
+    for label, spec in specs.items():
+        pixels: Any = (models[label].image_size or spec.image_size) if own else None
+        path = folder / f"inputs-{pixels}.safetensors"
+        if str(path) not in files.values():
+            write_batches(path, _batches(common, shapes, pixels, seed))
+        files[label] = str(path)
+    return files
+
+
+def _batches(spec: InputSpec, shapes: Sequence[Shape], pixels: Any, seed: int) -> Iterator[dict[str, Tensor]]:
+    for i, shape in enumerate(shapes):
+        yield example_inputs(spec, shape.batch, shape.length, shape.image_size or pixels, seed + i)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..core.config import StrictModel
@@ -16,11 +17,13 @@ from ..core.registry import register
 from ..core.targets import select
 from ..modules.batch_norm import recalibrate_
 from ..modules.channel_choice import (
+    batch_norms,
     choose_channels,
     filter_norms,
     norm_scales,
     ramps,
     refit_readers_,
+    silence_,
     taylor_scores,
 )
 from ..modules.channels import ChannelGroup, channels_of, keep_channels_of_
@@ -48,16 +51,23 @@ class ChannelsConfig(StrictModel):
         False,
         description="Whether channels may go that residual connections add up over several layers; they cost more.",
     )
-    refit: bool = Field(
-        True,
+    penalty: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="For slimming, in a stage that trains: weight of the sum of |gamma| of the BatchNorms in the loss, "
+        "such as 1e-4; channels go when the stage ends (Liu 2017).",
+    )
+    refit: bool | None = Field(
+        None,
         description="Fit the layers that read removed channels to give what they gave, by least squares on calibration "
-        "data (ThiNet, Luo 2017).",
+        "data (ThiNet, Luo 2017); default: unless there is a `penalty`, whose stage trains and calibrates nothing.",
     )
     ridge: float = Field(
         0.01, gt=0, description="For refit: pull towards the original weights, relative to the inputs' mean square."
     )
-    recalibrate: bool = Field(
-        True, description="Measure the statistics of BatchNorm on calibration data anew (EagleEye, Li 2020)."
+    recalibrate: bool | None = Field(
+        None,
+        description="Measure the statistics of BatchNorm on calibration data anew (EagleEye, Li 2020); default: as for "
+        "refit.",
     )
     round_to: int = Field(8, ge=1, description="Channels kept are a multiple of this; kernels like it.")
     least: float = Field(0.1, ge=0, lt=1, description="Share of each layer's channels that stays in any case.")
@@ -69,6 +79,14 @@ class ChannelsConfig(StrictModel):
     )
     ignore: list[str] = Field(default_factory=list, description="Layers to leave alone, in the same notation.")
 
+    @model_validator(mode="after")
+    def _one_way(self) -> ChannelsConfig:
+        if self.penalty and self.importance != "slimming":
+            raise ValueError("a penalty shrinks the scales that `importance: slimming` goes by; set that")
+        if self.penalty and (self.refit or self.recalibrate):
+            raise ValueError("refit and recalibrate read calibration data, which a stage with a penalty does not")
+        return self
+
 
 @register
 class Channels(Method[ChannelsConfig]):
@@ -77,7 +95,8 @@ class Channels(Method[ChannelsConfig]):
     info = MethodInfo(
         name="channels",
         title="Channel pruning",
-        summary="One-shot: channels of convolutions leave with all that reads them, by Taylor, L1 or BatchNorm scale.",
+        summary="Channels of convolutions leave with all that reads them, by Taylor, L1 or BatchNorm scale, which "
+        "training may shrink (network slimming).",
         category=Category.PRUNING,
         phase=Phase.STRUCTURE,
         papers=(
@@ -94,6 +113,11 @@ class Channels(Method[ChannelsConfig]):
     Config = ChannelsConfig
 
     @property
+    def needs(self) -> Needs:
+        """Training where it penalizes scales, otherwise calibration data."""
+        return Needs(training=True) if self.config.penalty else self.info.needs
+
+    @property
     def calibration_examples(self) -> int:
         """Return how many calibration examples to read."""
         return self.config.examples
@@ -107,7 +131,35 @@ class Channels(Method[ChannelsConfig]):
         self._whole = [group.width for group in self._channels.groups]
         self._masks = self._choose(ramps(self._chosen))
         self._done = False
+        self._norms = batch_norms(model, self._chosen) if self.config.penalty else []
+        self._sum: tuple[Any, int] = (0.0, 0)
         return list(dict.fromkeys(path for group in self._chosen for path in group.layers))
+
+    def settled(self, fraction: float) -> bool:
+        """Say whether the channels are gone, which with a penalty they are at the end."""
+        return not self.config.penalty or fraction >= 1
+
+    def on_step(self, model: nn.Module, fraction: float) -> None:
+        """With a penalty, at the end: choose the channels by their scales and silence them, as if they were gone."""
+        if not self.config.penalty or fraction < 1 or self._done:
+            return
+        self._masks = self._choose(norm_scales(model, self._chosen))
+        for group, keep in zip(self._chosen, self._masks, strict=True):
+            silence_(batch_norms(model, [group]), keep)
+
+    def extra_loss(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> Tensor | None:
+        """Return the penalty times the sum of |gamma| over the channels that may go (Liu 2017, equation 1)."""
+        if not self.config.penalty:
+            return None
+        scales = torch.cat([norm.weight.abs().float() for norm in self._norms])
+        total, count = self._sum
+        self._sum = total + scales.detach().mean(), count + 1
+        return self.config.penalty * scales.sum()
+
+    def log(self) -> dict[str, float]:
+        """Return the mean of |gamma| since the last call."""
+        (total, count), self._sum = self._sum, (0.0, 0)
+        return {"scale": float(total) / count} if count else {}
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Choose the channels, refit what reads them, and take them out, in place."""
@@ -115,10 +167,10 @@ class Channels(Method[ChannelsConfig]):
         scores = self._scores(model, batches)
         self._masks = self._choose(scores)
         kept = [pair for pair in zip(self._chosen, self._masks, strict=True) if not pair[1].all()]
-        if config.refit:
+        if config.refit is not False:
             refit_readers_(model, kept, batches, config.ridge)
         self._cut_(model)
-        if config.recalibrate:
+        if config.recalibrate is not False:
             recalibrate_(model, batches)
 
     def finalize(self, model: nn.Module) -> None:

@@ -45,7 +45,8 @@ class DistillConfig(StrictModel):
     """Settings of distillation: the loss is the sum of its parts, each a weight or, to say more, a mapping.
 
     MiniLMv2: `{logits: 0, task: 0, relations: {heads: 12, layers: last}}`. TinyBERT: `{logits: 0, task: 0, hidden: 1,
-    attention: {loss: scores}}`, then the default. DistilBERT: `{logits: 0.5, cosine: 0.1}`.
+    attention: {loss: scores}}`, then the default. DistilBERT: `{logits: 0.5, cosine: 0.1}`. DeiT: `{logits: 0,
+    hard: 0.5, task: 0.5}`; where a distillation token has a head of its own, that one learns from the teacher alone.
     """
 
     temperature: float = Field(2.0, gt=0, description="Softening of both models' logits (Hinton 2015).")

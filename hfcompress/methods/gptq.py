@@ -14,7 +14,7 @@ from ..core.registry import register
 from ..core.sparsity import Calibrated
 from ..core.targets import select
 from ..modules.blockwise import walk_
-from ..modules.chains import LINEAR, block_layers, layers_of
+from ..modules.chains import LINEAR, layers_of, target_layers
 from ..modules.packed import PackedEmbedding, pack_, weight_matrix
 from ..modules.sparse import pack_sparse_
 from ..modules.storage import Packed
@@ -128,13 +128,9 @@ class GPTQ(Method[GPTQConfig]):
         )
 
     def _select(self, model: nn.Module) -> tuple[list[str], list[str]]:
-        if self.config.targets is None:
-            layers = block_layers(model)
-            layers += layers_of(model, _EMBEDDINGS) if self.config.embedding_bits is not None else []
-        else:
-            layers = layers_of(model, (*LINEAR, *_EMBEDDINGS))
-        if not layers:
-            raise TargetError(f"{type(model).__name__} has no blocks with linear layers; name layers in `targets`")
+        layers = target_layers(model, self.config.targets, (*LINEAR, *_EMBEDDINGS), self.info.name)
+        if self.config.targets is None and self.config.embedding_bits is not None:
+            layers += layers_of(model, _EMBEDDINGS)
         linear: list[str] = []
         tables: list[str] = []
         for path, module in select(layers, self.config.targets, self.config.ignore, f"{self.info.name}.targets"):

@@ -20,7 +20,7 @@ from ..modules.adapters import (
     settle_adapters_,
     start_from_rounding_,
 )
-from ..modules.chains import LINEAR, block_layers, layers_of
+from ..modules.chains import LINEAR, target_layers
 from ..modules.ties import sharers
 
 _OURS = ("keep", "learning_rate", "loftq_iterations", "targets", "ignore", "modules_to_save")
@@ -174,11 +174,7 @@ class LoRA(Method[LoRAConfig]):
     def _select(self, model: nn.Module) -> list[str]:
         config, name = self.config, self.info.name
         kinds = (*LINEAR, nn.Embedding, nn.Conv2d)
-        layers = block_layers(model) if config.targets is None else layers_of(model, kinds)
-        if not layers:
-            raise TargetError(
-                f"{name}: {type(model).__name__} has no blocks with linear layers; name layers in `targets`"
-            )
+        layers = target_layers(model, config.targets, kinds, name)
         chosen: list[str] = []
         seen: set[int] = set()
         for path, module in select(layers, config.targets, config.ignore, f"{name}.targets"):

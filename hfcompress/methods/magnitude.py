@@ -21,6 +21,11 @@ from ..ops.masks import keep_share
 class MagnitudeConfig(Targets):
     """Settings of magnitude pruning."""
 
+    targets: list[str] | None = Field(
+        None,
+        description="Module paths, re:<regex>, or class names (Linear, Conv2d); default: every linear layer in the "
+        "model's blocks, and where those hold none every convolution.",
+    )
     sparsity: float = Field(0.5, gt=0, lt=1, description="Share of the weights to set to zero.")
     scope: Literal["model", "layer"] = Field(
         "layer", description="layer: the same share of each layer; model: all layers compete."

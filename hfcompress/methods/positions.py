@@ -49,7 +49,7 @@ class Positions(Method[PositionsConfig]):
         Raises TargetError when the model has no such table or needs all of it, LifecycleError when the size is unknown.
         """
         table = position_table(model)
-        if table is None:
+        if table is None or table.fixed:
             raise TargetError(
                 f"positions: no table of learned positions is known for a {type(model).__name__}: it computes them, "
                 "or uses every one at the only image size it takes"
@@ -57,7 +57,11 @@ class Positions(Method[PositionsConfig]):
         self._table: PositionTable = table
         self._processor, self._before = ctx.processor, rows_of(model, table)
         self._size = self._image_size(ctx.corpus) if table.grid else self._length(ctx.corpus)
-        left = grid_rows(model, self._size) if table.grid else self._before - longest_input(model.config) + self._size
+        left = (
+            grid_rows(model, self._size, table)
+            if table.grid
+            else self._before - longest_input(model.config) + self._size
+        )
         if left >= self._before:
             unit = "pixels" if table.grid else "tokens"
             raise TargetError(f"positions: inputs of {self._size} {unit} need all {self._before} positions there are")

@@ -66,7 +66,7 @@ class Vocabulary(Method[VocabularyConfig]):
         category=Category.PRUNING,
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/2010.05609", "https://arxiv.org/abs/2203.15996"),
-        needs=Needs(tokenizer=True),
+        needs=Needs(processor=True),
     )
     Config = VocabularyConfig
 

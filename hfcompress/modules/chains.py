@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..core.errors import TargetError
+from ..core.targets import matches
 from .packed import PackedLinear
 
 LINEAR = (nn.Linear, Conv1D, PackedLinear)
@@ -33,6 +35,37 @@ def block_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the linear layers (nn.Linear, GPT-2's Conv1D, packed ones) inside the model's blocks, by path."""
     inside = tuple(f"{block}." for block in blocks(model))
     return [(path, module) for path, module in layers_of(model, LINEAR) if path.startswith(inside)]
+
+
+def target_layers(
+    model: nn.Module,
+    targets: Sequence[str] | None,
+    kinds: tuple[type[nn.Module], ...],
+    where: str,
+    *,
+    convolutions: bool = False,
+) -> list[tuple[str, nn.Module]]:
+    """Return what `targets` choose from: all layers of these kinds, or, without targets, the linear ones in the blocks.
+
+    convolutions: where the blocks hold none, the convolutions instead. Raises TargetError where there are none at all,
+    and for targets that name convolutions where `kinds` has none.
+    """
+    others = [] if nn.Conv2d in kinds else layers_of(model, (nn.Conv2d,))
+    if targets is not None:
+        layers = layers_of(model, kinds)
+        for pattern in targets:
+            named = [any(matches(pattern, *layer) for layer in group) for group in (layers, others)]
+            if named == [False, True]:
+                raise TargetError(
+                    f"{where}.targets: {pattern!r} names convolutions; {where} acts on linear layers only"
+                )
+        return layers
+    layers = block_layers(model) or (layers_of(model, (nn.Conv2d,)) if convolutions else [])
+    if not layers and others:
+        raise TargetError(f"{where} acts on linear layers, and the blocks of a {type(model).__name__} are convolutions")
+    if not layers:
+        raise TargetError(f"{where}: {type(model).__name__} has no blocks with linear layers; name layers in `targets`")
+    return layers
 
 
 def layers_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, nn.Module]]:

@@ -47,11 +47,25 @@ def norm_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor
     """
     found = []
     for group in groups:
-        norms: list[Any] = _batch_norms(model, group)
+        norms = batch_norms(model, [group])
         if not norms:
             raise TargetError(f"{group.writers[0]}: no BatchNorm follows it, so its channels have no scale to go by")
         found.append(_mean([norm.weight.abs().double().cpu() for norm in norms]))
     return found
+
+
+def batch_norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[nn.BatchNorm2d]:
+    """Return the BatchNorms over the channels of these groups."""
+    modules = (model.get_submodule(path) for group in groups for path in group.between)
+    return [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def silence_(norms: Iterable[nn.BatchNorm2d], keep: Tensor) -> None:
+    """Let these BatchNorms give zero in the channels where `keep` (channels,) is False, as if they were gone."""
+    for norm in norms:
+        for tensor in (norm.weight, norm.bias):
+            tensor[~keep.to(tensor.device)] = 0
 
 
 @torch.enable_grad()
@@ -197,13 +211,8 @@ def _counter(
     return lambda option: [count(group, score, option) for group, score in zip(groups, scores, strict=True)]
 
 
-def _batch_norms(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
-    modules = (model.get_submodule(path) for path in group.between)
-    return [module for module in modules if isinstance(module, nn.BatchNorm2d)]
-
-
 def _scored(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
-    return _batch_norms(model, group) or [model.get_submodule(path) for path in group.writers]
+    return list(batch_norms(model, [group])) or [model.get_submodule(path) for path in group.writers]
 
 
 def _tensors(layer: nn.Module) -> list[nn.Parameter]:

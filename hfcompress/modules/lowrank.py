@@ -14,7 +14,7 @@ from ..core.errors import TargetError
 from ..core.factorization import KernelConfig, RankConfig
 from ..core.targets import select
 from ..ops.lowrank import Decomposition, allocate_ranks, largest_saving_rank, rank_of_energy
-from .chains import LINEAR, block_layers, layers_of
+from .chains import LINEAR, layers_of, target_layers
 from .factorized import PRODUCTS, refuse_unsplittable, split_
 from .joined import joined_layers
 from .matrix import matrix
@@ -55,11 +55,7 @@ class Split:
         saves nothing.
         """
         kinds = (*LINEAR, *((nn.Embedding, PackedEmbedding) if tables else ()))
-        layers = block_layers(model) if config.targets is None else layers_of(model, kinds)
-        if not layers:
-            raise TargetError(
-                f"{name}: {type(model).__name__} has no blocks with linear layers; name layers in `targets`"
-            )
+        layers = target_layers(model, config.targets, kinds, name)
         paths = [path for path, _ in select(layers, config.targets, config.ignore, f"{name}.targets")]
         for path in paths:
             refuse_unsplittable(model, path, PRODUCTS if tables else PRODUCTS[:2], name)
@@ -174,14 +170,18 @@ def _refuse_rank(rank: int, shapes: Mapping[str, Shape], name: str) -> None:
 
 
 def choose_kernels(model: nn.Module, config: KernelConfig, name: str) -> list[str]:
-    """Return the convolutions that `config` names, by default all.
+    """Return the convolutions that `config` names, by default all whose channels are not in groups.
 
-    Raises TargetError where there are none, and for one whose channels are in groups: what a group reads is narrow
-    already, and factors over all channels would undo the grouping.
+    Raises TargetError where there are none, and for one named whose channels are in groups: what a group reads is
+    narrow already, and factors over all channels would undo the grouping.
     """
     layers = layers_of(model, (nn.Conv2d,))
     if not layers:
         raise TargetError(f"{name}: a {type(model).__name__} has no convolution (nn.Conv2d)")
+    if config.targets is None:
+        layers = [(path, layer) for path, layer in layers if layer.groups == 1]
+        if not layers:
+            raise TargetError(f"{name}: all convolutions of this {type(model).__name__} have their channels in groups")
     chosen = select(layers, config.targets, config.ignore, f"{name}.targets")
     for path, module in chosen:
         refuse_unsplittable(model, path, (nn.Conv2d,), name)

@@ -12,7 +12,7 @@ from ..core.errors import TargetError
 from ..core.sparsity import Sparsity, Targets
 from ..core.targets import select
 from ..ops.masks import keep_in_rows, keep_n_of_m
-from .chains import LINEAR, block_layers, layers_of
+from .chains import LINEAR, target_layers
 from .matrix import matrix, set_matrix_, stored
 from .parametrizations import bake, find
 from .sparse import pack_sparse_
@@ -64,12 +64,10 @@ def mask_(model: nn.Module, paths: Sequence[str], strength: float, masks: Callab
 def choose(model: nn.Module, config: Targets, where: str, kinds: tuple[type[nn.Module], ...] = LINEAR) -> list[str]:
     """Return the paths of the layers of these `kinds` that `config` names, by default the linear ones in all blocks.
 
-    Raises TargetError for a pattern that matches nothing, for a weight that is packed already or shared with another
-    layer, and where the model has no blocks to take the default from.
+    Where there are none and `kinds` has convolutions, these. Raises TargetError for a pattern that matches nothing, for
+    a weight that is packed already or shared with another layer, and where there is nothing to take the default from.
     """
-    layers = block_layers(model) if config.targets is None else layers_of(model, kinds)
-    if not layers:
-        raise TargetError(f"{where}: {type(model).__name__} has no blocks with linear layers; name layers in `targets`")
+    layers = target_layers(model, config.targets, kinds, where, convolutions=nn.Conv2d in kinds)
     chosen = select(layers, config.targets, config.ignore, f"{where}.targets")
     for path, module in chosen:
         if isinstance(module, Packed) or not module.weight.is_floating_point():  # type: ignore[operator]

@@ -40,33 +40,34 @@ def keep_first_positions_(model: nn.Module, table: PositionTable, length: int) -
     for name, buffer in list(parent.named_buffers(recurse=False)):  # position_ids and the like, (1, rows)
         if buffer.shape == (1, rows):
             setattr(parent, name, buffer[:, :left].clone())
-    for config in _configs(model):
+    for config in configs_of(model):
         if config.max_position_embeddings == rows:
             config.max_position_embeddings = left
 
 
 @torch.no_grad()
 def fit_grid_(model: nn.Module, table: PositionTable, size: int) -> None:
-    """Store the positions the model would interpolate for images of `size` pixels a side, and make that its size."""
+    """Store the positions the model interpolates for images of `size` pixels a side, and make that its size."""
     owner: Any = model.get_submodule(table_path(model, table).rpartition(".")[0])
-    patch = _patch(model)
     name = table.path.rpartition(".")[2]
     old = getattr(owner, name)
-    tokens = old.new_empty(1, 1 + (size // patch[0]) * (size // patch[1]), old.shape[-1])
+    tokens = old.new_empty(1, grid_rows(model, size, table), old.shape[-1])
     new = owner.interpolate_pos_encoding(tokens, size, size)
     setattr(owner, name, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
-    owner.patch_embeddings.image_size = (size, size)
-    owner.patch_embeddings.num_patches = tokens.shape[1] - 1
-    for config in _configs(model):
+    for module in (owner, owner.patch_embeddings):
+        if hasattr(module, "image_size"):
+            module.image_size = (size, size)
+    owner.patch_embeddings.num_patches = tokens.shape[1] - table.leading
+    for config in configs_of(model):
         config.image_size = size
 
 
-def grid_rows(model: nn.Module, size: int) -> int:
+def grid_rows(model: nn.Module, size: int, table: PositionTable) -> int:
     """Return the rows a grid for images of `size` pixels a side has; TargetError when patches do not divide it."""
     patch = _patch(model)
     if size % patch[0] or size % patch[1]:
         raise TargetError(f"image size {size} is not a multiple of the model's patch, {patch[0]}x{patch[1]}")
-    return 1 + (size // patch[0]) * (size // patch[1])
+    return table.leading + (size // patch[0]) * (size // patch[1])
 
 
 def patch_count(model: nn.Module, size: tuple[int, int] | None = None) -> int:
@@ -77,13 +78,14 @@ def patch_count(model: nn.Module, size: tuple[int, int] | None = None) -> int:
     return (height // patch[0]) * (width // patch[1])
 
 
+def configs_of(model: nn.Module) -> list[Any]:
+    """Return the configs that the model and its parts hold, each once."""
+    return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+
+
 def _table(model: nn.Module, table: PositionTable) -> torch.Tensor:
     path = table_path(model, table)
     return model.get_parameter(path) if table.grid else model.get_submodule(path).weight  # type: ignore[return-value]
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    return list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
 
 
 def _patch(model: nn.Module) -> tuple[int, int]:

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..core.errors import LifecycleError
 from ..core.layer_map import Pairs
 from ..ops.reductions import IGNORED
+
+
+def takes_labels(model: nn.Module) -> bool:
+    """Say whether a model may compute its loss itself: not where it names what its forward takes, and no labels."""
+    taken = inspect.signature(model.forward).parameters
+    named = isinstance(model, PreTrainedModel) and model.main_input_name in taken
+    return not named or any("label" in name or name == "return_loss" for name in taken)
+
+
+def labelled_logits(outputs: Any, *, taught: bool) -> list[Tensor]:
+    """Return the logits that learn from labels: of two heads (DeiT, Touvron 2021) both, but for the one that is taught.
+
+    These are the class token's; the distillation token's learn from a teacher where there is one.
+    """
+    if "cls_logits" not in outputs:
+        return [outputs["logits"]]
+    return [outputs["cls_logits"], *([] if taught else [outputs["distillation_logits"]])]
+
+
+def taught_logits(outputs: Any) -> Tensor:
+    """Return the logits that learn from a teacher: of two heads those of the distillation token."""
+    found: Tensor = outputs["distillation_logits"] if "distillation_logits" in outputs else outputs["logits"]
+    return found
 
 
 class Seen:
@@ -21,8 +46,8 @@ class Seen:
         self.batch, self.student, self.teacher = batch, student, teacher
 
     def logits(self) -> tuple[Tensor, Tensor]:
-        """Return both models' logits."""
-        return self.student["logits"], self.teacher["logits"]
+        """Return the logits of the student that learn from the teacher, and the teacher's."""
+        return taught_logits(self.student), self.teacher["logits"]
 
     def states(self, where: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return both models' hidden states; LifecycleError when one returns none."""

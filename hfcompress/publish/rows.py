@@ -130,6 +130,8 @@ def _size_rows(result: Result) -> Iterator[Row]:
     yield _row("Weight files", before.size_bytes, after.size_bytes, "B")
     yield _row("Parameters", before.parameters, after.parameters)
     yield _row("Parameters that are not zero", before.nonzeros, after.nonzeros)
+    if after.image_size and before.image_size and after.image_size != before.image_size:
+        yield _row("Pixels per side of an image", before.image_size, after.image_size)
     for shape, work in after.flops.items():
         yield _row(f"FLOPs at {shape.replace('x', ' × ')}", before.flops.get(shape), work)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from ..core.method import Corpus
 from ..core.position_tables import longest_input
 from ..core.registry import create
 from ..core.student import StudentConfig
+from ..modules.pixels import pixels_of
 from ..modules.student import derive_student_
 from .schema import Recipe, Stage
 
@@ -64,6 +66,7 @@ class Plan(StrictModel):
     parameters: int
     weight_bytes: int
     max_length: int = Field(0, description="Longest text in tokens that the compressed model takes; 0: no limit.")
+    image_size: int | None = Field(None, description="Pixels per side the compressed model reads; None: it reads text.")
     student: PlannedStudent | None = Field(None, description="None: the stages act on the model itself.")
     stages: list[PlannedStage]
     recipe_hash: str
@@ -95,7 +98,8 @@ def make_plan(
     large = is_large(source)
     scratch = (meta_copy(source) if large else copy.deepcopy(source)).eval()
     planned_student = _plan_student(recipe, scratch)
-    surroundings = {"teacher": teacher or model, "processor": copy.deepcopy(processor), "corpus": corpus}
+    processor = copy.deepcopy(processor)
+    surroundings = {"teacher": teacher or model, "processor": processor, "corpus": _as_read_by(processor, corpus)}
     stages = _plan_stages(recipe, scratch, surroundings, (train_examples, unlabelled_examples), by_shape=large)
     return Plan(
         model=recipe.model if isinstance(recipe.model, str) else f"{recipe.model['model_type']} from scratch",
@@ -106,10 +110,23 @@ def make_plan(
         parameters=count(model),
         weight_bytes=weight_bytes(model),
         max_length=longest_input(scratch.config),
+        image_size=pixels_of(processor),
         student=planned_student,
         stages=stages,
         recipe_hash=recipe_hash,
     )
+
+
+def _as_read_by(processor: Any, corpus: Corpus | None) -> Corpus | None:
+    """Return the corpus with images of the size that the processor, as the stages leave it, gives."""
+    if corpus is None or pixels_of(processor) is None:
+        return corpus
+
+    def size() -> tuple[int, int] | None:
+        before, now = corpus.image_size(), pixels_of(processor)
+        return (now, now) if before and now and before[0] == before[1] else before
+
+    return replace(corpus, image_size=size)
 
 
 def _plan_student(recipe: Recipe, scratch: nn.Module) -> PlannedStudent | None:

@@ -110,7 +110,7 @@ class Shape(StrictModel):
 
     batch: int = Field(1, ge=1, description="Examples per forward pass.")
     length: int | None = Field(None, ge=1, description="Tokens per text.")
-    image_size: int | None = Field(None, ge=1, description="Pixels per side of an image; by default that of the data.")
+    image_size: int | None = Field(None, ge=1, description="Pixels per side of an image; by default the processor's.")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Shape:

@@ -8,19 +8,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import AutoImageProcessor, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..core.errors import LifecycleError, MeasureError, RecipeError
 from ..export.runtime import ENGINES, Source, require_engine
 from ..measure.bench import Bench, Settings, bench, stale_engines
 from ..measure.workloads import Shape
+from ..modules.pixels import pixels_of
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
 from ..train.stages import StageMethods, stage_methods
@@ -68,7 +70,8 @@ def bench_table(
         sources = {}
         for index, model in enumerate(models):
             place = Path(scratch) / str(index)
-            sources[model] = calibrated(_source(model, place, engines), engines, calibration, place)
+            source = replace(_source(model, place, engines), image_size=_own_pixels(model, auto_class))
+            sources[model] = calibrated(source, engines, calibration, place)
         measured = bench(sources, settings, names={m: base_name(m) for m in models}, on_progress=progress)
     return _bench_rows(measured)
 
@@ -102,6 +105,16 @@ def _source(model: str, scratch: Path, engines: Sequence[str]) -> Source:
     return Source(model) if fresh else Source(model, str(scratch))
 
 
+def _own_pixels(model: str, auto_class: str) -> int | None:
+    """Return the pixels per side of what a checkpoint's image processor gives, if it comes with one."""
+    if "Image" not in auto_class:
+        return None
+    try:
+        return pixels_of(AutoImageProcessor.from_pretrained(model))
+    except (OSError, ValueError):
+        return None
+
+
 def _bench_rows(measured: Bench) -> Table:
     table = Table(show_edge=False)
     for name in ("model", "weights", "engine", "shape", "p50", "p90", "same engine", "vs first in PyTorch"):
@@ -121,7 +134,7 @@ def _bench_rows(measured: Bench) -> Table:
                 model.name,
                 f"{model.size_bytes / 1e6:.2f} MB",
                 row.engine,
-                f"{row.batch}×{row.shape[1]}",
+                f"{row.batch}×{row.shape[1] or model.image_size or 'image'}",
                 f"{row.p50_ms:.2f} ms",
                 f"{row.p90_ms:.2f} ms",
                 "–" if label == first or same is None else f"{same:.2f}×",

@@ -31,7 +31,8 @@ def calibrated(source: Source, engines: Sequence[str], recipe: LoadedRecipe | No
         return source
     given, path = recipe.recipe, scratch / "calibration.safetensors"
     task = get_task(given.task)
-    processor = task.load_processor(source.checkpoint, AutoConfig.from_pretrained(source.checkpoint), given.data)
-    train = task.encode(load_data(given.data, task, given.seed).train, processor, given.data)
+    data = given.data.model_copy(update={"image_size": source.image_size or given.data.image_size})
+    processor = task.load_processor(source.checkpoint, AutoConfig.from_pretrained(source.checkpoint), data)
+    train = task.encode(load_data(data, task, given.seed).train, processor, data)
     write_calibration(path, train, task.collator(processor), given)
     return replace(source, calibration=str(path))

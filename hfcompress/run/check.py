@@ -118,8 +118,8 @@ def _times(result: Result, place: RunFolder, model: Path, baseline: str | None, 
     if found is None:
         why = "the original was not found: name it with --baseline"
         return [Check(_ratio_name(row), ratio(row.ratio), why, None) for row in claims]
-    original = Source(found, str(place.baseline_exports), dtype=result.dtype)
-    small = Source(str(model), dtype=result.dtype)
+    original = Source(found, str(place.baseline_exports), dtype=result.dtype, image_size=result.baseline.image_size)
+    small = Source(str(model), dtype=result.dtype, image_size=result.compressed.image_size)
     runnable = [name for name in dict.fromkeys(row.engine for row in claims) if _runs(name, original, small)]
     shapes = list(dict.fromkeys(Shape(row.batch, row.length, row.image_size) for row in claims))
     again: list[Speedup] = []

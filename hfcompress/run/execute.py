@@ -17,6 +17,7 @@ from ..core.files import write_text
 from ..core.machine import Stopwatch
 from ..core.method import Method, Phase
 from ..measure.result import Result, StageRecord
+from ..modules.pixels import enlarges_to, follow_pixels_
 from ..modules.student import derive_student_
 from ..modules.tokens import follow_tokenizer_
 from ..publish.card import write_card
@@ -141,7 +142,7 @@ def _student_record(model: nn.Module, settings: dict[str, Any], seconds: float) 
 
 
 def _stages(run: Run, model: nn.Module, teacher: nn.Module | None) -> tuple[nn.Module, list[StageRecord], Run]:
-    """Run every stage in turn, or take over what an earlier run left of it; the run's data follow the tokenizer."""
+    """Run every stage in turn, or take over what an earlier run left of it; the run's data follow the processor."""
     records: list[StageRecord] = []
     for index, stage in enumerate(run.setup.recipe.stages):
         methods = stage_methods(stage, f"stages.{index}")
@@ -158,12 +159,17 @@ def _stages(run: Run, model: nn.Module, teacher: nn.Module | None) -> tuple[nn.M
 def _following(run: Run, model: nn.Module, folder: Path, teacher: nn.Module | None) -> Run:
     """Return the run with the data as the model in `folder` reads it, and let the teacher read the same."""
     setup = run.setup
-    processor = setup.task.load_processor(str(folder), model.config, setup.recipe.data)
+    as_saved = setup.recipe.data.model_copy(update={"image_size": None})
+    processor = setup.task.load_processor(str(folder), model.config, as_saved)
     after = setup.reading_with(processor)
     if after is setup:
         return run
     if teacher is not None:
         follow_tokenizer_(teacher, setup.processor, processor)
+        if follow_pixels_(teacher, setup.processor, processor):
+            run.reporter.say(
+                f"The teacher sees the student's images enlarged to its own {enlarges_to(teacher)} pixels."
+            )
     return replace(run, setup=after)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, BertTokenizer
+from transformers import AutoConfig, BertTokenizer, ViTImageProcessorPil
 
 from .. import methods as _builtin  # noqa: F401 - importing it fills the registry
 from ..core import registry
@@ -27,7 +27,7 @@ from ..core.families import families, family_named
 from ..core.files import between
 from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
-from ..export.inputs import example_inputs
+from ..export.inputs import example_inputs, is_image, spec_of
 
 MARKER = "families"
 _LANGUAGE = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
@@ -85,7 +85,7 @@ def reason_of(name: str, settings: Mapping[str, Any], model: nn.Module) -> str:
     try:
         lifecycle = Lifecycle([method], training=method.needs.training)
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars
-            lifecycle.prepare(model, teacher=teacher, processor=_tokenizer(), corpus=_corpus(batch))
+            lifecycle.prepare(model, teacher=teacher, processor=_processor(model), corpus=_corpus(batch))
             lifecycle.observe(model, lambda: [batch])
             lifecycle.finalize(model)
     except HFCompressError as error:
@@ -109,7 +109,11 @@ def _batch(model: nn.Module) -> dict[str, torch.Tensor]:
     return inputs | {"labels": inputs["input_ids"] if per_token else torch.zeros(4, dtype=torch.long)}
 
 
-def _tokenizer() -> Any:
+def _processor(model: nn.Module) -> Any:
+    """Return a tokenizer, or what gives images of the size of the model's examples."""
+    if is_image(model):
+        height, width = spec_of(model).image_size
+        return ViTImageProcessorPil(size={"height": height, "width": width})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = [*special, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), "word"]
     return BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})

@@ -16,6 +16,7 @@ from ..measure.bench import Bench, Settings, bench
 from ..measure.examples import write_examples
 from ..measure.quality import EvaluationSet, outputs, quality
 from ..measure.result import Quality
+from ..modules.pixels import pixels_of
 from ..train.tasks.base import metric_key
 from .calibrating import write_calibration
 from .folder import RunFolder
@@ -40,7 +41,7 @@ def measure(
     settings = bench_settings(setup)
     said: dict[str, np.ndarray] = {}
     data = replace(data, tell=lambda name, label, found: said.update({label: found}) if name == "pytorch" else None)
-    models = sources(setup, folder)
+    models = sources(setup, compressed, folder)
     if any(engine(name).calibrated for name in settings.engines):
         for label, reads, path in (
             (BASELINE, setup, folder.baseline_calibration),
@@ -108,14 +109,15 @@ def bench_settings(setup: Setup) -> Settings:
     return Settings(**common, engines=tuple(timing.engines), rounds=timing.rounds, seconds=timing.seconds)
 
 
-def sources(setup: Setup, folder: RunFolder) -> dict[str, Source]:
+def sources(setup: Setup, compressed: Setup, folder: RunFolder) -> dict[str, Source]:
     """Return where the two models lie: the baseline as it was given or fine-tuned, and the compressed one."""
     recipe = setup.recipe
     given = str(folder.baseline) if recipe.finetune is not None else str(recipe.model)
     revision = recipe.revision if recipe.finetune is None else None
+    sizes = pixels_of(setup.processor), pixels_of(compressed.processor)
     return {
-        BASELINE: Source(given, str(folder.baseline_exports), revision, recipe.dtype),
-        COMPRESSED: Source(str(folder.model), dtype=recipe.dtype),
+        BASELINE: Source(given, str(folder.baseline_exports), revision, recipe.dtype, image_size=sizes[0]),
+        COMPRESSED: Source(str(folder.model), dtype=recipe.dtype, image_size=sizes[1]),
     }
 
 

@@ -18,6 +18,7 @@ from ..core.method import Corpus, Method
 from ..export.runtime import require_engine
 from ..measure.require import parse_requirement
 from ..measure.workloads import Shape
+from ..modules.pixels import pixels_of
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan, make_plan
 from ..recipe.schema import Recipe
@@ -113,7 +114,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         model=model,
         plan=plan,
         student=student,
-        shapes=shapes_of(recipe, task, processor, plan.max_length),
+        shapes=shapes_of(recipe, task, processor, plan),
     )
 
 
@@ -134,7 +135,7 @@ def _collators(task: Task, processor: Any, recipe: Recipe, model: Any) -> dict[s
 def _reads(processor: Any) -> tuple[Any, ...]:
     """Return what decides how a processor that a method may have changed reads its input."""
     words = processor.get_vocab() if hasattr(processor, "get_vocab") else None
-    return words, getattr(processor, "model_max_length", None)
+    return words, getattr(processor, "model_max_length", None), pixels_of(processor)
 
 
 def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, Any]:

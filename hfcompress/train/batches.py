@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
+from ..modules.seen import takes_labels
+
 SOFT_LABELS = "soft_labels"  # (batch, classes): how much of each label an example has, in place of `labels`
 
 
@@ -12,6 +16,8 @@ class TrainingBatchesMixin:
     """Gives a Trainer class the argument `train_collator`: what makes training batches, by default `data_collator`."""
 
     data_collator: Any
+    model: Any
+    label_names: list[str]
     _train_collator: Callable[[list[Any]], Any] | None = None
 
     def __init__(
@@ -19,6 +25,8 @@ class TrainingBatchesMixin:
     ) -> None:
         self._train_collator = train_collator
         super().__init__(*positional, **named)
+        if isinstance(self.model, nn.Module) and not takes_labels(self.model) and not self.label_names:
+            self.label_names = ["labels"]  # what the loss is computed from outside of the model
 
     @property
     def train_collator(self) -> Any:

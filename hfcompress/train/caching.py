@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
+from ..modules.pixels import enlarges_to
 from ..recipe.schema import TeacherCache
 from .batches import TrainingBatchesMixin
 from .cached_teacher import NUMBER, CachedTeacher, Computing, KeepNumbers, Numbered
@@ -107,6 +108,7 @@ class TeacherCacheMixin(TrainingBatchesMixin):
             "processor": processor_digest(self.processing_class),  # type: ignore[attr-defined]
             "collator": collator_digest(self._collate, self.train_dataset[0]),
             "precision": [self.args.bf16, self.args.fp16],
+            **({"enlarged": size} if (size := enlarges_to(teacher.model)) else {}),
         }
         cached = CachedTeacher(teacher, self.train_dataset, cache.top_k, settings)
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]

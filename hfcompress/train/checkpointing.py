@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..checkpoint import load_model
 from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
 from ..core.errors import CheckpointError
 from ..core.files import write_text
+from ..modules.seen import labelled_logits, takes_labels
 from ..ops.losses import soft_label_cross_entropy
 from .batches import SOFT_LABELS, TrainingBatchesMixin
 
@@ -36,12 +39,20 @@ class CheckpointMixin:
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the Trainer's loss as a mean over the batch, whatever the number of accumulation steps."""
-        if SOFT_LABELS not in inputs:
+        labels, smoothing = inputs.get("labels"), self.args.label_smoothing_factor
+        bare = labels is not None and not takes_labels(self.plain_model(model))
+        if SOFT_LABELS not in inputs and not bare:
             return super().compute_loss(model, inputs, return_outputs=return_outputs)  # type: ignore[misc]
-        outputs = model(**{name: value for name, value in inputs.items() if name != SOFT_LABELS})
-        shares, smoothing = inputs[SOFT_LABELS], self.args.label_smoothing_factor
-        even = shares.sum(1, keepdim=True) / shares.shape[1]
-        loss = soft_label_cross_entropy(outputs["logits"], (1 - smoothing) * shares + smoothing * even)
+        outputs = model(**{k: v for k, v in inputs.items() if k != SOFT_LABELS and not (bare and k == "labels")})
+        heads = labelled_logits(outputs, taught=getattr(self, "teacher", None) is not None)
+        if labels is not None:
+            losses = [F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) for logits in heads]
+        else:
+            shares = inputs[SOFT_LABELS]
+            even = shares.sum(1, keepdim=True) / shares.shape[1]
+            shares = (1 - smoothing) * shares + smoothing * even
+            losses = [soft_label_cross_entropy(logits, shares) for logits in heads]
+        loss = torch.stack(losses).mean()
         return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from ..core.errors import LifecycleError
+from ..modules.pixels import as_read
 from .batches import SOFT_LABELS
 
 
@@ -27,7 +28,7 @@ class Teacher:
         """Return the teacher's outputs for `batch`, with the extra outputs named in `wants`."""
         inputs = {name: value for name, value in batch.items() if name not in ("labels", SOFT_LABELS)}
         with torch.no_grad():
-            return self.model(**inputs, **output_flags(wants))
+            return self.model(**as_read(self.model, inputs), **output_flags(wants))
 
     @property
     def watched(self) -> bool:

@@ -50,7 +50,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         **kwargs: Any,
     ) -> None:
         self._before, self._stage, self._after = _around_training(stages_of(recipe))
-        _refuse_new_tokens([*self._before, *self._after])
+        _refuse_new_inputs([*self._before, *self._after])
         self._teacher_source = teacher
         self._ask_for_cache(teacher_cache)
         if args is None and self._stage.train is not None:
@@ -216,14 +216,15 @@ def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], St
     return stages[:index], stages[index], stages[index + 1 :]
 
 
-def _refuse_new_tokens(stages: list[StageMethods]) -> None:
-    """Raise LifecycleError for a stage after which the Trainer's data sets would hold ids of another tokenizer."""
+def _refuse_new_inputs(stages: list[StageMethods]) -> None:
+    """Raise LifecycleError for a stage after which the Trainer's data sets would be those of another processor."""
     for stage in stages:
         for method in stage.methods:
-            if method.info.needs.tokenizer:
+            if method.info.needs.processor:
                 raise LifecycleError(
-                    f"{method.info.name} changes the tokenizer, and this trainer's data sets are tokenized already: "
-                    "call hfcompress.compress(model, …, processor=tokenizer) before tokenizing, or after training"
+                    f"{method.info.name} changes the tokenizer or image processor, and this trainer's data sets are "
+                    "read already: call hfcompress.compress(model, …, processor=processor) before reading them, or "
+                    "after training"
                 )
 
 

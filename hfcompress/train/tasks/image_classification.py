@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from ...core.errors import DataError
 from ...core.position_tables import usual_image_size
+from ...modules.pixels import pixels_of, resize_
 from ...recipe.data import Data
 from ...recipe.schema import Shape
 from ..augmentation import Augmenter
@@ -47,7 +48,7 @@ class ImageClassification(Classification):
         else:
             processor = load_pretrained(AutoImageProcessor, source, "image processor", revision)
         if data.image_size is not None:
-            _resize_(processor, data.image_size)
+            resize_(processor, data.image_size)
         return processor
 
     def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
@@ -91,26 +92,8 @@ class ImageClassification(Classification):
 
     def shapes(self, processor: Any) -> list[Shape]:
         """Return one image and sixteen, at the processor's size."""
-        size = image_size(processor)
+        size = pixels_of(processor)
         return [Shape(batch=1, image_size=size), Shape(batch=16, image_size=size)]
-
-
-def image_size(processor: Any) -> int:
-    """Return the pixels per side of what a processor gives the model."""
-    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
-    size = crop or processor.size
-    return int(size["height"] or size["shortest_edge"])
-
-
-def _resize_(processor: Any, pixels: int) -> None:
-    """Let a processor give images of another size, with the same share cropped away."""
-    ratio = pixels / image_size(processor)
-    if processor.size["height"]:
-        processor.size = {side: round(processor.size[side] * ratio) for side in ("height", "width")}
-    else:
-        processor.size = {"shortest_edge": round(processor.size["shortest_edge"] * ratio)}
-    if getattr(processor, "do_center_crop", False):
-        processor.crop_size = {"height": pixels, "width": pixels}
 
 
 def _pixels(batch: dict[str, Any], processor: Any) -> dict[str, Any]:
