@@ -6,6 +6,8 @@ neither. Adding an engine is one function and one entry in `ENGINES`.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -56,6 +58,7 @@ class Engine:
     extra: str = "onnx"  # of this package, which brings them
     calibrated: bool = False  # whether it needs examples where the checkpoint has no grids for activations
     note: Callable[[Path], str] = lambda file: ""  # what a file says it runs in
+    imports: Callable[[Source, str], None] = lambda source, auto_class: None  # what `open` would import, and no more
 
 
 def open_engine(name: str, source: Source, threads: int, auto_class: str) -> Run:
@@ -112,6 +115,24 @@ def given(name: str, inputs: Mapping[str, Array]) -> Array:
     if name == "token_type_ids":
         return np.zeros_like(inputs["input_ids"])
     raise MeasureError(f"the batch has no {name!r}, which the export needs; it has {', '.join(inputs)}")
+
+
+def _import_pytorch(source: Source, auto_class: str) -> None:
+    """Import torch, transformers, and the file that defines the model's class, which loads with its first use."""
+    import transformers
+
+    from .. import checkpoint  # noqa: F401
+
+    with contextlib.suppress(OSError, ValueError, KeyError):  # what is wrong with a checkpoint, opening it says
+        config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
+        getattr(transformers, auto_class)._model_mapping[type(config)]
+
+
+def _importing(package: str) -> Callable[[Source, str], None]:
+    def imports(source: Source, auto_class: str) -> None:
+        importlib.import_module(package)
+
+    return imports
 
 
 def _open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
@@ -194,17 +215,19 @@ def _reading(file: str, run: Callable[[Path, int], Run], **more: Any) -> Engine:
 
 def _onnx(file: str, calibrated: bool = False) -> Engine:
     packages = ("onnx", "onnxruntime", "onnxscript")
-    return _reading(file, open_onnx, packages=packages, note=_onnx_note, calibrated=calibrated)
+    known: dict[str, Any] = {"packages": packages, "note": _onnx_note, "imports": _importing("onnxruntime")}
+    return _reading(file, open_onnx, calibrated=calibrated, **known)
 
 
 def _openvino(file: str, calibrated: bool = False) -> Engine:
     packages = ("onnx", "onnxscript", "openvino", *(("nncf",) if calibrated else ()))
     known: dict[str, Any] = {"packages": packages, "note": _openvino_note, "extra": "openvino"}
+    known["imports"] = _importing("openvino")
     return _reading(file, open_openvino, calibrated=calibrated, **known)
 
 
 ENGINES: dict[str, Engine] = {
-    "pytorch": Engine(_open_pytorch),
+    "pytorch": Engine(_open_pytorch, imports=_import_pytorch),
     "onnxruntime": _onnx("onnx/model.onnx"),
     "onnxruntime-int8": _onnx("onnx/model_quantized.onnx"),
     "onnxruntime-static-int8": _onnx("onnx/model_static_quantized.onnx", calibrated=True),

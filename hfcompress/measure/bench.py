@@ -14,7 +14,7 @@ from ..export.notes import runs_in
 from ..export.runtime import Source, engine
 from .batches import read_batches
 from .flops import count_flops
-from .latency import ROUNDS, SECONDS, Latency, measure_latency, measure_memory, speedups
+from .latency import ROUNDS, SECONDS, Latency, Opened, measure_latency, measure_opening, speedups
 from .layout import layout_of
 from .process import Progress, quietly
 from .quality import EvaluationSet, evaluate
@@ -68,7 +68,7 @@ def bench(
     for index, (label, source) in enumerate(models.items()):
         _phase(on_progress, "export")(f"preparing {label}", index / len(models))
         described[label] = describe(source, settings, (names or {}).get(label))
-    timed, peaks = _speed(models, settings, on_progress) if settings.rounds else _untimed(models)
+    timed, opened = _speed(models, settings, on_progress) if settings.rounds else _untimed(models)
     qualities: dict[str, list[Quality]] = {label: [] for label in models}
     differences: dict[str, list[Difference]] = {}
     if data is not None:
@@ -83,7 +83,12 @@ def bench(
         )
     results = {
         label: described[label].model_copy(
-            update={"latency": timed.rows[label], "peak_memory_bytes": peaks[label], "quality": qualities[label]}
+            update={
+                "latency": timed.rows[label],
+                "peak_memory_bytes": opened.peak_bytes[label],
+                "load_seconds": opened.load_seconds[label],
+                "quality": qualities[label],
+            }
         )
         for label in models
     }
@@ -149,13 +154,11 @@ def _one_each(settings: Settings) -> list[Shape]:
     return list(dict.fromkeys(Shape(1, s.length, s.image_size) for s in settings.shapes))
 
 
-def _untimed(models: Mapping[str, Source]) -> tuple[Latency, dict[str, dict[str, int]]]:
-    return Latency({label: [] for label in models}, 0.0), {label: {} for label in models}
+def _untimed(models: Mapping[str, Source]) -> tuple[Latency, Opened]:
+    return Latency({label: [] for label in models}, 0.0), Opened(*({label: {} for label in models} for _ in range(2)))
 
 
-def _speed(
-    models: Mapping[str, Source], settings: Settings, on_progress: Progress
-) -> tuple[Latency, dict[str, dict[str, int]]]:
+def _speed(models: Mapping[str, Source], settings: Settings, on_progress: Progress) -> tuple[Latency, Opened]:
     common: dict[str, Any] = {
         "auto_class": settings.auto_class,
         "threads": settings.threads,
@@ -171,7 +174,7 @@ def _speed(
         on_progress=timing,
         **common,
     )
-    return rows, measure_memory(models, settings.engines, settings.shapes, on_progress=memory, **common)
+    return rows, measure_opening(models, settings.engines, settings.shapes, on_progress=memory, **common)
 
 
 def _phase(on_progress: Progress, name: str) -> Progress:

@@ -23,7 +23,7 @@ if __name__ == "__main__" and "hfcompress" not in sys.modules:
 import numpy as np
 
 from hfcompress.core.machine import waited_ns
-from hfcompress.export.runtime import Run, Source, open_engine
+from hfcompress.export.runtime import Run, Source, engine, open_engine
 from hfcompress.measure.batches import read_batches
 from hfcompress.ops.reductions import REDUCTIONS
 
@@ -38,10 +38,15 @@ class Worker:
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.job = job
+        sources = {label: Source(**source) for label, source in job["models"].items()}
+        for source in sources.values():
+            engine(job["engine"]).imports(source, job["auto_class"])
+        self._started = time.perf_counter()
         self.runs = {
-            label: open_engine(job["engine"], Source(**source), job["threads"], job["auto_class"])
-            for label, source in job["models"].items()
+            label: open_engine(job["engine"], source, job["threads"], job["auto_class"])
+            for label, source in sources.items()
         }
+        self._opened = time.perf_counter()
 
     def warm(self, report: Report, shape: int, seconds: float) -> dict[str, float]:
         """Return each model's time in ms on batch `shape` once it is stable, or after `seconds`."""
@@ -60,6 +65,13 @@ class Worker:
             times[label] = [_time(run, batch) for _ in range(passes[label])]
         available = (time.perf_counter_ns() - started) * self.job["threads"]
         return {"times_ms": times, "waiting": (waited_ns() - waited) / available}
+
+    def load(self, report: Report) -> float:
+        """Return the seconds from opening the models, their libraries imported, to the first output on batch 0."""
+        batch, started = self._batch(0), time.perf_counter()
+        for run in self.runs.values():
+            run(batch)
+        return self._opened - self._started + time.perf_counter() - started
 
     def memory(self, report: Report) -> int:
         """Return the peak resident memory in bytes of this process after a pass over every batch."""
@@ -118,6 +130,7 @@ def _time(run: Run, batch: Batch) -> float:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "warm": Worker.warm,
     "round": Worker.round,
+    "load": Worker.load,
     "memory": Worker.memory,
     "predict": Worker.predict,
 }

@@ -29,12 +29,13 @@ class Row:
 
 
 def table(result: Result) -> list[Row]:
-    """Return every row of the card's table, in the order people ask: size, work, quality, time, memory, exports."""
+    """Return every row of the card's table, in the order people ask: size, work, quality, time, memory, loading, exports."""
     return [
         *_size_rows(result),
         *_quality_rows(result),
         *_latency_rows(result),
         *_memory_rows(result),
+        *_load_rows(result),
         *_export_rows(result),
     ]
 
@@ -162,6 +163,13 @@ def _memory_rows(result: Result) -> Iterator[Row]:
     for engine, after in result.compressed.peak_memory_bytes.items():
         before = result.baseline.peak_memory_bytes.get(engine)
         yield _row(f"Peak memory of the process, {engine_name(engine)}", before, after, "B")
+
+
+def _load_rows(result: Result) -> Iterator[Row]:
+    for engine, after in result.compressed.load_seconds.items():
+        before, name = result.baseline.load_seconds.get(engine), f"From file to first output, {engine_name(engine)}"
+        cells = [NONE if seconds is None else milliseconds(1000 * seconds) for seconds in (before, after)]
+        yield Row(name, *cells, change(before, after, "faster", "slower") if before else NONE)
 
 
 def _export_rows(result: Result) -> Iterator[Row]:

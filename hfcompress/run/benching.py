@@ -19,13 +19,14 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..core.errors import LifecycleError, MeasureError, RecipeError
 from ..export.runtime import ENGINES, Source, require_engine
-from ..measure.bench import Bench, Settings, bench, stale_engines
+from ..measure.bench import Settings, bench, stale_engines
 from ..measure.workloads import Shape
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
 from ..train.stages import StageMethods, stage_methods
 from ..train.teacher import Teacher
 from ..train.trainer import HFCompressTrainer
+from .bench_rows import bench_rows
 from .calibrating import calibrated
 from .inspect import auto_class_of, checkpoint_of
 from .measuring import base_name
@@ -70,7 +71,7 @@ def bench_table(
             place = Path(scratch) / str(index)
             sources[model] = calibrated(_source(model, place, engines), engines, calibration, place)
         measured = bench(sources, settings, names={m: base_name(m) for m in models}, on_progress=progress)
-    return _bench_rows(measured)
+    return bench_rows(measured)
 
 
 def parse_shape(text: str, auto_class: str) -> Shape:
@@ -100,36 +101,6 @@ def _source(model: str, scratch: Path, engines: Sequence[str]) -> Source:
     folder = Path(model)
     fresh = folder.is_dir() and not stale_engines(folder, engines, folder)
     return Source(model) if fresh else Source(model, str(scratch))
-
-
-def _bench_rows(measured: Bench) -> Table:
-    table = Table(show_edge=False)
-    for name in ("model", "weights", "engine", "shape", "p50", "p90", "same engine", "vs first in PyTorch"):
-        table.add_column(name, justify="left" if name in ("model", "engine") else "right")
-    first, *_ = measured.models
-    ratios = {
-        (label, s.engine, s.baseline_engine == s.engine, s.batch, s.length or s.image_size): s.ratio
-        for label, rows in measured.speedup.items()
-        for s in rows
-    }
-    for label, model in measured.models.items():
-        for row in model.latency:
-            key = (row.batch, row.length or row.image_size)
-            same = ratios.get((label, row.engine, True, *key))
-            best = ratios.get((label, row.engine, row.engine == "pytorch", *key))
-            table.add_row(
-                model.name,
-                f"{model.size_bytes / 1e6:.2f} MB",
-                row.engine,
-                f"{row.batch}×{row.shape[1]}",
-                f"{row.p50_ms:.2f} ms",
-                f"{row.p90_ms:.2f} ms",
-                "–" if label == first or same is None else f"{same:.2f}×",
-                "–" if label == first or best is None else f"{best:.2f}×",
-            )
-    notes = [f"{m.name} in {engine}: {note}" for m in measured.models.values() for engine, note in m.runs_in.items()]
-    table.caption, table.caption_justify = "\n".join(notes), "left"
-    return table
 
 
 def training_table(loaded: LoadedRecipe, reporter: Reporter, *, rounds: int) -> Table:
