@@ -21,7 +21,7 @@ def runs_in(name: str, source: Source, model: nn.Module) -> str:
     """
     chosen = engine(name)
     if chosen.file is None:
-        return model_note(model)
+        return model_note(model) + ", compiled by torch.compile for each shape" * chosen.compiles
     file = source.export(chosen.file)
     return "; ".join(part for part in (chosen.note(file), kernels(file)) if part)
 

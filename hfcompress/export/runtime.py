@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ExportError, MeasureError, nearest
+from .compiled import lacks_compiler
 
 NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
 RT_INFO = NOTE.split(".")  # the same in an OpenVINO file
@@ -56,14 +57,22 @@ class Engine:
     run: Callable[[Path, int], Run] | None = None  # opens that file on so many threads
     packages: tuple[str, ...] = ()  # to export for it and to run it
     extra: str = "onnx"  # of this package, which brings them
+    weight_bits: int | None = None  # most bits of a weight in the file, where products are of floats all the same
     calibrated: bool = False  # whether it needs examples where the checkpoint has no grids for activations
     note: Callable[[Path], str] = lambda file: ""  # what a file says it runs in
+    compiles: bool = False  # whether each new shape takes seconds to minutes before it runs
+    open_any: Callable[[Source, int, str], Run] | None = None  # the same for inputs of many shapes; None: `open` is
+    lacks: Callable[[], str] = lambda: ""  # what is missing here besides packages, and what mends it
     imports: Callable[[Source, str], None] = lambda source, auto_class: None  # what `open` would import, and no more
 
 
-def open_engine(name: str, source: Source, threads: int, auto_class: str) -> Run:
-    """Return a function from named arrays to logits; MeasureError names the nearest engine when `name` is none."""
-    return engine(name).open(source, threads, auto_class)
+def open_engine(name: str, source: Source, threads: int, auto_class: str, *, any_shape: bool = False) -> Run:
+    """Return a function from named arrays to logits; MeasureError names the nearest engine when `name` is none.
+
+    `any_shape`: inputs will come in many shapes, each but once or twice, so that none is worth preparing for.
+    """
+    found = engine(name)
+    return (found.open_any if any_shape and found.open_any else found.open)(source, threads, auto_class)
 
 
 def engine(name: str) -> Engine:
@@ -74,10 +83,12 @@ def engine(name: str) -> Engine:
 
 
 def require_engine(name: str) -> None:
-    """Raise ExportError, before any work is done, when the packages of an engine are not installed."""
+    """Raise ExportError, before any work is done, when what an engine needs is not installed."""
     missing = [p for p in engine(name).packages if importlib.util.find_spec(p) is None]
     if missing:
         raise ExportError(f'{name} needs {", ".join(missing)}; run: pip install "hfcompress[{engine(name).extra}]"')
+    if lacking := engine(name).lacks():
+        raise ExportError(f"{name} needs {lacking}")
 
 
 def open_onnx(file: Path, threads: int) -> Run:
@@ -136,6 +147,24 @@ def _importing(package: str) -> Callable[[Source, str], None]:
 
 
 def _open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
+    return _pytorch(source, threads, auto_class, lambda model: model)
+
+
+def _compiled(*, dynamic: bool) -> Callable[[Source, int, str], Run]:
+    def opened(source: Source, threads: int, auto_class: str) -> Run:
+        from .compiled import compiled
+
+        return _pytorch(source, threads, auto_class, lambda model: compiled(model, dynamic=dynamic))
+
+    return opened
+
+
+def _import_compiled(source: Source, auto_class: str) -> None:
+    _import_pytorch(source, auto_class)
+    importlib.import_module("torch._inductor.compile_fx")
+
+
+def _pytorch(source: Source, threads: int, auto_class: str, prepared: Callable[[Any], Any]) -> Run:
     import inspect
 
     import torch
@@ -148,6 +177,7 @@ def _open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
         model.config.use_cache = False  # one pass over the whole text, as exports make it
     own_memory_(model)
     accepted = inspect.signature(model.forward).parameters
+    model = prepared(model)
 
     def run(inputs: Mapping[str, Array]) -> Array:
         tensors = {name: torch.from_numpy(a) for name, a in inputs.items() if name in accepted and name != "labels"}
@@ -213,10 +243,10 @@ def _reading(file: str, run: Callable[[Path, int], Run], **more: Any) -> Engine:
     return Engine(opened, file, run, **more)
 
 
-def _onnx(file: str, calibrated: bool = False) -> Engine:
+def _onnx(file: str, **more: Any) -> Engine:
     packages = ("onnx", "onnxruntime", "onnxscript")
     known: dict[str, Any] = {"packages": packages, "note": _onnx_note, "imports": _importing("onnxruntime")}
-    return _reading(file, open_onnx, calibrated=calibrated, **known)
+    return _reading(file, open_onnx, **known, **more)
 
 
 def _openvino(file: str, calibrated: bool = False) -> Engine:
@@ -228,9 +258,18 @@ def _openvino(file: str, calibrated: bool = False) -> Engine:
 
 ENGINES: dict[str, Engine] = {
     "pytorch": Engine(_open_pytorch, imports=_import_pytorch),
+    "pytorch-compile": Engine(
+        _compiled(dynamic=False),
+        open_any=_compiled(dynamic=True),
+        compiles=True,
+        imports=_import_compiled,
+        lacks=lacks_compiler,
+    ),
     "onnxruntime": _onnx("onnx/model.onnx"),
     "onnxruntime-int8": _onnx("onnx/model_quantized.onnx"),
     "onnxruntime-static-int8": _onnx("onnx/model_static_quantized.onnx", calibrated=True),
+    "onnxruntime-w8": _onnx("onnx/model_w8.onnx", weight_bits=8),
+    "onnxruntime-w4": _onnx("onnx/model_w4.onnx", weight_bits=4),
     "openvino": _openvino("openvino/openvino_model.xml"),
     "openvino-int8": _openvino("openvino/openvino_model_qint8_quantized.xml", calibrated=True),
 }

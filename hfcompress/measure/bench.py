@@ -155,7 +155,8 @@ def _one_each(settings: Settings) -> list[Shape]:
 
 
 def _untimed(models: Mapping[str, Source]) -> tuple[Latency, Opened]:
-    return Latency({label: [] for label in models}, 0.0), Opened(*({label: {} for label in models} for _ in range(2)))
+    nothing = Opened({label: {} for label in models}, {label: {} for label in models})
+    return Latency({label: [] for label in models}, 0.0), nothing
 
 
 def _speed(models: Mapping[str, Source], settings: Settings, on_progress: Progress) -> tuple[Latency, Opened]:

@@ -43,7 +43,9 @@ class Worker:
             engine(job["engine"]).imports(source, job["auto_class"])
         self._started = time.perf_counter()
         self.runs = {
-            label: open_engine(job["engine"], source, job["threads"], job["auto_class"])
+            label: open_engine(
+                job["engine"], source, job["threads"], job["auto_class"], any_shape=job.get("any_shape", False)
+            )
             for label, source in sources.items()
         }
         self._opened = time.perf_counter()
@@ -99,11 +101,19 @@ class Worker:
 
 
 def warm_up(run: Run, batch: Batch, seconds: float) -> float:
-    """Run until three times in a row agree, or `seconds` have passed, and return their median in ms."""
+    """Run until three times in a row agree, or `seconds` have passed, and return their median in ms.
+
+    The first pass stands before both: an engine that compiles does it then, however long it takes. So does a later one
+    that alone took more than `seconds`, and the next less than half of it.
+    """
+    run(batch)
     last: list[float] = []
     started = time.perf_counter()
     while True:
-        last = [*last[-2:], _time(run, batch)]
+        took = _time(run, batch)
+        if last and last[-1] > max(1000 * seconds, 2 * took):
+            last, started = [], time.perf_counter()
+        last = [*last[-2:], took]
         stable = len(last) == 3 and max(last) <= (1 + STABLE) * min(last)
         if stable or (time.perf_counter() - started > seconds and len(last) >= 2):
             return float(np.median(last))

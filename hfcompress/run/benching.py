@@ -88,11 +88,11 @@ def _default_shapes(auto_class: str) -> list[Shape]:
 
 
 def default_engines(*, calibrated: bool) -> list[str]:
-    """Return the engines that are installed; with `calibrated` also those that need examples."""
+    """Return the engines that are installed and start at once; with `calibrated` also those that need examples."""
     return [
         name
         for name, one in ENGINES.items()
-        if (calibrated or not one.calibrated) and all(importlib.util.find_spec(p) for p in one.packages)
+        if (calibrated or not one.calibrated) and not one.compiles and all(map(importlib.util.find_spec, one.packages))
     ]
 
 
