@@ -21,6 +21,7 @@ from .compiled import lacks_compiler
 
 NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
 RT_INFO = NOTE.split(".")  # the same in an OpenVINO file
+ONNX = "onnxruntime"
 DYNAMIC_GROUP = 32  # columns of an input that OpenVINO rounds together where weights are compressed
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], Array]
@@ -35,15 +36,22 @@ class Source:
     revision: str | None = None
     dtype: str = "float32"  # of the weights in PyTorch; "auto": as stored
     calibration: str | None = None  # file of batches on which an export's activations get their grids
+    auto_class: str | None = None  # whose from_pretrained loads it; None: that of the models beside it
+    skips: dict[str, str] | None = None  # engines that cannot run it, and why
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it is an ONNX file and no checkpoint."""
+        return self.checkpoint.endswith(".onnx")
 
     def export(self, file: str) -> Path:
         """Return the path of an exported file; ExportError when it is not there."""
-        path = Path(self.exports or self.checkpoint) / file
+        path = Path(self.checkpoint) if self.is_onnx else Path(self.exports or self.checkpoint) / file
         if not path.is_file():
             raise ExportError(f"{path} does not exist; export the model first (hfcompress bench does)")
         return path
 
-    def to_json(self) -> dict[str, str | None]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values; `Source(**values)` reverses it."""
         return asdict(self)
 
@@ -72,7 +80,15 @@ def open_engine(name: str, source: Source, threads: int, auto_class: str, *, any
     `any_shape`: inputs will come in many shapes, each but once or twice, so that none is worth preparing for.
     """
     found = engine(name)
-    return (found.open_any if any_shape and found.open_any else found.open)(source, threads, auto_class)
+    opened = found.open_any if any_shape and found.open_any else found.open
+    return opened(source, threads, source.auto_class or auto_class)
+
+
+def why_not(name: str, source: Source) -> str:
+    """Say why the engine called `name` does not run what `source` names; nothing when it does."""
+    if source.is_onnx and name != ONNX:
+        return f"an ONNX file is timed as it is, in {ONNX}"
+    return (source.skips or {}).get(name, "")
 
 
 def engine(name: str) -> Engine:
@@ -98,10 +114,15 @@ def open_onnx(file: Path, threads: int) -> Run:
     except ImportError as error:
         raise ExportError('onnxruntime is not installed; run: pip install "hfcompress[onnx]"') from error
     session = onnxruntime.InferenceSession(str(file), session_options(threads), providers=["CPUExecutionProvider"])
-    names = [i.name for i in session.get_inputs()]
+    types = {i.name: _TYPES.get(i.type) for i in session.get_inputs()}
+    outputs = [o.name for o in session.get_outputs()]
+    wanted = ["logits"] if "logits" in outputs else outputs[:1]
+    alone = len(types) == 1
 
     def run(inputs: Mapping[str, Array]) -> Array:
-        return session.run(["logits"], {name: given(name, inputs) for name in names})[0]
+        if alone and (pixels := inputs.get("pixel_values")) is not None:  # by whatever name
+            inputs = dict.fromkeys(types, pixels)
+        return session.run(wanted, {name: np.asarray(given(name, inputs), dtype) for name, dtype in types.items()})[0]
 
     return run
 
@@ -146,6 +167,16 @@ def _importing(package: str) -> Callable[[Source, str], None]:
     return imports
 
 
+_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32,
+          "tensor(float16)": np.float16, "tensor(bool)": np.bool_}  # fmt: skip
+
+
+def main_output(made: Any) -> Any:
+    """Return the logits of what a model puts out, or, of a model without a head, its last hidden state."""
+    found = getattr(made, "logits", None)
+    return made[0] if found is None else found
+
+
 def _open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
     return _pytorch(source, threads, auto_class, lambda model: model)
 
@@ -182,7 +213,7 @@ def _pytorch(source: Source, threads: int, auto_class: str, prepared: Callable[[
     def run(inputs: Mapping[str, Array]) -> Array:
         tensors = {name: torch.from_numpy(a) for name, a in inputs.items() if name in accepted and name != "labels"}
         with torch.inference_mode():
-            return model(**tensors, return_dict=True).logits.float().numpy()
+            return main_output(model(**tensors, return_dict=True)).float().numpy()
 
     return run
 
@@ -265,7 +296,7 @@ ENGINES: dict[str, Engine] = {
         imports=_import_compiled,
         lacks=lacks_compiler,
     ),
-    "onnxruntime": _onnx("onnx/model.onnx"),
+    ONNX: _onnx("onnx/model.onnx"),
     "onnxruntime-int8": _onnx("onnx/model_quantized.onnx"),
     "onnxruntime-static-int8": _onnx("onnx/model_static_quantized.onnx", calibrated=True),
     "onnxruntime-w8": _onnx("onnx/model_w8.onnx", weight_bits=8),

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..export.runtime import Source, engine
+from ..core.errors import MeasureError
+from ..export.runtime import Source, engine, why_not
 from .process import Progress, WorkerProcess, part, quietly
 from .result import LatencyRow, Speedup
 from .workloads import Shape, checkpoint_spec, common_spec, write_workloads
@@ -65,9 +66,12 @@ def measure_latency(
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder, contextlib.ExitStack() as stack:
         job = _job(models, Path(folder), shapes, auto_class, threads, seed)
         workers = {
-            name: stack.enter_context(WorkerProcess({**job, "engine": name}, f"timing {name}"))
+            name: stack.enter_context(WorkerProcess({**_in(name, job, models), "engine": name}, f"timing {name}"))
             for name in map(_known, engines)
+            if any(not why_not(name, source) for source in models.values())
         }
+        if not workers:
+            raise MeasureError(_nowhere(models, engines))
         rows: dict[str, list[LatencyRow]] = {label: [] for label in models}
         waiting = 0.0
         for index, shape in enumerate(shapes):
@@ -146,7 +150,8 @@ def measure_opening(
     found = Opened({label: {} for label in models}, {label: {} for label in models})
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
         job = _job(models, Path(folder), ends, auto_class, threads, seed)
-        tasks = [(label, name) for name in map(_known, engines) for label in models]
+        pairs = ((label, name) for name in map(_known, engines) for label in models)
+        tasks = [(label, name) for label, name in pairs if not why_not(name, models[label])]
         for done, (label, name) in enumerate(tasks):
             single = {**job, "engine": name, "models": {label: job["models"][label]}}
             with WorkerProcess(single, f"loading {label} in {name}") as worker:
@@ -191,6 +196,17 @@ def speedups(baseline: Sequence[LatencyRow], compressed: Sequence[LatencyRow]) -
                     )
                 )
     return found
+
+
+def _in(name: str, job: Mapping[str, Any], models: Mapping[str, Source]) -> dict[str, Any]:
+    """Return the job with those of its models that run in the engine called `name`."""
+    kept = {label: plain for label, plain in job["models"].items() if not why_not(name, models[label])}
+    return {**job, "models": kept}
+
+
+def _nowhere(models: Mapping[str, Source], engines: Sequence[str]) -> str:
+    reasons = {why_not(name, source) for name in engines for source in models.values()}
+    return f"no model runs in {', '.join(engines)}: {'; '.join(sorted(reasons))}"
 
 
 def _known(name: str) -> str:

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from transformers.trainer_callback import ProgressCallback
 
 from ..core.errors import LifecycleError, MeasureError, RecipeError
 from ..export.runtime import ENGINES, Source, require_engine
-from ..measure.bench import Settings, bench, stale_engines
-from ..measure.workloads import Shape
+from ..measure.bench import Bench, Settings, bench, stale_engines
+from ..measure.onnx_file import OnnxFile, read_onnx
+from ..measure.process import part
+from ..measure.workloads import Shape, checkpoint_spec
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
 from ..train.stages import StageMethods, stage_methods
 from ..train.teacher import Teacher
 from ..train.trainer import HFCompressTrainer
-from .bench_rows import bench_rows
 from .calibrating import calibrated
 from .inspect import auto_class_of, checkpoint_of
 from .measuring import base_name
@@ -43,48 +45,57 @@ _STEPS = {
 }
 
 
-def bench_table(
+def bench_models(
     models: list[str],
     shapes: list[str],
     engines: list[str],
-    threads: int | None,
+    threads: list[int],
     rounds: int,
     reporter: Reporter,
     calibration: LoadedRecipe | None = None,
-) -> Table:
-    """Measure checkpoints against the first of them and return a row per model, engine and shape.
+) -> dict[int, Bench]:
+    """Measure models against the first of them, once for each number of threads: checkpoints, or ONNX files.
 
-    `calibration`: the recipe from whose training split exports get the activation grids a checkpoint lacks.
+    `calibration`: the recipe from whose training split exports get the activation grids a checkpoint lacks. Engines
+    that are not named are those installed, and one that a model cannot be exported to is left out of it.
     """
     models = [checkpoint_of(m) for m in models]
-    auto_class = auto_class_of(models[0])
-    engines = engines or default_engines(calibrated=calibration is not None)
+    named, engines = bool(engines), engines or default_engines(calibrated=calibration is not None)
     for name in engines:
         require_engine(name)
-    wanted = [parse_shape(text, auto_class) for text in shapes] or _default_shapes(auto_class)
-    settings = Settings(
-        auto_class, wanted, engines=tuple(engines), threads=threads or torch.get_num_threads(), rounds=rounds
-    )
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch, reporter.bar("measuring") as progress:
         sources = {}
         for index, model in enumerate(models):
             place = Path(scratch) / str(index)
             sources[model] = calibrated(_source(model, place, engines), engines, calibration, place)
-        measured = bench(sources, settings, names={m: base_name(m) for m in models}, on_progress=progress)
-    return bench_rows(measured)
+        settings = Settings("AutoModel", _shapes(shapes, sources[models[0]]), tuple(engines), rounds=rounds,
+                            lenient=not named)  # fmt: skip
+        names, found = {m: base_name(m) for m in models}, {}
+        counts = list(dict.fromkeys(threads)) or [torch.get_num_threads()]
+        for index, count in enumerate(counts):
+            now = part(progress, index, len(counts))
+            found[count] = bench(sources, replace(settings, threads=count), names=names, on_progress=now)
+    return found
 
 
-def parse_shape(text: str, auto_class: str) -> Shape:
+def _shapes(given: list[str], source: Source) -> list[Shape]:
+    """Return the workloads given, or usual ones of the kind the model takes, as far as a file leaves them open."""
+    spec = checkpoint_spec(source, "AutoModel")
+    if given:
+        return [parse_shape(text, is_image=spec.is_image) for text in given]
+    fixed = read_onnx(Path(source.checkpoint)) if source.is_onnx else OnnxFile(spec)
+    if spec.is_image:
+        return list(dict.fromkeys(Shape(fixed.batch or batch, None, spec.image_size[0]) for batch in (1, 16)))
+    usual = ((1, 32), (8, 128))
+    return list(dict.fromkeys(Shape(fixed.batch or batch, fixed.length or length) for batch, length in usual))
+
+
+def parse_shape(text: str, *, is_image: bool) -> Shape:
     """Turn '8x128' into a workload: tokens for a text model, pixels for an image model."""
     batch, _, size = text.lower().replace("×", "x").partition("x")
     if not (batch.isdecimal() and size.isdecimal() and int(batch) and int(size)):
         raise RecipeError(f"--shape {text}: write it as BATCHxLENGTH, such as 8x128")
-    is_image = "Image" in auto_class
     return Shape(int(batch), None if is_image else int(size), int(size) if is_image else None)
-
-
-def _default_shapes(auto_class: str) -> list[Shape]:
-    return [Shape(1), Shape(16)] if "Image" in auto_class else [Shape(1, 32), Shape(8, 128)]
 
 
 def default_engines(*, calibrated: bool) -> list[str]:
@@ -99,8 +110,12 @@ def default_engines(*, calibrated: bool) -> list[str]:
 def _source(model: str, scratch: Path, engines: Sequence[str]) -> Source:
     """Use the exports that lie in the model's folder; otherwise make them in a scratch folder."""
     folder = Path(model)
+    if model.endswith(".onnx"):
+        if not folder.is_file():
+            raise MeasureError(f"{model} is not a file")
+        return Source(model)
     fresh = folder.is_dir() and not stale_engines(folder, engines, folder)
-    return Source(model) if fresh else Source(model, str(scratch))
+    return Source(model, None if fresh else str(scratch), auto_class=auto_class_of(model))
 
 
 def training_table(loaded: LoadedRecipe, reporter: Reporter, *, rounds: int) -> Table:
