@@ -128,7 +128,7 @@ def bench(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Model folders, run folders or Hub ids; the first is what the others are compared with.",
+            help="Model folders, run folders, Hub ids or .onnx files; the others are compared with the first.",
             show_default=False,
         ),
     ] = None,
@@ -136,7 +136,8 @@ def bench(
         list[str] | None, typer.Option(help="Workload as BATCHxLENGTH (or BATCHxPIXELS); repeatable.", metavar="BxL")
     ] = None,
     engine: Annotated[
-        list[str] | None, typer.Option(help="Engine to time in; repeatable; by default all that are installed.")
+        list[str] | None,
+        typer.Option(help="Engine to time in; repeatable; by default all installed but pytorch-compile."),
     ] = None,
     calibration: Annotated[
         Path | None,
@@ -146,8 +147,14 @@ def bench(
             metavar="RECIPE",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads per engine; by default all cores.")] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Threads per engine; repeatable, a table for each; by default all cores."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Also write every row to a file.", metavar="FILE")
+    ] = None,
     training: Annotated[
         Path | None,
         typer.Option(
@@ -157,7 +164,9 @@ def bench(
     set_: Set = None,
 ) -> None:
     """Time models against each other, or (--training) HFCompressTrainer against transformers' Trainer."""
+    from .core.files import write_text
     from .run import benching
+    from .run.bench_rows import bench_records, bench_rows
     from .run.reporter import Reporter
 
     reporter = Reporter(console)
@@ -167,7 +176,11 @@ def bench(
     if not models:
         raise typer.BadParameter("name at least one model, or --training RECIPE")
     examples = loaded_recipe(calibration, set_) if calibration is not None else None
-    console.print(benching.bench_table(models, shape or [], engine or [], threads, rounds, reporter, examples))
+    measured = benching.bench_models(models, shape or [], engine or [], threads or [], rounds, reporter, examples)
+    for count, found in measured.items():
+        console.print(bench_rows(found, count))
+    if json_ is not None:
+        write_text(json_, json.dumps(bench_records(measured), indent=2) + "\n")
 
 
 @app.command()

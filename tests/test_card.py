@@ -77,6 +77,7 @@ def model_result(name: str, size_bytes: int, times: dict[tuple[str, int, int], f
         ],
         latency=[latency(engine, batch, size, ms, image=image) for (engine, batch, size), ms in times.items()],
         peak_memory_bytes={"pytorch": int(4e8 + 3 * size_bytes), "onnxruntime-int8": int(1e8 + size_bytes)},
+        load_seconds={"pytorch": 1e-8 * size_bytes},
     )
 
 
@@ -267,6 +268,10 @@ def test_every_number_of_the_table_comes_from_the_result(image: bool) -> None:
             before.peak_memory_bytes["pytorch"],
             after.peak_memory_bytes["pytorch"],
         ),
+        "From file to first output, PyTorch": (
+            1000 * before.load_seconds["pytorch"],
+            1000 * after.load_seconds["pytorch"],
+        ),
     }
     for shape in after.flops:
         expected[f"FLOPs at {shape.replace('x', ' × ')}"] = before.flops[shape], after.flops[shape]
@@ -283,7 +288,7 @@ def test_every_number_of_the_table_comes_from_the_result(image: bool) -> None:
         assert number(shown_old) == about(old), name
         assert number(shown_new) == about(new), name
         assert number(shown_ratio) == about(old / new), name
-        assert shown_ratio.endswith("faster" if name.startswith("Latency") else "smaller")
+        assert shown_ratio.endswith("faster" if name.startswith(("Latency", "From")) else "smaller")
     assert cells(card, "Accuracy (%), PyTorch") == [
         "87.84", "87.04", f"{MINUS}0.80 points (95% interval {MINUS}1.95 to +0.34)",
     ]  # fmt: skip

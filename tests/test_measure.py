@@ -1,6 +1,7 @@
 """Numbers that need no clock: statistics, sizes, operations, requirements, findings, environment."""
 
 import getpass
+import io
 import json
 import platform
 from math import comb
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.numpy import save_file
 from sklearn.metrics import confusion_matrix
 from transformers import BertConfig, BertForSequenceClassification
@@ -17,6 +19,7 @@ from hfcompress.core.errors import MeasureError, RecipeError
 from hfcompress.export.inputs import example_inputs
 from hfcompress.export.runtime import Source as StoredModel
 from hfcompress.measure.batches import read_batches, write_batches
+from hfcompress.measure.bench import Bench
 from hfcompress.measure.environment import environment
 from hfcompress.measure.findings import findings
 from hfcompress.measure.flops import count_flops
@@ -25,7 +28,7 @@ from hfcompress.measure.latency import latency_row, speedups
 from hfcompress.measure.layout import layout_of
 from hfcompress.measure.quality import EvaluationSet, difference, quality
 from hfcompress.measure.require import check, parse_requirement
-from hfcompress.measure.result import Difference, Method, ModelResult, Quality, Result, Source, Speedup
+from hfcompress.measure.result import Difference, LatencyRow, Method, ModelResult, Quality, Result, Source, Speedup
 from hfcompress.measure.size import count_parameters, export_files, local_folder, weight_files
 from hfcompress.measure.statistics import (
     accuracy,
@@ -40,6 +43,7 @@ from hfcompress.measure.statistics import (
 from hfcompress.measure.workloads import Shape, common_spec
 from hfcompress.modules.packed import pack_
 from hfcompress.modules.sharing import tie_
+from hfcompress.run.bench_rows import bench_rows
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -331,6 +335,34 @@ def result(**changes) -> Result:
         "recipe_hash": "",
     }
     return Result(**{**values, **changes})
+
+
+def test_a_tail_is_told_of_enough_passes_only():
+    few, many = (latency_row("pytorch", Shape(2, 8), 1, 7, list(range(1, n + 1))) for n in (99, 101))
+    assert (few.p99_ms, few.passes) == (None, 99)
+    assert (many.p50_ms, many.p90_ms, many.p99_ms, many.passes) == (51, 91, 100, 101)
+    older = LatencyRow.model_validate(few.model_dump(exclude={"p99_ms", "passes"}))
+    assert older.passes is None and older.p99_ms is None
+
+
+def test_the_table_of_bench_fits_100_columns():
+    slow = model_result(90_000_000, 2000, 2000, 600, 0.90, 1234.56)
+    fast = model_result(1_000_000, 500, 480, 200, 0.89, 2.0)
+    rows = [latency_row("onnxruntime-static-int8", Shape(128, 128), 2, 7, [1234.5] * n) for n in (20, 100)]
+    fast = fast.model_copy(update={"latency": rows, "name": "someone/a-rather-long-name-of-a-model",
+                                   "load_seconds": {"onnxruntime-static-int8": 12.345}})  # fmt: skip
+    gain = {"engine": "onnxruntime-static-int8", "batch": 128, "length": 128}
+    ratios = [Speedup(**gain, baseline_engine=e, ratio=r) for e, r in (("pytorch", 12.34), (gain["engine"], 1.5))]
+    console = Console(width=100, file=io.StringIO())
+    console.print(bench_rows(Bench({"a": slow, "b": fast}, {"b": ratios})))
+    printed = console.file.getvalue()
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= 100
+    first, second = (line.split() for line in printed.splitlines() if "static-int8" in line)
+    cells = "onnxruntime-static-int8 128×128 1234.50 1234.50 – 12.35 1.50× 12.34×"
+    assert [c for c in first if c not in "│┃"] == cells.split()
+    assert [c for c in second if c not in "│┃"] == cells.replace("–", "1234.50").split()
+    assert "p99: only of 100 timed passes or more" in " ".join(printed.split())
+    assert "someone/a-rather-long-na" in printed  # the rest stands below
 
 
 def test_speedups_are_against_the_same_engine_and_against_pytorch():

@@ -1,6 +1,7 @@
 """Measurements in processes of their own, on tiny saved models."""
 
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ from transformers import BertConfig, BertForSequenceClassification, ViTConfig, V
 from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.errors import MeasureError
 from hfcompress.export.inputs import example_inputs
-from hfcompress.export.runtime import Source
+from hfcompress.export.runtime import ENGINES, Engine, Source
 from hfcompress.measure.batches import write_batches
 from hfcompress.measure.bench import Settings, bench
-from hfcompress.measure.latency import measure_latency, measure_memory
+from hfcompress.measure.latency import measure_latency, measure_opening
 from hfcompress.measure.process import WorkerProcess, worker_environment
 from hfcompress.measure.quality import EvaluationSet, predict
 from hfcompress.measure.statistics import accuracy
-from hfcompress.measure.worker import warm_up
+from hfcompress.measure.worker import Worker, warm_up
 from hfcompress.measure.workloads import Shape
 from hfcompress.modules.packed import pack_
 
@@ -92,6 +93,9 @@ def test_bench_measures_everything_of_both_models(folders, data):
     assert all(d.value > 0 and d.examples == 32 for d in found.difference["compressed"])
     peaks = compressed.peak_memory_bytes
     assert 30e6 < peaks["onnxruntime"] < 0.7 * peaks["pytorch"]  # it holds no torch
+    assert all(set(m.load_seconds) == set(settings.engines) and min(m.load_seconds.values()) > 0
+               for m in (baseline, compressed))  # fmt: skip
+    assert all(row.passes >= 2 * 3 and (row.p99_ms is None) == (row.passes < 100) for row in compressed.latency)
     assert found.waiting >= 0
 
 
@@ -130,7 +134,7 @@ def test_a_worker_that_takes_too_long_is_ended(folders):
 
 def test_unknown_engine_is_refused_before_any_process_starts(folders):
     with pytest.raises(MeasureError, match=r"no engine is called 'pytorhc'. Did you mean 'pytorch'"):
-        measure_memory(folders, ["pytorhc"], [Shape(1, 8)], auto_class=TEXT, threads=1)
+        measure_opening(folders, ["pytorhc"], [Shape(1, 8)], auto_class=TEXT, threads=1)
 
 
 def test_images_are_measured_too(tmp_path):
@@ -161,6 +165,21 @@ def test_a_worker_starts_with_its_own_threads_and_the_default_allocator(monkeypa
     found = worker_environment(2)
     assert found["OMP_NUM_THREADS"] == "2" and found["HF_HUB_OFFLINE"] == "1"
     assert "MALLOC_TRIM_THRESHOLD_" not in found
+
+
+def test_loading_is_timed_up_to_the_first_output_without_the_librarys_import(monkeypatch, tmp_path):
+    def opened(source, threads, auto_class):
+        time.sleep(0.02)
+        return lambda batch: time.sleep(0.03)
+
+    slow = Engine(opened, imports=lambda source, auto_class: time.sleep(0.5))
+    monkeypatch.setitem(ENGINES, "slow", slow)
+    write_batches(tmp_path / "inputs", [{"x": np.zeros(1)}])
+    job = {"engine": "slow", "models": {"m": {"checkpoint": "m"}}, "threads": 1, "auto_class": TEXT,
+           "inputs": str(tmp_path / "inputs")}  # fmt: skip
+    worker = Worker(job)
+    time.sleep(0.5)  # what the process waits for its orders is no loading either
+    assert 0.05 <= worker.load(lambda fraction: None) < 0.4
 
 
 def test_warm_up_ends_when_times_agree_and_at_its_limit():

@@ -145,14 +145,6 @@ def test_methods_lists_them_and_their_settings(command):
     assert status == 0 and '"score_learning_rate"' in printed
 
 
-def test_bench_compares_two_folders(command, tmp_path):
-    text_project(tmp_path)
-    shape = ("--shape", "1x8", "--engine", "pytorch", "--rounds", "3")
-    status, printed, errors = command("bench", tmp_path / "base", tmp_path / "base", *shape)
-    assert status == 0, errors
-    assert "1×8" in printed and "pytorch" in printed
-
-
 def test_bench_training_reports_a_ratio(command, tmp_path):
     status, printed, errors = command("bench", "--training", text_project(tmp_path), "--rounds", "1")
     assert status == 0, errors

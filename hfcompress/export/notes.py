@@ -14,15 +14,15 @@ from .kernels import kernels
 from .runtime import Source, engine
 
 
-def runs_in(name: str, source: Source, model: nn.Module) -> str:
-    """Return what the engine called `name` runs the checkpoint of `source`, loaded as `model`, in.
+def runs_in(name: str, source: Source, model: nn.Module | None) -> str:
+    """Return what the engine called `name` runs the checkpoint of `source`, loaded as `model`, in (None: it is a file).
 
     Of an exported file this is what its metadata say, nothing when another tool wrote it, and the engine's kernels.
     """
     chosen = engine(name)
-    if chosen.file is None:
-        return model_note(model)
-    file = source.export(chosen.file)
+    if chosen.file is None and model is not None:
+        return model_note(model) + ", compiled by torch.compile for each shape" * chosen.compiles
+    file = source.export(str(chosen.file))
     return "; ".join(part for part in (chosen.note(file), kernels(file)) if part)
 
 

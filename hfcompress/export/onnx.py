@@ -107,13 +107,18 @@ def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: l
         write_openvino(traced, file, int8=engine(name).calibrated, batches=batches)
         return
     from .calibrate import calibrated
-    from .graph import lower
+    from .graph import Lowering, lower
+    from .lower_blocks import BlockProducts
     from .lower_float import FloatProducts
     from .lower_int8 import Int8Products
 
     if engine(name).calibrated:
         traced = calibrated(traced, batches)
-    how = FloatProducts() if name == "onnxruntime" else Int8Products(reduce_range)
+    how: Lowering = Int8Products(reduce_range)
+    if name in EXACT:
+        how = FloatProducts()
+    elif bits := engine(name).weight_bits:
+        how = BlockProducts(bits)
     file.write_bytes(lower(traced, how).SerializeToString())
 
 

@@ -18,6 +18,7 @@ from ..core.errors import ExportError
 from .folding import fold
 from .inputs import InputSpec, example_inputs, spec_of
 from .plain import plain_copy
+from .runtime import main_output
 from .weights import Inputs, Layer, layer_of
 
 DOMAIN = "hfcompress"
@@ -34,7 +35,13 @@ class Logits(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Map the inputs, in the order of `names`, to the logits."""
-        return self.model(**dict(zip(self.names, tensors, strict=True)), return_dict=True).logits
+        return main_output(self.model(**dict(zip(self.names, tensors, strict=True)), return_dict=True))
+
+    def output_name(self, *tensors: Tensor) -> str:
+        """Return what an export calls what these inputs give."""
+        with torch.inference_mode():
+            made = self.model(**dict(zip(self.names, tensors, strict=True)), return_dict=True)
+        return "last_hidden_state" if getattr(made, "logits", None) is None else "logits"
 
 
 class _Stand(nn.Module):
@@ -117,7 +124,7 @@ def _stand_in_(copy: nn.Module, model: nn.Module) -> dict[str, Layer]:
     return layers
 
 
-def _export(plain: nn.Module, spec: InputSpec, image_size: int | tuple[int, int] | None, opset: int) -> ModelProto:
+def _export(plain: Logits, spec: InputSpec, image_size: int | tuple[int, int] | None, opset: int) -> ModelProto:
     """Trace `plain`; the tensors are distinct and the mask holds zeros, or the exporter merges inputs."""
     inputs = example_inputs(spec, 2, image_size=image_size, mask_zeros=True)
     axes = {0: torch.export.Dim("batch")}
@@ -128,7 +135,7 @@ def _export(plain: nn.Module, spec: InputSpec, image_size: int | tuple[int, int]
             plain,
             tuple(inputs.values()),
             input_names=list(spec.names),
-            output_names=["logits"],
+            output_names=[plain.output_name(*inputs.values())],
             dynamic_shapes=(tuple(dict(axes) for _ in inputs),),
             opset_version=opset,
             dynamo=True,

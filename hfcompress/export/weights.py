@@ -222,6 +222,11 @@ def coded8(values: Array) -> Coded:
     return _coded(quantize(torch.from_numpy(values), Grid(8)))
 
 
+def coded4(values: Array, group_size: int) -> Coded:
+    """Quantize a plain weight (rows, columns) to 4 bits, a scale and a zero point per `group_size` columns."""
+    return _coded(quantize(torch.from_numpy(values), Grid(4, symmetric=False, group_size=group_size)))
+
+
 def halved(weight: Coded) -> Coded:
     """Return 8-bit codes on a grid twice as coarse, in [-64, 64]: the sum of two products then fits 16 bits."""
     if weight.bits < 8:

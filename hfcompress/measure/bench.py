@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import load_model
-from ..core.errors import MeasureError
+from ..core.errors import ExportError, MeasureError
 from ..export.inputs import example_inputs
 from ..export.notes import runs_in
-from ..export.runtime import Source, engine
+from ..export.runtime import Source, engine, why_not
 from .batches import read_batches
 from .flops import count_flops
-from .latency import ROUNDS, SECONDS, Latency, measure_latency, measure_memory, speedups
+from .latency import ROUNDS, SECONDS, Latency, Opened, measure_latency, measure_opening, speedups
 from .layout import layout_of
+from .onnx_file import describe_onnx, read_onnx
 from .process import Progress, quietly
 from .quality import EvaluationSet, evaluate
 from .result import Difference, ModelResult, Quality, Speedup
@@ -37,6 +38,7 @@ class Settings:
     rounds: int = ROUNDS  # 0: neither time nor memory is measured
     seconds: float = SECONDS  # per engine and shape
     seed: int = 0
+    lenient: bool = False  # whether an engine that a model cannot be exported to is left out of it, and the reason told
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Bench:
     models: dict[str, ModelResult]
     speedup: dict[str, list[Speedup]] = field(default_factory=dict)
     difference: dict[str, list[Difference]] = field(default_factory=dict)
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)  # by model and engine, why it was not run there
     waiting: float = 0.0  # share of the timing in which other processes held the processor
 
 
@@ -64,11 +67,11 @@ def bench(
     """
     if not models or not settings.shapes or not settings.engines:
         raise MeasureError("nothing to measure: at least one model, one shape and one engine are needed")
-    described = {}
+    described, models = {}, dict(models)
     for index, (label, source) in enumerate(models.items()):
         _phase(on_progress, "export")(f"preparing {label}", index / len(models))
-        described[label] = describe(source, settings, (names or {}).get(label))
-    timed, peaks = _speed(models, settings, on_progress) if settings.rounds else _untimed(models)
+        described[label], models[label] = _described(source, settings, (names or {}).get(label))
+    timed, opened = _speed(models, settings, on_progress) if settings.rounds else _untimed(models)
     qualities: dict[str, list[Quality]] = {label: [] for label in models}
     differences: dict[str, list[Difference]] = {}
     if data is not None:
@@ -83,19 +86,47 @@ def bench(
         )
     results = {
         label: described[label].model_copy(
-            update={"latency": timed.rows[label], "peak_memory_bytes": peaks[label], "quality": qualities[label]}
+            update={
+                "latency": timed.rows[label],
+                "peak_memory_bytes": opened.peak_bytes[label],
+                "load_seconds": opened.load_seconds[label],
+                "quality": qualities[label],
+            }
         )
         for label in models
     }
     first, *others = models
     on_progress("measured", 1.0)
     gains = {label: speedups(timed.rows[first], timed.rows[label]) for label in others}
-    return Bench(results, gains, differences, timed.waiting)
+    skipped = {
+        label: {name: why for name in settings.engines if (why := why_not(name, source))}
+        for label, source in models.items()
+    }
+    return Bench(results, gains, differences, skipped, timed.waiting)
+
+
+def _described(source: Source, settings: Settings, name: str | None) -> tuple[ModelResult, Source]:
+    """Describe a model; also return its source, with the engines it turned out not to run in."""
+    if source.is_onnx:
+        found = describe_onnx(file := Path(source.checkpoint))
+        for shape in settings.shapes:
+            read_onnx(file).check(file, shape.batch, shape.length)
+        notes = {one: runs_in(one, source, None) for one in settings.engines if not why_not(one, source)}
+        return found.model_copy(update={"runs_in": notes, "name": name or found.name}), source
+    try:
+        return describe(source, settings, name), source
+    except ExportError as error:
+        if not settings.lenient:
+            raise
+        skips = {one: str(error).splitlines()[0] for one in settings.engines if engine(one).file}
+        kept = [one for one in settings.engines if one not in skips]
+        return describe(source, replace(settings, engines=kept), name), replace(source, skips=skips)
 
 
 def describe(source: Source, settings: Settings, name: str | None = None) -> ModelResult:
     """Return what needs no clock: files, parameters and operations; exports the model first where they are stale."""
-    model = load_model(source.checkpoint, settings.auto_class, revision=source.revision, dtype=source.dtype)
+    auto_class = source.auto_class or settings.auto_class
+    model = load_model(source.checkpoint, auto_class, revision=source.revision, dtype=source.dtype)
     folder = local_folder(source.checkpoint)
     exports = Path(source.exports or source.checkpoint)
     stale = stale_engines(exports, settings.engines, folder)
@@ -151,13 +182,12 @@ def _one_each(settings: Settings) -> list[Shape]:
     return list(dict.fromkeys(Shape(1, s.length, s.image_size) for s in settings.shapes))
 
 
-def _untimed(models: Mapping[str, Source]) -> tuple[Latency, dict[str, dict[str, int]]]:
-    return Latency({label: [] for label in models}, 0.0), {label: {} for label in models}
+def _untimed(models: Mapping[str, Source]) -> tuple[Latency, Opened]:
+    nothing = Opened({label: {} for label in models}, {label: {} for label in models})
+    return Latency({label: [] for label in models}, 0.0), nothing
 
 
-def _speed(
-    models: Mapping[str, Source], settings: Settings, on_progress: Progress
-) -> tuple[Latency, dict[str, dict[str, int]]]:
+def _speed(models: Mapping[str, Source], settings: Settings, on_progress: Progress) -> tuple[Latency, Opened]:
     common: dict[str, Any] = {
         "auto_class": settings.auto_class,
         "threads": settings.threads,
@@ -173,7 +203,7 @@ def _speed(
         on_progress=timing,
         **common,
     )
-    return rows, measure_memory(models, settings.engines, settings.shapes, on_progress=memory, **common)
+    return rows, measure_opening(models, settings.engines, settings.shapes, on_progress=memory, **common)
 
 
 def _phase(on_progress: Progress, name: str) -> Progress:

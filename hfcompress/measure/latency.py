@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..export.runtime import Source, engine
+from ..core.errors import MeasureError
+from ..export.runtime import Source, engine, why_not
 from .process import Progress, WorkerProcess, part, quietly
 from .result import LatencyRow, Speedup
 from .workloads import Shape, write_workloads
@@ -26,6 +27,7 @@ CALM = 0.02  # share of a round's time that threads may wait for a processor bef
 ATTEMPTS = 3
 OVERRUN = 2.0  # times the seconds asked for, after which nothing is repeated and rounds beyond the least are left out
 MIN_ROUNDS = 3
+TAIL_PASSES = 100  # from here on a 99th percentile is more than the slowest pass
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ def measure_latency(
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder, contextlib.ExitStack() as stack:
         job = _job(models, Path(folder), shapes, auto_class, threads, seed)
         workers = {
-            name: stack.enter_context(WorkerProcess({**job, "engine": name}, f"timing {name}"))
+            name: stack.enter_context(WorkerProcess({**_in(name, job, models), "engine": name}, f"timing {name}"))
             for name in map(_known, engines)
+            if any(not why_not(name, source) for source in models.values())
         }
+        if not workers:
+            raise MeasureError(_nowhere(models, engines))
         rows: dict[str, list[LatencyRow]] = {label: [] for label in models}
         waiting = 0.0
         for index, shape in enumerate(shapes):
@@ -118,7 +123,18 @@ def _calm_round(worker: WorkerProcess, shape: int, passes: Mapping[str, int], de
     return best
 
 
-def measure_memory(
+@dataclass(frozen=True)
+class Opened:
+    """What a process took that holds one model only: by label and engine, its peak resident bytes, and seconds to load.
+
+    The seconds run from opening the file to the first output at the smallest shape, without the library's import.
+    """
+
+    peak_bytes: dict[str, dict[str, int]]
+    load_seconds: dict[str, dict[str, float]]
+
+
+def measure_opening(
     models: Mapping[str, Source],
     engines: Sequence[str],
     shapes: Sequence[Shape],
@@ -127,24 +143,27 @@ def measure_memory(
     threads: int,
     seed: int = 0,
     on_progress: Progress = quietly,
-) -> dict[str, dict[str, int]]:
-    """Return, per model and engine, the peak resident bytes of a process that loads it and runs the largest shape."""
-    largest = max(shapes, key=lambda s: s.batch * (s.length or (s.image_size or 1) ** 2))
-    peaks: dict[str, dict[str, int]] = {label: {} for label in models}
+) -> Opened:
+    """Open each model in each engine in a process of its own; its peak is that of running the largest shape."""
+    ordered = sorted(shapes, key=lambda s: s.batch * (s.length or (s.image_size or 1) ** 2))
+    ends = list(dict.fromkeys((ordered[0], ordered[-1])))
+    found = Opened({label: {} for label in models}, {label: {} for label in models})
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
-        job = _job(models, Path(folder), [largest], auto_class, threads, seed)
-        tasks = [(label, name) for name in map(_known, engines) for label in models]
+        job = _job(models, Path(folder), ends, auto_class, threads, seed)
+        pairs = ((label, name) for name in map(_known, engines) for label in models)
+        tasks = [(label, name) for label, name in pairs if not why_not(name, models[label])]
         for done, (label, name) in enumerate(tasks):
             single = {**job, "engine": name, "models": {label: job["models"][label]}}
-            with WorkerProcess(single, f"peak memory of {label} in {name}") as worker:
-                peaks[label][name] = worker.ask("memory")
-            on_progress("peak memory", (done + 1) / len(tasks))
-    return peaks
+            with WorkerProcess(single, f"loading {label} in {name}") as worker:
+                found.load_seconds[label][name] = worker.ask("load")
+                found.peak_bytes[label][name] = worker.ask("memory")
+            on_progress("loading and memory", (done + 1) / len(tasks))
+    return found
 
 
 def latency_row(name: str, shape: Shape, threads: int, rounds: int, times_ms: Sequence[float]) -> LatencyRow:
     """Summarize all times of one model in one engine at one shape."""
-    p50, p90 = (float(v) for v in np.quantile(times_ms, [0.5, 0.9]))
+    p50, p90, p99 = (float(v) for v in np.quantile(times_ms, [0.5, 0.9, 0.99]))
     return LatencyRow(
         engine=name,
         batch=shape.batch,
@@ -154,6 +173,8 @@ def latency_row(name: str, shape: Shape, threads: int, rounds: int, times_ms: Se
         rounds=rounds,
         p50_ms=p50,
         p90_ms=p90,
+        p99_ms=p99 if len(times_ms) >= TAIL_PASSES else None,
+        passes=len(times_ms),
         throughput_per_s=shape.batch / p50 * 1000,
     )
 
@@ -175,6 +196,17 @@ def speedups(baseline: Sequence[LatencyRow], compressed: Sequence[LatencyRow]) -
                     )
                 )
     return found
+
+
+def _in(name: str, job: Mapping[str, Any], models: Mapping[str, Source]) -> dict[str, Any]:
+    """Return the job with those of its models that run in the engine called `name`."""
+    kept = {label: plain for label, plain in job["models"].items() if not why_not(name, models[label])}
+    return {**job, "models": kept}
+
+
+def _nowhere(models: Mapping[str, Source], engines: Sequence[str]) -> str:
+    reasons = {why_not(name, source) for name in engines for source in models.values()}
+    return f"no model runs in {', '.join(engines)}: {'; '.join(sorted(reasons))}"
 
 
 def _known(name: str) -> str:

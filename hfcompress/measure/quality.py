@@ -84,6 +84,7 @@ def predict(
             "inputs": {"model": str(batches_file)},
             "auto_class": auto_class,
             "threads": threads,
+            "any_shape": True,
         }
         with WorkerProcess(job, f"evaluating in {engine_name}") as worker:
             count = _count(batches_file)

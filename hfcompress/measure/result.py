@@ -25,6 +25,10 @@ class LatencyRow(StrictModel):
     rounds: int = Field(description="Interleaved rounds; each gives one median.")
     p50_ms: float
     p90_ms: float
+    p99_ms: float | None = Field(
+        None, description="None below 100 passes: of fewer, the hundredth-slowest is the slowest, which is chance."
+    )
+    passes: int | None = Field(None, description="Timed passes of all rounds; None: an older result did not say.")
     throughput_per_s: float = Field(description="Examples per second at the median.")
 
     @property
@@ -88,6 +92,12 @@ class ModelResult(StrictModel):
     latency: list[LatencyRow] = Field(default_factory=list)
     peak_memory_bytes: dict[str, int] = Field(
         default_factory=dict, description="Peak resident memory by engine of a process that holds only this model."
+    )
+    load_seconds: dict[str, float] = Field(
+        default_factory=dict,
+        description="By engine, seconds from opening the file to the first output, at the smallest shape, in a process "
+        "of its own. Importing the engine's library is not counted, compiling is; the file may be in the system's "
+        "cache.",
     )
 
     def quality_in(self, engine: str) -> Quality | None:

@@ -24,7 +24,7 @@ if __name__ == "__main__" and "hfcompress" not in sys.modules:
 import numpy as np
 
 from hfcompress.core.machine import waited_ns
-from hfcompress.export.runtime import Run, Source, open_engine
+from hfcompress.export.runtime import Run, Source, engine, open_engine
 from hfcompress.measure.batches import read_batches
 from hfcompress.ops.reductions import REDUCTIONS
 
@@ -39,10 +39,17 @@ class Worker:
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.job = job
+        sources = {label: Source(**source) for label, source in job["models"].items()}
+        for source in sources.values():
+            engine(job["engine"]).imports(source, job["auto_class"])
+        self._started = time.perf_counter()
         self.runs = {
-            label: open_engine(job["engine"], Source(**source), job["threads"], job["auto_class"])
-            for label, source in job["models"].items()
+            label: open_engine(
+                job["engine"], source, job["threads"], job["auto_class"], any_shape=job.get("any_shape", False)
+            )
+            for label, source in sources.items()
         }
+        self._opened = time.perf_counter()
 
     def warm(self, report: Report, shape: int, seconds: float) -> dict[str, float]:
         """Return each model's time in ms on batch `shape` once it is stable, or after `seconds`."""
@@ -61,6 +68,13 @@ class Worker:
             times[label] = [_time(run, batches[label]) for _ in range(passes[label])]
         available = (time.perf_counter_ns() - started) * self.job["threads"]
         return {"times_ms": times, "waiting": (waited_ns() - waited) / available}
+
+    def load(self, report: Report) -> float:
+        """Return the seconds from opening the models, their libraries imported, to the first output on batch 0."""
+        batch, started = self._batch(0), time.perf_counter()
+        for run in self.runs.values():
+            run(batch)
+        return self._opened - self._started + time.perf_counter() - started
 
     def memory(self, report: Report) -> int:
         """Return the peak resident memory in bytes of this process after a pass over every batch."""
@@ -91,11 +105,19 @@ class Worker:
 
 
 def warm_up(run: Run, batch: Batch, seconds: float) -> float:
-    """Run until three times in a row agree, or `seconds` have passed, and return their median in ms."""
+    """Run until three times in a row agree, or `seconds` have passed, and return their median in ms.
+
+    The first pass stands before both: an engine that compiles does it then, however long it takes. So does a later one
+    that alone took more than `seconds`, and the next less than half of it.
+    """
+    run(batch)
     last: list[float] = []
     started = time.perf_counter()
     while True:
-        last = [*last[-2:], _time(run, batch)]
+        took = _time(run, batch)
+        if last and last[-1] > max(1000 * seconds, 2 * took):
+            last, started = [], time.perf_counter()
+        last = [*last[-2:], took]
         stable = len(last) == 3 and max(last) <= (1 + STABLE) * min(last)
         if stable or (time.perf_counter() - started > seconds and len(last) >= 2):
             return float(np.median(last))
@@ -122,6 +144,7 @@ def _time(run: Run, batch: Batch) -> float:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "warm": Worker.warm,
     "round": Worker.round,
+    "load": Worker.load,
     "memory": Worker.memory,
     "predict": Worker.predict,
 }

@@ -13,6 +13,7 @@ from ..core.errors import MeasureError
 from ..export.inputs import InputSpec, example_inputs, spec_from
 from ..export.runtime import Source
 from .batches import write_batches
+from .onnx_file import read_onnx
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,12 @@ class Shape:
 
 
 def checkpoint_spec(source: Source, auto_class: str) -> InputSpec:
-    """Return what a checkpoint takes, from its config alone."""
+    """Return what a checkpoint takes, from its config alone, or an ONNX file, from its graph."""
+    if source.is_onnx:
+        return read_onnx(Path(source.checkpoint)).spec
     import transformers
 
+    auto_class = source.auto_class or auto_class
     config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
     model_class = getattr(transformers, auto_class)._model_mapping[type(config)]
     return spec_from(config, model_class[0] if isinstance(model_class, tuple) else model_class)

@@ -10,9 +10,12 @@ from ..measure.result import Difference, LatencyRow, ModelResult, Result, Speedu
 NONE = "–"
 _ENGINES = {
     "pytorch": "PyTorch",
+    "pytorch-compile": "PyTorch, torch.compile",
     "onnxruntime": "ONNX Runtime",
     "onnxruntime-int8": "ONNX Runtime int8",
     "onnxruntime-static-int8": "ONNX Runtime static int8",
+    "onnxruntime-w8": "ONNX Runtime, weights in 8 bits",
+    "onnxruntime-w4": "ONNX Runtime, weights in 4 bits",
     "openvino": "OpenVINO",
     "openvino-int8": "OpenVINO int8",
 }
@@ -29,12 +32,13 @@ class Row:
 
 
 def table(result: Result) -> list[Row]:
-    """Return every row of the card's table, in the order people ask: size, work, quality, time, memory, exports."""
+    """Return every row of the card's table, in the order people ask, from size and work to memory and exports."""
     return [
         *_size_rows(result),
         *_quality_rows(result),
         *_latency_rows(result),
         *_memory_rows(result),
+        *_load_rows(result),
         *_export_rows(result),
     ]
 
@@ -164,6 +168,17 @@ def _memory_rows(result: Result) -> Iterator[Row]:
     for engine, after in result.compressed.peak_memory_bytes.items():
         before = result.baseline.peak_memory_bytes.get(engine)
         yield _row(f"Peak memory of the process, {engine_name(engine)}", before, after, "B")
+
+
+def _load_rows(result: Result) -> Iterator[Row]:
+    for engine, after in result.compressed.load_seconds.items():
+        before, name = result.baseline.load_seconds.get(engine), f"From file to first output, {engine_name(engine)}"
+        yield Row(
+            name,
+            milliseconds(1000 * before) if before else NONE,
+            milliseconds(1000 * after),
+            change(before, after, "faster", "slower") if before else NONE,
+        )
 
 
 def _export_rows(result: Result) -> Iterator[Row]:

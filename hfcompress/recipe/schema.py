@@ -17,7 +17,17 @@ from ..core.student import StudentConfig
 from .data import Data
 from .training import check_train
 
-Engine = Literal["pytorch", "onnxruntime", "onnxruntime-int8", "onnxruntime-static-int8", "openvino", "openvino-int8"]
+Engine = Literal[
+    "pytorch",
+    "pytorch-compile",
+    "onnxruntime",
+    "onnxruntime-int8",
+    "onnxruntime-static-int8",
+    "onnxruntime-w8",
+    "onnxruntime-w4",
+    "openvino",
+    "openvino-int8",
+]
 ENGINES: tuple[Engine, ...] = ("pytorch", "onnxruntime", "onnxruntime-int8")
 
 _REQUIREMENT = re.compile(r"(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")

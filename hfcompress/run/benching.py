@@ -21,7 +21,9 @@ from transformers.trainer_callback import ProgressCallback
 from ..core.errors import LifecycleError, MeasureError, RecipeError
 from ..export.runtime import ENGINES, Source, require_engine
 from ..measure.bench import Bench, Settings, bench, stale_engines
-from ..measure.workloads import Shape
+from ..measure.onnx_file import OnnxFile, read_onnx
+from ..measure.process import part
+from ..measure.workloads import Shape, checkpoint_spec
 from ..modules.pixels import pixels_of
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
@@ -44,65 +46,80 @@ _STEPS = {
 }
 
 
-def bench_table(
+def bench_models(
     models: list[str],
     shapes: list[str],
     engines: list[str],
-    threads: int | None,
+    threads: list[int],
     rounds: int,
     reporter: Reporter,
     calibration: LoadedRecipe | None = None,
-) -> Table:
-    """Measure checkpoints against the first of them and return a row per model, engine and shape.
+) -> dict[int, Bench]:
+    """Measure models against the first of them, once for each number of threads: checkpoints, or ONNX files.
 
-    `calibration`: the recipe from whose training split exports get the activation grids a checkpoint lacks.
+    `calibration`: the recipe from whose training split exports get the activation grids a checkpoint lacks. Engines
+    that are not named are those installed, and one that a model cannot be exported to is left out of it.
     """
     models = [checkpoint_of(m) for m in models]
-    auto_class = auto_class_of(models[0])
-    engines = engines or default_engines(calibrated=calibration is not None)
+    named, engines = bool(engines), engines or default_engines(calibrated=calibration is not None)
     for name in engines:
         require_engine(name)
-    wanted = [parse_shape(text, auto_class) for text in shapes] or _default_shapes(auto_class)
-    settings = Settings(
-        auto_class, wanted, engines=tuple(engines), threads=threads or torch.get_num_threads(), rounds=rounds
-    )
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch, reporter.bar("measuring") as progress:
         sources = {}
         for index, model in enumerate(models):
             place = Path(scratch) / str(index)
-            source = replace(_source(model, place, engines), image_size=_own_pixels(model, auto_class))
+            source = _source(model, place, engines)
             sources[model] = calibrated(source, engines, calibration, place)
-        measured = bench(sources, settings, names={m: base_name(m) for m in models}, on_progress=progress)
-    return _bench_rows(measured)
+        settings = Settings("AutoModel", _shapes(shapes, sources[models[0]]), tuple(engines), rounds=rounds,
+                            lenient=not named)  # fmt: skip
+        names, found = {m: base_name(m) for m in models}, {}
+        counts = list(dict.fromkeys(threads)) or [torch.get_num_threads()]
+        for index, count in enumerate(counts):
+            now = part(progress, index, len(counts))
+            found[count] = bench(sources, replace(settings, threads=count), names=names, on_progress=now)
+    return found
 
 
-def parse_shape(text: str, auto_class: str) -> Shape:
+def _shapes(given: list[str], source: Source) -> list[Shape]:
+    """Return the workloads given, or usual ones of the kind the model takes, as far as a file leaves them open."""
+    spec = checkpoint_spec(source, "AutoModel")
+    if given:
+        return [parse_shape(text, is_image=spec.is_image) for text in given]
+    fixed = read_onnx(Path(source.checkpoint)) if source.is_onnx else OnnxFile(spec)
+    if spec.is_image:
+        return list(dict.fromkeys(Shape(fixed.batch or batch) for batch in (1, 16)))
+    usual = ((1, 32), (8, 128))
+    return list(dict.fromkeys(Shape(fixed.batch or batch, fixed.length or length) for batch, length in usual))
+
+
+def parse_shape(text: str, *, is_image: bool) -> Shape:
     """Turn '8x128' into a workload: tokens for a text model, pixels for an image model."""
     batch, _, size = text.lower().replace("×", "x").partition("x")
     if not (batch.isdecimal() and size.isdecimal() and int(batch) and int(size)):
         raise RecipeError(f"--shape {text}: write it as BATCHxLENGTH, such as 8x128")
-    is_image = "Image" in auto_class
     return Shape(int(batch), None if is_image else int(size), int(size) if is_image else None)
 
 
-def _default_shapes(auto_class: str) -> list[Shape]:
-    return [Shape(1), Shape(16)] if "Image" in auto_class else [Shape(1, 32), Shape(8, 128)]
-
-
 def default_engines(*, calibrated: bool) -> list[str]:
-    """Return the engines that are installed; with `calibrated` also those that need examples."""
+    """Return the engines that are installed and start at once; with `calibrated` also those that need examples."""
     return [
         name
         for name, one in ENGINES.items()
-        if (calibrated or not one.calibrated) and all(importlib.util.find_spec(p) for p in one.packages)
+        if (calibrated or not one.calibrated) and not one.compiles and all(map(importlib.util.find_spec, one.packages))
     ]
 
 
 def _source(model: str, scratch: Path, engines: Sequence[str]) -> Source:
     """Use the exports that lie in the model's folder; otherwise make them in a scratch folder."""
     folder = Path(model)
+    if model.endswith(".onnx"):
+        if not folder.is_file():
+            raise MeasureError(f"{model} is not a file")
+        return Source(model)
     fresh = folder.is_dir() and not stale_engines(folder, engines, folder)
-    return Source(model) if fresh else Source(model, str(scratch))
+    auto_class = auto_class_of(model)
+    exports = None if fresh else str(scratch)
+    return Source(model, exports, auto_class=auto_class, image_size=_own_pixels(model, auto_class))
 
 
 def _own_pixels(model: str, auto_class: str) -> int | None:
@@ -113,36 +130,6 @@ def _own_pixels(model: str, auto_class: str) -> int | None:
         return pixels_of(AutoImageProcessor.from_pretrained(model))
     except (OSError, ValueError):
         return None
-
-
-def _bench_rows(measured: Bench) -> Table:
-    table = Table(show_edge=False)
-    for name in ("model", "weights", "engine", "shape", "p50", "p90", "same engine", "vs first in PyTorch"):
-        table.add_column(name, justify="left" if name in ("model", "engine") else "right")
-    first, *_ = measured.models
-    ratios = {
-        (label, s.engine, s.baseline_engine == s.engine, s.batch, s.length or s.image_size): s.ratio
-        for label, rows in measured.speedup.items()
-        for s in rows
-    }
-    for label, model in measured.models.items():
-        for row in model.latency:
-            key = (row.batch, row.length or row.image_size)
-            same = ratios.get((label, row.engine, True, *key))
-            best = ratios.get((label, row.engine, row.engine == "pytorch", *key))
-            table.add_row(
-                model.name,
-                f"{model.size_bytes / 1e6:.2f} MB",
-                row.engine,
-                f"{row.batch}×{row.shape[1] or model.image_size or 'image'}",
-                f"{row.p50_ms:.2f} ms",
-                f"{row.p90_ms:.2f} ms",
-                "–" if label == first or same is None else f"{same:.2f}×",
-                "–" if label == first or best is None else f"{best:.2f}×",
-            )
-    notes = [f"{m.name} in {engine}: {note}" for m in measured.models.values() for engine, note in m.runs_in.items()]
-    table.caption, table.caption_justify = "\n".join(notes), "left"
-    return table
 
 
 def training_table(loaded: LoadedRecipe, reporter: Reporter, *, rounds: int) -> Table:

@@ -192,7 +192,8 @@ def _engine(name: str, folder: Path, batches: Path) -> Line:
     try:
         require_engine(name)
     except HFCompressError as error:
-        return Line(name=f"engine {name}", state="missing", found=str(error).partition(";")[0], mend=mend, needed=False)
+        found, _, told = str(error).partition("; run: ")
+        return Line(name=f"engine {name}", state="missing", found=found, mend=told or mend, needed=False)
     try:
         if ENGINES[name].file is not None:
             _export(name, folder, batches)
