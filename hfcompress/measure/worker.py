@@ -71,9 +71,9 @@ class Worker:
 
     def load(self, report: Report) -> float:
         """Return the seconds from opening the models, their libraries imported, to the first output on batch 0."""
-        batch, started = self._batch(0), time.perf_counter()
-        for run in self.runs.values():
-            run(batch)
+        batches, started = self._batches(0), time.perf_counter()
+        for label, run in self.runs.items():
+            run(batches[label])
         return self._opened - self._started + time.perf_counter() - started
 
     def memory(self, report: Report) -> int:
