@@ -20,7 +20,7 @@ from hfcompress.export.inputs import example_inputs
 from hfcompress.export.runtime import Source as StoredModel
 from hfcompress.measure.batches import read_batches, write_batches
 from hfcompress.measure.bench import Bench
-from hfcompress.measure.environment import environment
+from hfcompress.measure.environment import energy, environment
 from hfcompress.measure.findings import findings
 from hfcompress.measure.flops import count_flops
 from hfcompress.measure.kept import keeping, prediction_key
@@ -478,6 +478,17 @@ def test_an_export_that_loses_accuracy_is_named():
     assert findings(result().baseline, worse, []) == [
         "onnxruntime-int8 loses 0.100 f1 against the same model in PyTorch."
     ]
+
+
+def test_energy_that_was_not_measured_is_said_so_with_the_reason(tmp_path):
+    assert energy(tmp_path) == "not measured: this machine shows no energy counter (RAPL)"
+    (tmp_path / "intel-rapl:0").mkdir()
+    (tmp_path / "intel-rapl:0" / "energy_uj").mkdir()  # what is there and cannot be read
+    assert "may not be read" in energy(tmp_path)
+    (tmp_path / "intel-rapl:0" / "energy_uj").rmdir()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1")
+    assert "for all programs together" in energy(tmp_path)
+    assert environment(1)["energy"] == energy() and energy().startswith("not measured: ")
 
 
 def test_environment_tells_the_machine_but_not_whose_it_is():

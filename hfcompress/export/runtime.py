@@ -158,7 +158,7 @@ def _import_pytorch(source: Source, auto_class: str) -> None:
 
     with contextlib.suppress(OSError, ValueError, KeyError):  # what is wrong with a checkpoint, opening it says
         config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
-        getattr(transformers, auto_class)._model_mapping[type(config)]
+        getattr(transformers, source.auto_class or auto_class)._model_mapping[type(config)]
 
 
 def _importing(package: str) -> Callable[[Source, str], None]:

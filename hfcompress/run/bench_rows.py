@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ..measure.bench import Bench
-from ..measure.environment import environment
+from ..measure.environment import energy, environment
 from ..measure.result import LatencyRow, ModelResult
 
 NONE = "–"
@@ -86,6 +86,7 @@ def _notes(measured: Bench) -> Iterator[str]:
     passes = [row.passes or 0 for model in measured.models.values() for row in model.latency]
     if any(row.p99_ms is None for model in measured.models.values() for row in model.latency):
         yield f"p99: only of 100 timed passes or more (here {min(passes)} to {max(passes)})"
+    yield f"energy: {energy()}"
     yield "load: from opening the file to the first output in a new process, the engine's library imported before"
 
 
