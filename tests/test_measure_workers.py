@@ -176,7 +176,7 @@ def test_loading_is_timed_up_to_the_first_output_without_the_librarys_import(mon
     monkeypatch.setitem(ENGINES, "slow", slow)
     write_batches(tmp_path / "inputs", [{"x": np.zeros(1)}])
     job = {"engine": "slow", "models": {"m": {"checkpoint": "m"}}, "threads": 1, "auto_class": TEXT,
-           "inputs": str(tmp_path / "inputs")}  # fmt: skip
+           "inputs": {"m": str(tmp_path / "inputs")}}  # fmt: skip
     worker = Worker(job)
     time.sleep(0.5)  # what the process waits for its orders is no loading either
     assert 0.05 <= worker.load(lambda fraction: None) < 0.4
