@@ -13,11 +13,14 @@ import hfcompress
 import hfcompress.methods
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.files import between
+from hfcompress.core.method import Category
 from hfcompress.core.registry import _METHODS, list_methods
+from hfcompress.measure.cells import read_suite
 from hfcompress.measure.result import read_result
 from hfcompress.publish.card import figures_beside, render_card
 from hfcompress.publish.comparison import comparison_markdown, find_results
 from hfcompress.publish.examples import said_of
+from hfcompress.publish.suite import render_report
 from hfcompress.recipe.load import load_recipe
 from hfcompress.run.show_methods import methods_markdown
 
@@ -203,3 +206,15 @@ def test_published_cards_are_rendered_from_their_results():
         )
         assert same, f"out of date: hfcompress card {result.parent.relative_to(ROOT)}"
         assert all((result.parent / name).is_file() for name in figures), result.parent.name
+
+
+def test_the_survey_is_rendered_from_its_results():
+    folder = ROOT / "model_cards" / "survey"
+    record, results = read_suite(folder)
+    figures = {cell.model: f"{cell.model}.png" for cell in record.cells if cell.name in results}
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text == render_report(record, results, figures), (
+        "out of date: hfcompress compare model_cards/survey --report"
+    )
+    assert all((folder / name).is_file() for name in figures.values())
+    assert {cell.category for cell in record.cells} == set(Category)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from project import text_project
 from safetensors.torch import load_file
 from test_checkpoint import load_in_fresh_process
 from tiny import Examples, auto_class, calibration, logits, make
@@ -24,6 +25,8 @@ from hfcompress.methods.magnitude import MagnitudeConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.methods.share_layers import ShareLayersConfig
 from hfcompress.modules.sharing import attach_shared, finish_sharing_, start_sharing_
+from hfcompress.recipe.load import load_recipe
+from hfcompress.run.execute import run_recipe
 
 PATH = "bert.encoder.layer.{}.intermediate.dense"
 
@@ -167,3 +170,10 @@ def test_a_hostile_tie_is_refused(tmp_path):
         (folder / "config.json").write_text(json.dumps(changed))
         with pytest.raises(CheckpointError):
             load_model(folder, auto_class("bert"))
+
+
+def test_a_run_that_only_shares_says_that_loading_needs_the_import(tmp_path):
+    stages = [{"methods": {"share_layers": {"group": 2}}}]
+    result = run_recipe(load_recipe(text_project(tmp_path, stages=stages)), tmp_path / "out")
+    assert not result.structure and result.loads_with == "hfcompress"
+    assert "import hfcompress" in (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")

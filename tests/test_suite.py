@@ -184,7 +184,7 @@ def test_a_cell_in_a_process_of_its_own_and_why_it_failed(tmp_path):
     status, words = comparing._in_a_process(cell, folder)
     reason = comparing._reason(status, words)
     assert status == 2 and "no/such-folder" in reason and "\n" not in reason
-    assert "out of memory" in comparing._reason(-9, "")
+    assert "out of memory" in comparing._reason(-9, "") and len(comparing._reason(2, "error: " + "a b " * 900)) <= 300
     assert comparing._reason(1, "Traceback\nValueError: odd\n") == "exit status 1: ValueError: odd"
 
 

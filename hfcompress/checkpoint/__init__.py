@@ -3,12 +3,13 @@
 from .load import load_model
 from .loader import HFCompressConfig, HFCompressQuantizer, refuse_untrainable
 from .memory import own_memory_, release_
-from .save import attach_structure_, save_checkpoint
+from .save import attach_structure_, is_stock, save_checkpoint
 
 __all__ = [
     "HFCompressConfig",
     "HFCompressQuantizer",
     "attach_structure_",
+    "is_stock",
     "load_model",
     "own_memory_",
     "refuse_untrainable",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..core.errors import CheckpointError
-from .loader import attach_
+from .loader import QUANT_METHOD, attach_
 from .stock import fold_into_config_
 from .structure import Modules, read_structure
 
@@ -44,6 +45,12 @@ def save_checkpoint(model: nn.Module, folder: str | Path, processor: Any = None)
         if processor is not None:
             processor.save_pretrained(temporary)
     return Path(folder)
+
+
+def is_stock(folder: str | Path) -> bool:
+    """Return whether the checkpoint in `folder` loads with transformers alone: its config asks for nothing of ours."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return config.get("quantization_config", {}).get("quant_method") != QUANT_METHOD
 
 
 def _forget_use_cache_(config: Any) -> None:

@@ -17,9 +17,14 @@ from .setup import Setup
 
 
 def assemble(
-    setup: Setup, measured: tuple[Bench, Quality | None], records: list[StageRecord], structure: Modules
+    setup: Setup,
+    measured: tuple[Bench, Quality | None],
+    records: list[StageRecord],
+    structure: Modules,
+    *,
+    stock: bool,
 ) -> Result:
-    """Return the complete record of the run, its requirements checked."""
+    """Return the complete record of the run, its requirements checked; `stock`: transformers alone loads the model."""
     bench, control = measured
     recipe = setup.recipe
     baseline, small = bench.models[BASELINE], bench.models[COMPRESSED]
@@ -30,7 +35,7 @@ def assemble(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         task=recipe.task,
         auto_class=setup.task.auto_class,
-        loads_with="hfcompress" if structure else "transformers",
+        loads_with="transformers" if stock else "hfcompress",
         dtype=recipe.dtype,
         base_model=_base_model(setup),
         dataset=_dataset(setup),

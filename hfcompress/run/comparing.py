@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from .reporter import Reporter
 
 _DONE, _UNMET, _INTERRUPTED = 0, 3, 130  # exit statuses of `hfcompress run`
 _CHUNK, _TAIL = 4096, 20_000  # bytes passed on at once; characters of a run's stderr kept to find the reason in
+_REASON = 300  # characters of it that a table can bear
 _SUITE = "suite.yaml"
 
 
@@ -190,7 +192,7 @@ def _reason(status: int, words: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", words)
     _, found, message = text.rpartition("error: ")
     if found:
-        return " ".join(message.split())
+        return textwrap.shorten(message, _REASON, placeholder=" …")
     if status < 0:
         return f"ended by signal {-status}" + (" (out of memory?)" if status == -9 else "")
     last = text.split("\n")[-1] if not text.strip() else text.strip().splitlines()[-1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import load_model, release_, save_checkpoint
+from ..checkpoint import is_stock, load_model, release_, save_checkpoint
 from ..checkpoint.memory import weight_bytes
 from ..checkpoint.structure import read_structure
 from ..core.files import write_text
@@ -76,7 +76,7 @@ def run_recipe(
         _control(state, baseline)
     reporter.heading("Measuring")
     bench = measure(setup, state_after.setup, folder, reporter, control=folder.control if control else None)
-    result = assemble(setup, bench, records, structure)
+    result = assemble(setup, bench, records, structure, stock=is_stock(folder.model))
     write_text(folder.path / "result.json", result.model_dump_json(indent=2) + "\n")
     write_card(folder.path)
     reporter.heading("Checking that the card's own code loads the model")

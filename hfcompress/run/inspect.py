@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
-from ..checkpoint import load_model
+from ..checkpoint import is_stock, load_model
 from ..core.errors import CheckpointError, FamilyError, MeasureError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
@@ -63,14 +62,12 @@ def _original(source: str) -> list[Part]:
 
 def _summary(source: str, model: nn.Module) -> Table:
     folder = local_folder(source)
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    ours = config.get("quantization_config", {}).get("quant_method") == "hfcompress"
     parameters, nonzeros = count_parameters(model)
     table = Table(title=Path(source).name, title_justify="left", title_style="bold", show_header=False, show_edge=False)
     for name, size in {**weight_files(folder), **export_files(folder)}.items():
         table.add_row(name, f"{size / 1e6:.2f} MB")
     table.add_row("class", type(model).__name__)
-    table.add_row("loads with", "import hfcompress; from_pretrained" if ours else "transformers alone")
+    table.add_row("loads with", "transformers alone" if is_stock(folder) else "import hfcompress; from_pretrained")
     if known := getattr(model.config, "vocab_size", 0):
         limit = longest_input(model.config)
         table.add_row("tokens", f"{known:,} known" + (f", {limit:,} in a text at most" if limit else ""))
