@@ -155,18 +155,24 @@ def test_one_job_with_shared_controls_kept_cells_and_failures_that_are_told(tmp_
 
 def test_an_interrupted_job_keeps_its_cells_and_says_how_to_go_on(tmp_path, monkeypatch):
     def run(cell, folder):
-        if cell.method == "pruned":
+        if cell.method == "hybrid":
             return 130, ""
         result = make_result(recipe_hash=cell.loaded.hash)
         (folder.path / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
-        return 0, ""
+        return (0, "") if cell.method == "int8" else (2, "error: measured, but its card's code fails")
 
     monkeypatch.setattr(comparing, "_in_a_process", run)
     path, out = suite_file(tmp_path), tmp_path / "out"
     done = CliRunner().invoke(app, ["compare", str(path), "--output", str(out)])
     assert done.exit_code == 130 and "repeat the command" in " ".join(done.output.split())
     record = SuiteRecord.model_validate_json((out / RECORD).read_text())
-    assert [c.state for c in record.cells] == [State.DONE, State.WAITING, State.WAITING]
+    assert [c.state for c in record.cells] == [State.DONE, State.FAILED, State.WAITING]
+    tried = []
+    monkeypatch.setattr(
+        comparing, "_in_a_process", lambda cell, folder: (2, tried.append(cell.method) or "error: again")
+    )
+    run_suite(load_suite(path), out)
+    assert tried == ["pruned", "hybrid"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

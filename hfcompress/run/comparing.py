@@ -145,6 +145,7 @@ def _run(cell: Cell, progress: _Progress, reporter: Reporter) -> None:
         progress.note(cell, State.DONE)
         _remember(cell, progress)
         return
+    (run.path / "result.json").unlink(missing_ok=True)  # of a run that failed after it: no repeat takes it for done
     reason = _reason(status, words)
     progress.note(cell, State.FAILED, reason)
     reporter.say(f"[red]failed:[/] {reason}")
