@@ -120,6 +120,18 @@ def test_the_control_gets_the_same_steps(command, tmp_path):
     assert steps["control 1"] == steps["prune"] == 12
 
 
+def test_the_control_of_adapters_trains_the_same_adapters_and_nothing_else(command, tmp_path):
+    """Freed to move, a whole model would be trained at the adapters' learning rate: no control of anything."""
+    train = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 0.01}
+    stage = {"methods": {"lora": {"r": 2, "targets": ["re:.*query"]}, "distill": {}}, "train": train}
+    recipe = text_project(tmp_path, stages=[stage], evaluate={"control": True})
+    status, _, err = command("run", recipe, "--output", tmp_path / "out")
+    assert status == 0, err
+    before, after = (load_file(f / "model.safetensors") for f in (tmp_path / "base", tmp_path / "out" / "control"))
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"query"}
+
+
 def test_fine_tuning_first_and_selecting_on_a_held_out_part(command, tmp_path):
     train = {"num_train_epochs": 1, "eval_strategy": "epoch", "load_best_model_at_end": True}
     recipe = text_project(tmp_path, finetune={"train": train})

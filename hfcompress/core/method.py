@@ -65,6 +65,11 @@ class MethodInfo:
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by what they act on, where the
     # defaults are not all there is to say about the model types it works on
 
+    @property
+    def in_control(self) -> bool:
+        """Whether the dense control trains with it too: it says how a model is trained and compresses nothing."""
+        return self.phase is Phase.COMPANION or self.adapts
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, create_model, field_validator, mode
 
 from ..core.config import StrictModel
 from ..core.errors import RecipeError, nearest
-from ..core.method import Category, Phase
+from ..core.method import Category
 from ..core.registry import create, explain
 from .load import LoadedRecipe, digest, load_recipe, overridden, read_yaml, resolved
 from .schema import Recipe
@@ -126,7 +126,7 @@ class Cell:
     def control_key(self) -> str | None:
         """Digest of what decides the dense control: the baseline, and training without what compresses; None: none."""
         recipe = self.loaded.recipe
-        training = [(stage.train, _companions(stage.methods)) for stage in recipe.stages if stage.train is not None]
+        training = [(stage.train, _in_control(stage.methods)) for stage in recipe.stages if stage.train is not None]
         if not training or not recipe.evaluate.control:
             return None
         teacher = recipe.teacher, recipe.model_dump(mode="json")["teacher_cache"]
@@ -211,6 +211,6 @@ def _merged(shared: dict[str, Any] | None, own: Any, said_here: bool) -> Any:
     return {**shared, **own} if said_here else shared
 
 
-def _companions(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _in_control(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     found = {name: create(name, settings) for name, settings in methods.items()}
-    return {n: m.config.model_dump(mode="json") for n, m in found.items() if m.info.phase is Phase.COMPANION}
+    return {n: m.config.model_dump(mode="json") for n, m in found.items() if m.info.in_control}

@@ -15,7 +15,7 @@ from ..checkpoint.memory import weight_bytes
 from ..checkpoint.structure import read_structure
 from ..core.files import write_text
 from ..core.machine import Stopwatch
-from ..core.method import Method, Phase
+from ..core.method import Method
 from ..measure.result import Result, StageRecord
 from ..modules.pixels import enlarges_to, follow_pixels_
 from ..modules.student import derive_student_
@@ -256,14 +256,14 @@ def _wants_control(recipe: Recipe) -> bool:
 
 
 def _control(run: Run, baseline: nn.Module) -> None:
-    """Give the uncompressed model the same steps and the same teacher."""
+    """Give the uncompressed model the same steps, the same teacher and, where a stage trains them, adapters too."""
     recipe, target = run.setup.recipe, run.folder.control
     training = [(i, s) for i, s in enumerate(recipe.stages) if s.train is not None]
 
     def execute() -> nn.Module:
         model, teacher = copy.deepcopy(baseline), _teacher(run, baseline)
         for index, stage in training:
-            methods = [m for m in stage_methods(stage, f"stages.{index}").methods if m.info.phase is Phase.COMPANION]
+            methods = [m for m in stage_methods(stage, f"stages.{index}").methods if m.info.in_control]
             model = _trained(run, model, stage.train or {}, methods, teacher, target, f"control {index + 1}")
         return model
 
