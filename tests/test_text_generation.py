@@ -35,6 +35,7 @@ from hfcompress.measure.flops import count_flops
 from hfcompress.measure.quality import EvaluationSet, difference, quality
 from hfcompress.measure.require import check, parse_requirement
 from hfcompress.measure.result import Difference, Quality, read_result
+from hfcompress.measure.size import count_parameters
 from hfcompress.measure.statistics import paired_bootstrap
 from hfcompress.modules.parametrizations import wrapped
 from hfcompress.ops.losses import soft_cross_entropy
@@ -391,7 +392,7 @@ def test_a_large_model_is_planned_and_counted_by_its_shapes(monkeypatch):
             "model": "x",
             "task": "text-generation",
             "data": {"path": "x"},
-            "stages": [{"methods": {"quantize_weights": {}}}],
+            "stages": [{"methods": {"quantize_weights": {"bits": 4}}}],
         }
     ).recipe
     common = {"recipe_hash": "", "train_examples": 8, "evaluate_examples": 8}
@@ -400,8 +401,10 @@ def test_a_large_model_is_planned_and_counted_by_its_shapes(monkeypatch):
     monkeypatch.setattr(checkpoint_memory, "LARGE_BYTES", 1)
     monkeypatch.setattr("copy.deepcopy", no_second_copy)
     assert make_plan(recipe, model, **common) == small and count_flops(model, inputs) == flops
-    assert small.stages[0].weight_bytes < small.weight_bytes
     assert not any(p.is_meta for p in model.parameters())
+    assert small.stages[0].weight_bytes < small.weight_bytes
+    compress(model, [QuantizeWeightsConfig(bits=4)])
+    assert small.stages[0].parameters == count_parameters(model)[0], "two weights of 4 bits are two, not one byte"
 
 
 DEEPCOPY = copy.deepcopy

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..core.errors import MeasureError
+from ..modules.counting import parameter_counts, stated_counts
 
 _FORMATS = (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin"))
 
@@ -66,23 +67,12 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     a module that stores them more tightly says how many there are by attributes `packed_numel` and `packed_nonzeros`,
     each a mapping from parameter name to number.
     """
-    seen: set[int] = set()
     total = nonzeros = 0
-    for module in model.modules():
-        numel, nonzero = _stated(module, "packed_numel"), _stated(module, "packed_nonzeros")
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            count = numel.get(name, parameter.numel())
-            total += count
-            nonzeros += nonzero[name] if name in nonzero else min(count, _nonzeros(parameter))
+    for module, name, parameter, number in parameter_counts(model):
+        stated = stated_counts(module, "packed_nonzeros").get(name)
+        total += number
+        nonzeros += min(number, _nonzeros(parameter)) if stated is None else stated
     return total, nonzeros
-
-
-def _stated(module: nn.Module, attribute: str) -> dict[str, int]:
-    stated = getattr(module, attribute, None)
-    return stated if isinstance(stated, dict) else {}
 
 
 def _nonzeros(tensor: Tensor) -> int:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from ..checkpoint import attach_structure_, refuse_untrainable
-from ..checkpoint.memory import is_large, meta_copy, weight_bytes, weights
+from ..checkpoint.memory import is_large, meta_copy, weight_bytes
 from ..core.config import StrictModel
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
@@ -19,6 +19,7 @@ from ..core.method import Corpus
 from ..core.position_tables import longest_input
 from ..core.registry import create
 from ..core.student import StudentConfig
+from ..modules.counting import count
 from ..modules.pixels import pixels_of
 from ..modules.student import derive_student_
 from .schema import Recipe, Stage
@@ -204,8 +205,3 @@ def steps(train: dict[str, Any], examples: int) -> int:
     batches = math.ceil(examples / train.get("per_device_train_batch_size", _DEFAULT_BATCH))
     per_epoch = max(1, math.ceil(batches / train.get("gradient_accumulation_steps", 1)))
     return math.ceil(train.get("num_train_epochs", _DEFAULT_EPOCHS) * per_epoch)
-
-
-def count(model: nn.Module) -> int:
-    """Return how many numbers the model holds, shared ones once."""
-    return sum(t.numel() for t in weights(model))

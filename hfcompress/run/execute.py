@@ -17,13 +17,13 @@ from ..core.files import write_text
 from ..core.machine import Stopwatch
 from ..core.method import Method
 from ..measure.result import Result, StageRecord
+from ..modules.counting import count
 from ..modules.pixels import enlarges_to, follow_pixels_
 from ..modules.student import derive_student_
 from ..modules.tokens import follow_tokenizer_
 from ..publish.card import write_card
 from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
-from ..recipe.plan import count
 from ..recipe.schema import Recipe
 from ..train.allocator import keep_freed_memory
 from ..train.compress import run_oneshot
