@@ -1,10 +1,8 @@
-"""Executing a recipe: the one loop over its stages, from the model named to the card."""
+"""Executing a recipe, from the model named to the card."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +16,24 @@ from ..core.machine import Stopwatch
 from ..core.method import Method
 from ..measure.result import Result, StageRecord
 from ..modules.counting import count
-from ..modules.pixels import enlarges_to, follow_pixels_
 from ..modules.student import derive_student_
-from ..modules.tokens import follow_tokenizer_
 from ..publish.card import write_card
 from ..publish.verify import run_snippet
 from ..recipe.load import LoadedRecipe
 from ..recipe.schema import Recipe
 from ..train.allocator import keep_freed_memory
-from ..train.compress import run_oneshot
 from ..train.data import calibration_batches
-from ..train.stages import StageMethods, stage_methods
+from ..train.stages import stage_methods
 from .assemble import assemble
-from .folder import RunFolder, open_folder
+from .folder import open_folder
 from .measuring import base_name, measure
 from .reporter import Reporter
-from .setup import Setup, open_recipe
+from .setup import open_recipe
+from .staging import run_stages
+from .state import RECORD, Run, kept
 from .training import clean, train
 
-_RECORD, _STUDENT = "record.json", "student"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the steps of a run share."""
-
-    setup: Setup
-    folder: RunFolder
-    reporter: Reporter
+_STUDENT = "student"
 
 
 def run_recipe(
@@ -67,7 +55,7 @@ def run_recipe(
     baseline = _baseline(state)
     teacher = _teacher(state, baseline)
     student, made = _student(state, baseline, keep=control)
-    compressed, records, state_after = _stages(state, student, teacher)
+    compressed, records, state_after = run_stages(state, student, teacher)
     records = [*made, *records]
     save_checkpoint(compressed, folder.model, state_after.setup.processor)
     structure = read_structure(compressed)
@@ -93,7 +81,7 @@ def _baseline(run: Run) -> nn.Module:
     def execute() -> nn.Module:
         return _train_plain(run, setup.model, folder.baseline)
 
-    return _kept(run, folder.baseline, "Fine-tuning", execute, instead=setup.model)
+    return kept(run, folder.baseline, "Fine-tuning", execute, instead=setup.model)
 
 
 def _train_plain(run: Run, model: nn.Module, target: Path) -> nn.Module:
@@ -128,112 +116,17 @@ def _student(run: Run, baseline: nn.Module, *, keep: bool) -> tuple[nn.Module, l
         for line in derive_student_(model, config, batches, setup.recipe.seed):
             run.reporter.say(line)
         record = _student_record(model, config.model_dump(mode="json"), round(watch.seconds, 1))
-        write_text(run.folder.student / _RECORD, record.model_dump_json(indent=2) + "\n")
+        write_text(run.folder.student / RECORD, record.model_dump_json(indent=2) + "\n")
         save_checkpoint(model, run.folder.student / "model", setup.processor)
         return model
 
-    model = _kept(run, run.folder.student / "model", "Deriving the student", execute, instead=model)
-    return model, [StageRecord.model_validate_json((run.folder.student / _RECORD).read_text(encoding="utf-8"))]
+    model = kept(run, run.folder.student / "model", "Deriving the student", execute, instead=model)
+    return model, [StageRecord.model_validate_json((run.folder.student / RECORD).read_text(encoding="utf-8"))]
 
 
 def _student_record(model: nn.Module, settings: dict[str, Any], seconds: float) -> StageRecord:
     report = {"parameters": float(count(model)), "weight_bytes": float(weight_bytes(model))}
     return StageRecord(name=_STUDENT, methods={_STUDENT: settings}, report={_STUDENT: report}, seconds=seconds)
-
-
-def _stages(run: Run, model: nn.Module, teacher: nn.Module | None) -> tuple[nn.Module, list[StageRecord], Run]:
-    """Run every stage in turn, or take over what an earlier run left of it; the run's data follow the processor."""
-    records: list[StageRecord] = []
-    for index, stage in enumerate(run.setup.recipe.stages):
-        methods = stage_methods(stage, f"stages.{index}")
-        folder = run.folder.stage(index)
-        heading = f"Stage {index + 1} of {len(run.setup.recipe.stages)}: {methods.title}"
-        model = _kept(
-            run, folder / "model", heading, _stage_runner(run, model, methods, teacher, folder), instead=model
-        )
-        records.append(StageRecord.model_validate_json((folder / _RECORD).read_text(encoding="utf-8")))
-        run = _following(run, model, folder / "model", teacher)
-    return model, records, run
-
-
-def _following(run: Run, model: nn.Module, folder: Path, teacher: nn.Module | None) -> Run:
-    """Return the run with the data as the model in `folder` reads it, and let the teacher read the same."""
-    setup = run.setup
-    as_saved = setup.recipe.data.model_copy(update={"image_size": None})
-    processor = setup.task.load_processor(str(folder), model.config, as_saved)
-    after = setup.reading_with(processor)
-    if after is setup:
-        return run
-    if teacher is not None:
-        follow_tokenizer_(teacher, setup.processor, processor)
-        if follow_pixels_(teacher, setup.processor, processor):
-            run.reporter.say(
-                f"The teacher sees the student's images enlarged to its own {enlarges_to(teacher)} pixels."
-            )
-    return replace(run, setup=after)
-
-
-def _stage_runner(
-    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module | None, folder: Path
-) -> Callable[[], nn.Module]:
-    def execute() -> nn.Module:
-        watch = Stopwatch()
-        processor = copy.deepcopy(run.setup.processor)
-        if stage.train is None:
-            report, done = _oneshot(run, model, stage, processor), model
-        else:
-            report, done = _train_stage(run, model, stage, teacher, folder, processor)
-        settings = {m.info.name: m.config.model_dump(mode="json") for m in stage.methods}
-        record = StageRecord(
-            name=stage.title,
-            methods=settings,
-            train=stage.train,
-            report=report,
-            seconds=round(watch.seconds, 1),
-            waiting=round(watch.waiting, 3),
-        )
-        write_text(folder / _RECORD, record.model_dump_json(indent=2) + "\n")
-        save_checkpoint(done, folder / "model", processor)
-        clean(folder / "trainer")
-        run.folder.log(stage=stage.title, seconds=record.seconds, report=report)
-        return done
-
-    return execute
-
-
-def _oneshot(run: Run, model: nn.Module, stage: StageMethods, processor: Any) -> dict[str, dict[str, float]]:
-    setup = run.setup
-    batches = calibration_batches(
-        setup.train, setup.collator, stage.calibration_examples, setup.recipe.evaluate.batch_size, setup.recipe.seed
-    )
-    with run.reporter.bar(stage.title) as progress:
-        return run_oneshot(
-            model,
-            stage,
-            calibration=batches,
-            seed=setup.recipe.seed,
-            processor=processor,
-            corpus=setup.corpus,
-            on_progress=progress,
-        )[1]
-
-
-def _train_stage(
-    run: Run, model: nn.Module, stage: StageMethods, teacher: nn.Module | None, folder: Path, processor: Any
-) -> tuple[dict[str, dict[str, float]], nn.Module]:
-    trainer = train(
-        run.setup,
-        model,
-        stage.train or {},
-        methods=stage.methods,
-        teacher=teacher,
-        processor=processor,
-        scratch=folder / "trainer",
-        folder=run.folder,
-        title=stage.title,
-        reporter=run.reporter,
-    )
-    return trainer.compression_report, trainer.model.eval()  # type: ignore[attr-defined,union-attr]
 
 
 def _teacher(run: Run, baseline: nn.Module) -> nn.Module | None:
@@ -267,7 +160,7 @@ def _control(run: Run, baseline: nn.Module) -> None:
             model = _trained(run, model, stage.train or {}, methods, teacher, target, f"control {index + 1}")
         return model
 
-    _kept(run, target, "Dense control: the uncompressed model, same training", execute)
+    kept(run, target, "Dense control: the uncompressed model, same training", execute)
 
 
 def _trained(
@@ -296,19 +189,3 @@ def _trained(
     save_checkpoint(model, target, run.setup.processor)
     clean(scratch)
     return model
-
-
-def _kept(
-    run: Run, folder: Path, heading: str, execute: Callable[[], nn.Module], instead: nn.Module | None = None
-) -> nn.Module:
-    """Return the model an earlier, interrupted run left in `folder`, or make it now.
-
-    A model that the one in the folder stands `instead` of gives its memory back first.
-    """
-    if (folder / "config.json").exists():
-        run.reporter.heading(f"{heading} [dim](done before)[/]")
-        if instead is not None:
-            release_(instead)
-        return load_model(folder, run.setup.task.auto_class, dtype=run.setup.recipe.dtype)
-    run.reporter.heading(heading)
-    return execute()
