@@ -148,6 +148,18 @@ def bench(
             metavar="RECIPE",
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe whose evaluation split is timed too, as it comes: --examples of it, one at a time, each of "
+            "its own length, read by each model's own tokenizer or image processor.",
+            metavar="RECIPE",
+        ),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --data: so many examples, evenly spaced through the split; default: 100."),
+    ] = None,
     threads: Annotated[
         list[int] | None,
         typer.Option(min=1, help="Threads per engine; repeatable, a table for each; by default all cores."),
@@ -176,8 +188,12 @@ def bench(
         return
     if not models:
         raise typer.BadParameter("name at least one model, or --training RECIPE")
-    examples = loaded_recipe(calibration, set_) if calibration is not None else None
-    measured = benching.bench_models(models, shape or [], engine or [], threads or [], rounds, reporter, examples)
+    if examples is not None and data is None:
+        raise typer.BadParameter("--examples says how many of the recipe in --data: name that too")
+    grids, real = (loaded_recipe(path, set_) if path is not None else None for path in (calibration, data))
+    measured = benching.bench_models(
+        models, shape or [], engine or [], threads or [], rounds, reporter, grids, real, examples or benching.EXAMPLES
+    )
     for count, found in measured.items():
         console.print(bench_rows(found, count))
     if json_ is not None:

@@ -108,6 +108,13 @@ def require_engine(name: str) -> None:
         raise ExportError(f"{name} needs {lacking}")
 
 
+def require_any_length(name: str) -> None:
+    """Raise MeasureError when an engine would prepare for each length anew before it runs."""
+    found = engine(name)
+    if found.compiles and found.open_any is None:
+        raise MeasureError(f"{name} prepares for one shape at a time: it cannot be timed on examples of any length")
+
+
 def open_onnx(file: Path, threads: int) -> Run:
     """Return a function that runs an ONNX file with ONNX Runtime on `threads` threads."""
     try:

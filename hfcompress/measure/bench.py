@@ -14,11 +14,12 @@ from ..export.notes import runs_in
 from ..export.runtime import Source, engine, why_not
 from .batches import read_batches
 from .flops import count_flops
-from .latency import ROUNDS, SECONDS, Latency, Opened, measure_latency, measure_opening, speedups
+from .latency import ROUNDS, SECONDS, Latency, Opened, by_engine, measure_latency, measure_opening, speedups
 from .layout import layout_of
 from .onnx_file import describe_onnx, read_onnx
-from .process import Progress, quietly
+from .process import Progress, part, quietly
 from .quality import EvaluationSet, evaluate
+from .real import check_real, measure_real
 from .result import Difference, ModelResult, Quality, Speedup
 from .size import checksum, count_parameters, export_files, local_folder, weight_files
 from .workloads import Shape
@@ -38,6 +39,7 @@ class Settings:
     rounds: int = ROUNDS  # 0: neither time nor memory is measured
     seconds: float = SECONDS  # per engine and shape
     seed: int = 0
+    real: Mapping[str, Path] = field(default_factory=dict)  # by model, the file of examples as they come; none: untimed
     lenient: bool = False  # whether an engine that a model cannot be exported to is left out of it, and the reason told
 
 
@@ -194,16 +196,31 @@ def _speed(models: Mapping[str, Source], settings: Settings, on_progress: Progre
         "seed": settings.seed,
     }
     timing, memory = _phase(on_progress, "timing"), _phase(on_progress, "memory")
+    parts = 1 + bool(settings.real)
+    long: dict[str, Any] = {"rounds": settings.rounds, "seconds": settings.seconds}
+    if settings.real:
+        check_real(models, settings.engines, settings.real, settings.auto_class)  # before minutes of timing
     rows = measure_latency(
-        models,
-        settings.engines,
-        settings.shapes,
-        rounds=settings.rounds,
-        seconds=settings.seconds,
-        on_progress=timing,
-        **common,
+        models, settings.engines, settings.shapes, on_progress=part(timing, 0, parts), **long, **common
     )
+    if settings.real:
+        real = measure_real(
+            models,
+            settings.engines,
+            settings.real,
+            auto_class=settings.auto_class,
+            threads=settings.threads,
+            on_progress=part(timing, 1, parts),
+            **long,
+        )
+        rows = _joined(rows, real, settings.engines)
     return rows, measure_opening(models, settings.engines, settings.shapes, on_progress=memory, **common)
+
+
+def _joined(shapes: Latency, real: Latency, engines: Sequence[str]) -> Latency:
+    """Return the times on fixed shapes and on real examples as one, in the order of the engines."""
+    rows = {label: by_engine([*found, *real.rows[label]], engines) for label, found in shapes.rows.items()}
+    return Latency(rows, max(shapes.waiting, real.waiting))
 
 
 def _phase(on_progress: Progress, name: str) -> Progress:

@@ -60,8 +60,8 @@ def _speed(speedup: Sequence[Speedup]) -> list[str]:
         if row.engine != row.baseline_engine or row.ratio > SAME_SPEED:
             continue
         word = "slower than" if row.ratio < 1 / SAME_SPEED else "no faster than"
-        shape = f"{row.batch}×{row.length or row.image_size or 'image'}"
-        found.append(f"{row.engine} at {shape} is {word} the same engine on the original ({row.ratio:.2f}×).")
+        place = "at" if row.examples is None else "on"
+        found.append(f"{row.engine} {place} {row.short} is {word} the same engine on the original ({row.ratio:.2f}×).")
     return found
 
 

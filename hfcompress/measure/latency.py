@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import MeasureError
 from ..export.runtime import Source, engine, why_not
 from .process import Progress, WorkerProcess, part, quietly
-from .result import LatencyRow, Speedup
+from .result import LatencyRow, Speedup, Workload
 from .workloads import Shape, write_workloads
 
 ROUNDS = 7
@@ -63,8 +63,30 @@ def measure_latency(
 
     Raises MeasureError when an engine is unknown or its process fails.
     """
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
         job = _job(models, Path(folder), shapes, auto_class, threads, seed)
+        rows: dict[str, list[LatencyRow]] = {label: [] for label in models}
+        waiting = 0.0
+        with timing_workers(models, engines, job) as workers:
+            for index, shape in enumerate(shapes):
+                timed = time_shape(workers, index, rounds, seconds, part(on_progress, index, len(shapes)))
+                waiting = max(waiting, timed.waiting)
+                for (name, label), times in timed.times_ms.items():
+                    rows[label].append(latency_row(name, shape, threads, timed.rounds, times))
+    return Latency({label: by_engine(found, engines) for label, found in rows.items()}, waiting)
+
+
+def by_engine(rows: Sequence[LatencyRow], engines: Sequence[str]) -> list[LatencyRow]:
+    """Return rows in the order of their engines, and of an engine in the order they come."""
+    return sorted(rows, key=lambda row: list(engines).index(row.engine))
+
+
+@contextlib.contextmanager
+def timing_workers(
+    models: Mapping[str, Source], engines: Sequence[str], job: Mapping[str, Any]
+) -> Iterator[dict[str, WorkerProcess]]:
+    """Start a process for each engine with those models that run in it; MeasureError when none runs anywhere."""
+    with contextlib.ExitStack() as stack:
         workers = {
             name: stack.enter_context(WorkerProcess({**_in(name, job, models), "engine": name}, f"timing {name}"))
             for name in map(_known, engines)
@@ -72,37 +94,44 @@ def measure_latency(
         }
         if not workers:
             raise MeasureError(_nowhere(models, engines))
-        rows: dict[str, list[LatencyRow]] = {label: [] for label in models}
-        waiting = 0.0
-        for index, shape in enumerate(shapes):
-            timed = time_shape(workers, index, rounds, seconds, part(on_progress, index, len(shapes)))
-            waiting = max(waiting, timed.waiting)
-            for (name, label), times in timed.times_ms.items():
-                rows[label].append(latency_row(name, shape, threads, timed.rounds, times))
-    order = {name: index for index, name in enumerate(engines)}
-    return Latency({label: sorted(found, key=lambda row: order[row.engine]) for label, found in rows.items()}, waiting)
+        yield workers
 
 
 def time_shape(
     workers: Mapping[str, WorkerProcess], shape: int, rounds: int, seconds: float, on_progress: Progress
 ) -> Timed:
-    """Time every engine and model at one shape, in `rounds` rounds or as many as a busy machine allows.
-
-    A round visits every engine and, in it, every model, so that what else the machine does touches all of them and
-    a ratio between engines is as fair as one between models. The pause lets the last engine's threads fall asleep.
-    """
+    """Time every engine and model at one shape, in `rounds` rounds or as many as a busy machine allows."""
     passes = {}
     for name, worker in workers.items():
         medians = worker.ask("warm", shape=shape, seconds=seconds * WARMUP_SHARE)
         share = seconds * (1 - WARMUP_SHARE) * 1000 / rounds / len(medians)  # ms a model has in a round
         passes[name] = {label: int(np.clip(share / max(t, 1e-3) - 1, *PASSES)) for label, t in medians.items()}
+
+    def ask(name: str) -> dict[str, Any]:
+        return workers[name].ask("round", shape=shape, passes=passes[name])
+
+    return time_rounds(workers, ask, rounds, seconds, on_progress)
+
+
+def time_rounds(
+    workers: Mapping[str, WorkerProcess],
+    ask: Callable[[str], dict[str, Any]],
+    rounds: int,
+    seconds: float,
+    on_progress: Progress,
+) -> Timed:
+    """Ask for a round of every engine, `rounds` times or as often as a busy machine allows, and join the times.
+
+    A round visits every engine and, in it, every model, so that what else the machine does touches all of them and
+    a ratio between engines is as fair as one between models. The pause lets the last engine's threads fall asleep.
+    """
     deadline = time.perf_counter() + OVERRUN * seconds * len(workers)
     times: dict[tuple[str, str], list[float]] = {}
     waited: dict[str, list[float]] = {name: [] for name in workers}
     done = 0
     while done < rounds and (done < MIN_ROUNDS or time.perf_counter() < deadline):
         for index, (name, worker) in enumerate(workers.items()):
-            answer = _calm_round(worker, shape, passes[name], deadline)
+            answer = _calm_round(name, ask, deadline)
             waited[name].append(answer["waiting"])
             for label, values in answer["times_ms"].items():
                 times.setdefault((name, label), []).extend(values)
@@ -111,13 +140,12 @@ def time_shape(
     return Timed(times, done, max(float(np.median(shares)) for shares in waited.values()))
 
 
-def _calm_round(worker: WorkerProcess, shape: int, passes: Mapping[str, int], deadline: float) -> dict[str, Any]:
+def _calm_round(name: str, ask: Callable[[str], dict[str, Any]], deadline: float) -> dict[str, Any]:
     """Return one round, of up to `ATTEMPTS` the one in which other processes took the least of the processor."""
     best: dict[str, Any] = {"waiting": float("inf")}
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE_S * (attempt + 1))
-        answer = worker.ask("round", shape=shape, passes=passes)
-        best = min(best, answer, key=lambda a: a["waiting"])
+        best = min(best, ask(name), key=lambda a: a["waiting"])
         if best["waiting"] <= CALM or time.perf_counter() > deadline:
             break
     return best
@@ -180,19 +208,21 @@ def latency_row(name: str, shape: Shape, threads: int, rounds: int, times_ms: Se
 
 
 def speedups(baseline: Sequence[LatencyRow], compressed: Sequence[LatencyRow]) -> list[Speedup]:
-    """Return the ratio of medians of each row against the same engine, and against the baseline in PyTorch."""
+    """Return the ratio of times of each row against the same engine, and against the baseline in PyTorch.
+
+    Of a shape it is the ratio of medians; of real examples that of their total times, since every one of them has to
+    be answered: long ones then count for what they take.
+    """
     found = []
     for row in compressed:
         for other in baseline:
-            if other.shape == row.shape and other.engine in dict.fromkeys((row.engine, "pytorch")):
+            if other.workload == row.workload and other.engine in dict.fromkeys((row.engine, "pytorch")):
                 found.append(
                     Speedup(
+                        **row.model_dump(include=set(Workload.model_fields)),
                         engine=row.engine,
                         baseline_engine=other.engine,
-                        batch=row.batch,
-                        length=row.length,
-                        image_size=row.image_size,
-                        ratio=other.p50_ms / row.p50_ms,
+                        ratio=other.time_ms / row.time_ms,
                     )
                 )
     return found

@@ -101,7 +101,7 @@ def agreement(result: Result) -> float:
 
 
 def speedup(result: Result) -> float:
-    """Best engine against the baseline in PyTorch, at the shape that gains least."""
+    """Best engine against the baseline in PyTorch, on the workload that gains least, real examples included."""
     rows = result.best_speedups()
     if not rows:
         raise MeasureError("require.speedup: this run timed nothing; add shapes to `benchmark`.")

@@ -14,27 +14,65 @@ from ..core.errors import MeasureError
 FORMAT = 1
 
 
-class LatencyRow(StrictModel):
-    """Time of one forward pass in one engine at one input shape."""
+class Workload(StrictModel):
+    """What a time was taken on: a batch of one shape, or real examples as they come, one at a time."""
 
-    engine: str = Field(description="Name of the engine, such as 'pytorch'; the recipe lists all.")
     batch: int
     length: int | None = Field(None, description="Tokens per example; None for images.")
     image_size: int | None = Field(None, description="Pixels per side; None for text, or if each model has its own.")
+    examples: int | None = Field(
+        None, description="Examples of the evaluation split, each a batch of its own and unpadded; None: a fixed shape."
+    )
+    kind: Literal["texts", "images"] | None = Field(None, description="What the real examples are.")
+
+    @property
+    def workload(self) -> tuple[int | str | None, ...]:
+        """What two times have to share to be compared."""
+        return self.batch, self.length, self.image_size, self.examples, self.kind
+
+    @property
+    def key(self) -> str:
+        """Name in records, such as '1x32', '1ximage' or, of real examples one at a time, 'real-1'."""
+        if self.examples is not None:
+            return f"real-{self.batch}"
+        return f"{self.batch}x{self.length or self.image_size or 'image'}"
+
+    @property
+    def short(self) -> str:
+        """Name in tables and sentences, such as '8×128' or '100 real texts'."""
+        return self.key.replace("x", "×", 1) if self.examples is None else f"{self.examples} real {self.kind}"
+
+
+class LatencyRow(Workload):
+    """Time of one forward pass in one engine on one workload."""
+
+    engine: str = Field(description="Name of the engine, such as 'pytorch'; the recipe lists all.")
     threads: int
-    rounds: int = Field(description="Interleaved rounds; each gives one median.")
-    p50_ms: float
+    rounds: int = Field(description="Interleaved rounds; each gives one median, or one pass over the real examples.")
+    p50_ms: float = Field(description="Median of all passes; of real examples, of each one's median over the rounds.")
     p90_ms: float
     p99_ms: float | None = Field(
-        None, description="None below 100 passes: of fewer, the hundredth-slowest is the slowest, which is chance."
+        None,
+        description="None below 100 passes, or real examples: of fewer, the hundredth-slowest is the slowest, which is "
+        "chance.",
     )
     passes: int | None = Field(None, description="Timed passes of all rounds; None: an older result did not say.")
-    throughput_per_s: float = Field(description="Examples per second at the median.")
+    throughput_per_s: float = Field(
+        description="Examples per second at the median; of real examples, their number over their total time."
+    )
+    tokens: tuple[int, int, int] | None = Field(
+        None, description="Tokens in the shortest, the middle and the longest of real texts, as the model reads them."
+    )
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The workload, without the engine: (batch, tokens or pixels)."""
+        """The shape, without the engine: (batch, tokens or pixels)."""
         return self.batch, self.length or self.image_size or 0
+
+    @property
+    def time_ms(self) -> float:
+        """The time that speeds are compared by: the median of a shape; of real examples their mean, so their total."""
+        return self.p50_ms if self.examples is None else 1000 / self.throughput_per_s
 
 
 class Quality(StrictModel):
@@ -153,14 +191,11 @@ class Difference(StrictModel):
         return -self.value if self.higher_is_better else self.value
 
 
-class Speedup(StrictModel):
-    """Ratio of medians, baseline over compressed, at one shape."""
+class Speedup(Workload):
+    """Ratio of times, baseline over compressed, on one workload: of medians, or of totals over real examples."""
 
     engine: str = Field(description="Engine of the compressed model.")
     baseline_engine: str
-    batch: int
-    length: int | None = None
-    image_size: int | None = None
     ratio: float
 
 
@@ -249,13 +284,10 @@ class Result(StrictModel):
         return next((d for d in self.difference if d.engine == "pytorch"), self.difference[0])
 
     def best_speedups(self) -> list[Speedup]:
-        """Return, per shape, the compressed model's best engine against the baseline in PyTorch, as a user finds it."""
+        """Return each workload's best engine of the compressed model against the baseline in PyTorch, as found."""
         rows = [s for s in self.speedup if s.baseline_engine == "pytorch"]
-        shapes = dict.fromkeys((s.batch, s.length, s.image_size) for s in rows)
-        return [
-            max((s for s in rows if (s.batch, s.length, s.image_size) == shape), key=lambda s: s.ratio)
-            for shape in shapes
-        ]
+        workloads = dict.fromkeys(s.workload for s in rows)
+        return [max((s for s in rows if s.workload == one), key=lambda s: s.ratio) for one in workloads]
 
 
 def read_result(path: str | Path) -> Result:

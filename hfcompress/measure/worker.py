@@ -69,6 +69,21 @@ class Worker:
         available = (time.perf_counter_ns() - started) * self.job["threads"]
         return {"times_ms": times, "waiting": (waited_ns() - waited) / available}
 
+    def examples(self, report: Report) -> dict[str, Any]:
+        """Return each model's times in ms on every batch in turn, and the share of the threads' time spent waiting.
+
+        The first batch is run once before, uncounted, for the caches. All lie in memory before the clock starts.
+        """
+        files = self.job["inputs"]
+        read = {file: list(read_batches(file)) for file in {files[label] for label in self.runs}}
+        times, started, waited = {}, time.perf_counter_ns(), waited_ns()
+        for label, run in self.runs.items():
+            batches = read[files[label]]
+            run(batches[0])
+            times[label] = [_time(run, batch) for batch in batches]
+        available = (time.perf_counter_ns() - started) * self.job["threads"]
+        return {"times_ms": times, "waiting": (waited_ns() - waited) / available}
+
     def load(self, report: Report) -> float:
         """Return the seconds from opening the models, their libraries imported, to the first output on batch 0."""
         batches, started = self._batches(0), time.perf_counter()
@@ -144,6 +159,7 @@ def _time(run: Run, batch: Batch) -> float:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "warm": Worker.warm,
     "round": Worker.round,
+    "examples": Worker.examples,
     "load": Worker.load,
     "memory": Worker.memory,
     "predict": Worker.predict,

@@ -100,12 +100,12 @@ def _time(result: Result, shape: Speedup) -> str:
     if best is None or after is None:
         return rows.NONE
     same = _same_engine(result, after)
-    return f"{rows.milliseconds(after.p50_ms)}, {rows.ratio(best.ratio)}" + (f" / {rows.ratio(same)}" if same else "")
+    return f"{rows.milliseconds(after.time_ms)}, {rows.ratio(best.ratio)}" + (f" / {rows.ratio(same)}" if same else "")
 
 
 def _same_engine(result: Result, after: LatencyRow) -> float | None:
     before = rows.find_latency(result.baseline, after.engine, after)
-    return before.p50_ms / after.p50_ms if before else None
+    return before.time_ms / after.time_ms if before else None
 
 
 def minutes(results: Sequence[Result]) -> str:

@@ -68,17 +68,18 @@ def _latencies(result: Result) -> list[Pairs]:
 
 def _latency(result: Result, shape: str, workload: LatencyRow) -> Pairs:
     found = [row for row in result.compressed.latency if rows.same_shape(row, workload)]
-    fastest = min(found, key=lambda row: row.p50_ms)
+    kind = "median" if workload.examples is None else "mean"
+    fastest = min(found, key=lambda row: row.time_ms)
     names, drawn = [], []
     for index, after in enumerate(found):
         place, before = index * _STEP, rows.find_latency(result.baseline, after.engine, after)
-        text = rows.milliseconds(after.p50_ms)
+        text = rows.milliseconds(after.time_ms)
         if before is not None:
-            drawn.append(Bar(place, before.p50_ms, rows.milliseconds(before.p50_ms), BEFORE))
-            text += f" ({rows.change(before.p50_ms, after.p50_ms, 'faster', 'slower')})"
-        drawn.append(Bar(place + 1, after.p50_ms, text, BEST if after is fastest else AFTER))
+            drawn.append(Bar(place, before.time_ms, rows.milliseconds(before.time_ms), BEFORE))
+            text += f" ({rows.change(before.time_ms, after.time_ms, 'faster', 'slower')})"
+        drawn.append(Bar(place + 1, after.time_ms, text, BEST if after is fastest else AFTER))
         names.append((place + 0.5, rows.engine_name(after.engine)))
-    return Pairs(f"Latency (median), {shape}; orange: the fastest", names, drawn)
+    return Pairs(f"Latency ({kind}), {shape}; orange: the fastest", names, drawn)
 
 
 def _metric(axis: Axes, result: Result) -> None:

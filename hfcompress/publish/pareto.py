@@ -61,8 +61,8 @@ def draw_pareto(result: Result, others: Mapping[str, Result]) -> Figure:
     panels = [("Weight files (MB)", _sizes(runs))]
     timed = _times(result, runs)
     if len(timed) > 1:
-        shape = rows.shape_name(result.best_speedups()[0])
-        panels.append((f"ms at {shape}, best engine", timed))
+        shape = rows.where(result.best_speedups()[0])
+        panels.append((f"ms {shape}, best engine", timed))
 
     def fill(figure: Figure) -> None:
         axes = figure.subplots(1, len(panels) + 1, width_ratios=[1.0] * len(panels) + [0.55], squeeze=False)[0]
@@ -137,7 +137,7 @@ def _times(result: Result, runs: Mapping[str, Result]) -> list[Point]:
         best = next((s for s in run.best_speedups() if rows.shape_name(s) == rows.shape_name(wanted)), None)
         row = rows.find_latency(run.compressed, best.engine, best) if best else None
         if row is not None:
-            found.append(Point(name, row.p50_ms, _value(run)))
+            found.append(Point(name, row.time_ms, _value(run)))
     return found
 
 

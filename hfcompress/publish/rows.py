@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..measure.result import Difference, LatencyRow, ModelResult, Result, Speedup
+from ..measure.result import Difference, LatencyRow, ModelResult, Result, Workload
 
 NONE = "–"
 _ENGINES = {
@@ -70,8 +70,10 @@ def engine_name(engine: str) -> str:
     return _ENGINES.get(engine, engine)
 
 
-def shape_name(row: LatencyRow | Speedup) -> str:
-    """Return a workload such as ``8 × 128 tokens`` or ``1 × 224 px``."""
+def shape_name(row: Workload) -> str:
+    """Return a workload such as ``8 × 128 tokens``, ``1 × 224 px`` or ``100 real texts, 1 at a time``."""
+    if row.examples is not None:
+        return f"{row.short}, {row.batch} at a time"
     if row.length is not None:
         return f"{row.batch} × {row.length} tokens"
     return f"{row.batch} × {row.image_size} px" if row.image_size is not None else f"batch {row.batch}"
@@ -119,14 +121,19 @@ def agreement(row: Difference) -> str:
     return f"{row.agreement:.1%} of the {row.counted} in {row.examples} examples"
 
 
-def find_latency(model: ModelResult, engine: str, row: LatencyRow | Speedup) -> LatencyRow | None:
+def where(row: Workload) -> str:
+    """Return a workload as it stands in a sentence: ``at 8 × 128 tokens``, ``on 100 real texts, 1 at a time``."""
+    return f"{'at' if row.examples is None else 'on'} {shape_name(row)}"
+
+
+def find_latency(model: ModelResult, engine: str, row: Workload) -> LatencyRow | None:
     """Return the time of `model` in `engine` at the workload of `row`, if it was measured."""
     return next((r for r in model.latency if r.engine == engine and same_shape(r, row)), None)
 
 
-def same_shape(one: LatencyRow | Speedup, other: LatencyRow | Speedup) -> bool:
+def same_shape(one: Workload, other: Workload) -> bool:
     """Return whether two rows are of the same workload."""
-    return (one.batch, one.length, one.image_size) == (other.batch, other.length, other.image_size)
+    return one.workload == other.workload
 
 
 def _size_rows(result: Result) -> Iterator[Row]:
@@ -156,12 +163,24 @@ def _quality_rows(result: Result) -> Iterator[Row]:
 def _latency_rows(result: Result) -> Iterator[Row]:
     for after in result.compressed.latency:
         before = find_latency(result.baseline, after.engine, after)
+        kind = "p50" if after.examples is None else "mean"
         yield Row(
-            f"Latency p50, {shape_name(after)}, {engine_name(after.engine)}",
-            milliseconds(before.p50_ms) if before else NONE,
-            milliseconds(after.p50_ms),
-            change(before.p50_ms, after.p50_ms, "faster", "slower") if before else NONE,
+            f"Latency {kind}, {shape_name(after)}, {engine_name(after.engine)}",
+            milliseconds(before.time_ms) if before else NONE,
+            milliseconds(after.time_ms),
+            change(before.time_ms, after.time_ms, "faster", "slower") if before else NONE,
         )
+        if after.examples is not None:
+            yield Row(f"{_TAIL}, {engine_name(after.engine)}", _tail(before) if before else NONE, _tail(after), "")
+
+
+_TAIL = "the same, p50 / p90 / p99"
+
+
+def _tail(row: LatencyRow) -> str:
+    """Return the percentiles over real examples, with one unit."""
+    times = (NONE if t is None else _three(t) for t in (row.p50_ms, row.p90_ms, row.p99_ms))
+    return f"{' / '.join(times)} ms"
 
 
 def _memory_rows(result: Result) -> Iterator[Row]:

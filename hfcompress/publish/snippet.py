@@ -60,7 +60,7 @@ def fastest_onnx(model: ModelResult) -> str | None:
     for row in model.latency:
         file = ENGINES[row.engine].file if row.engine in ENGINES else None
         if file in sizes:
-            times.setdefault(str(file), []).append(math.log(row.p50_ms))
+            times.setdefault(str(file), []).append(math.log(row.time_ms))
     most = max(map(len, times.values()), default=0)
     means = {file: sum(logs) / most for file, logs in times.items() if len(logs) == most}
     return min(means or sizes, key=lambda name: (means.get(name, 0), sizes[name], name), default=None)

@@ -138,6 +138,12 @@ class Benchmark(StrictModel):
     shapes: list[Shape] | None = Field(
         None, min_length=1, description="Workloads; by default 1x32 and 8x128 tokens, or 1 and 16 images."
     )
+    real_lengths: int | None = Field(
+        None,
+        ge=1,
+        description="Also time so many examples of the evaluation split, evenly spaced, as they come: one at a time, "
+        "each of its own length; null: fixed shapes only.",
+    )
     calibration: int = Field(
         300,
         ge=1,

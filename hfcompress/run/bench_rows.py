@@ -42,7 +42,7 @@ def bench_records(measured: Mapping[int, Bench]) -> dict[str, Any]:
                 same, first = _ratios(bench, label, row)
                 rows.append({
                     "model": model.name, "size_bytes": model.size_bytes, "parameters": model.parameters,
-                    **row.model_dump(), "ratio_same_engine": same, "ratio_first_in_pytorch": first,
+                    "workload": row.key, **row.model_dump(), "ratio_same_engine": same, "ratio_first_in_pytorch": first,
                     "load_seconds": model.load_seconds.get(row.engine),
                     "peak_memory_bytes": model.peak_memory_bytes.get(row.engine),
                     "runs_in": model.runs_in.get(row.engine),
@@ -58,7 +58,7 @@ def _ratios(measured: Bench, label: str, row: LatencyRow) -> tuple[float | None,
     found = {
         s.baseline_engine: s.ratio
         for s in measured.speedup.get(label, ())
-        if (s.engine, s.batch, s.length, s.image_size) == (row.engine, row.batch, row.length, row.image_size)
+        if (s.engine, s.workload) == (row.engine, row.workload)
     }
     return found.get(row.engine), found.get("pytorch")
 
@@ -68,7 +68,7 @@ def _cells(row: LatencyRow, model: ModelResult) -> list[str]:
     load = model.load_seconds.get(row.engine)
     return [
         row.engine,
-        f"{row.batch}×{row.shape[1] or model.image_size or 'image'}",
+        f"{row.batch}×{model.image_size}" if row.key.endswith("image") and model.image_size else row.short,
         *times,
         NONE if load is None else f"{load:.2f}",
     ]
@@ -83,11 +83,25 @@ def _notes(measured: Bench) -> Iterator[str]:
         for why in dict.fromkeys(reasons.values()):
             engines = ", ".join(engine for engine, reason in reasons.items() if reason == why)
             yield _plain(f"{measured.models[label].name} not in {engines}: {why}")
-    passes = [row.passes or 0 for model in measured.models.values() for row in model.latency]
-    if any(row.p99_ms is None for model in measured.models.values() for row in model.latency):
+    yield from _real_notes(measured)
+    passes = [row.passes or 0 for model in measured.models.values() for row in model.latency if row.examples is None]
+    if any(row.p99_ms is None and row.examples is None for model in measured.models.values() for row in model.latency):
         yield f"p99: only of 100 timed passes or more (here {min(passes)} to {max(passes)})"
     yield f"energy: {energy()}"
     yield "load: from opening the file to the first output in a new process, the engine's library imported before"
+
+
+def _real_notes(measured: Bench) -> Iterator[str]:
+    """Yield how the rows of real examples are to be read, and how long texts are as each model reads them."""
+    real = {name: row for name, model in measured.models.items() for row in model.latency if row.examples is not None}
+    for row in list(real.values())[:1]:
+        one = str(row.kind)[:-1]
+        yield f"{row.short}: one at a time, as they come; percentiles over {row.kind}, each {one} the median of rounds"
+        yield f"ratios there: of the total time over all {row.kind}"
+    for name, row in real.items():
+        if row.tokens:
+            least, middle, most = row.tokens
+            yield _plain(f"{measured.models[name].name} reads them as {least} to {most} tokens, median {middle}")
 
 
 def _plain(text: str) -> str:

@@ -33,11 +33,13 @@ from ..train.trainer import HFCompressTrainer
 from .calibrating import calibrated
 from .inspect import auto_class_of, checkpoint_of
 from .measuring import base_name
+from .real_lengths import real_of_models
 from .reporter import Reporter
 from .setup import Setup, open_recipe
 from .training import training_arguments
 
 STEPS, WARM_UP = 12, 3
+EXAMPLES = 100
 _STEPS = {
     "stock": "stock Trainer",
     "teacher": "one teacher forward",
@@ -54,11 +56,14 @@ def bench_models(
     rounds: int,
     reporter: Reporter,
     calibration: LoadedRecipe | None = None,
+    data: LoadedRecipe | None = None,
+    examples: int = EXAMPLES,
 ) -> dict[int, Bench]:
     """Measure models against the first of them, once for each number of threads: checkpoints, or ONNX files.
 
-    `calibration`: the recipe from whose training split exports get the activation grids a checkpoint lacks. Engines
-    that are not named are those installed, and one that a model cannot be exported to is left out of it.
+    `calibration`: the recipe from whose training split exports get the activation grids a checkpoint lacks. `data`:
+    that from whose evaluation split so many `examples` are timed as they come, one at a time. Engines that are not
+    named are those installed, and one that a model cannot be exported to is left out of it.
     """
     models = [checkpoint_of(m) for m in models]
     named, engines = bool(engines), engines or default_engines(calibrated=calibration is not None)
@@ -71,6 +76,7 @@ def bench_models(
             source = _source(model, place, engines)
             sources[model] = calibrated(source, engines, calibration, place)
         settings = Settings("AutoModel", _shapes(shapes, sources[models[0]]), tuple(engines), rounds=rounds,
+                            real=real_of_models(sources, data, examples, Path(scratch)) if data else {},
                             lenient=not named)  # fmt: skip
         names, found = {m: base_name(m) for m in models}, {}
         counts = list(dict.fromkeys(threads)) or [torch.get_num_threads()]

@@ -71,6 +71,16 @@ class RunFolder:
         return self.path / "calibration-baseline.safetensors"
 
     @property
+    def real(self) -> Path:
+        """Examples of the evaluation split one at a time, as the compressed model reads them, to be timed on."""
+        return self.path / "real.safetensors"
+
+    @property
+    def baseline_real(self) -> Path:
+        """The same as the baseline reads them, when the compressed model has a processor of its own."""
+        return self.path / "real-baseline.safetensors"
+
+    @property
     def predictions(self) -> Path:
         """What models put out on the evaluation split, by engine and by what their files hold."""
         return self.path / "predictions"

@@ -20,6 +20,7 @@ from ..modules.pixels import pixels_of
 from ..train.tasks.base import metric_key
 from .calibrating import write_calibration
 from .folder import RunFolder
+from .real_lengths import real_of_run
 from .reporter import Reporter
 from .setup import Setup
 from .verify import write_labels
@@ -38,7 +39,9 @@ def measure(
     if compressed is not setup:
         data = replace(data, own={BASELINE: write_evaluation(setup, folder.baseline_batches).batches})
     write_labels(folder, data.labels)
-    settings = bench_settings(setup)
+    own_file = folder.real if compressed is setup else folder.baseline_real
+    real = real_of_run({BASELINE: setup, COMPRESSED: compressed}, {BASELINE: own_file, COMPRESSED: folder.real})
+    settings = replace(bench_settings(setup), real=real)
     said: dict[str, np.ndarray] = {}
     data = replace(data, tell=lambda name, label, found: said.update({label: found}) if name == "pytorch" else None)
     models = sources(setup, compressed, folder)

@@ -15,7 +15,7 @@ from ..checkpoint.load import dtype_of
 from ..checkpoint.memory import meta_copy
 from ..core.errors import CheckpointError, RecipeError
 from ..core.method import Corpus, Method
-from ..export.runtime import require_engine
+from ..export.runtime import require_any_length, require_engine
 from ..measure.require import parse_requirement
 from ..measure.workloads import Shape
 from ..modules.pixels import pixels_of
@@ -85,6 +85,8 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         parse_requirement(name, text, metric_key(metric))
     for name in recipe.benchmark.engines if recipe.benchmark else ():
         require_engine(name)
+        if recipe.benchmark and recipe.benchmark.real_lengths:
+            require_any_length(name)
     splits = load_data(recipe.data, task, recipe.seed)
     model, processor = _open_model(recipe, task, splits)
     train, mixed, evaluate = _encode(task, splits, processor, recipe)
