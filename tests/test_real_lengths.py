@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from project import text_project
+from project import WORDS, text_project
+from rich.console import Console
 from test_bench_command import write_file
 from test_card import make_result
 from test_run import command  # noqa: F401 - a fixture
 from tiny import make
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ViTImageProcessorPil
 
-from hfcompress import run_recipe
+from hfcompress import compress
+from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.errors import MeasureError
+from hfcompress.core.registry import create
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.runtime import ENGINES, Engine, Source
 from hfcompress.measure.batches import read_batches
-from hfcompress.measure.bench import Settings
-from hfcompress.measure.latency import speedups
+from hfcompress.measure.bench import Bench
+from hfcompress.measure.findings import findings
+from hfcompress.measure.latency import Latency, speedups
 from hfcompress.measure.real import check_real, measure_real, real_row, spaced, unpadded, write_real
-from hfcompress.measure.result import read_result
 from hfcompress.measure.worker import Worker
 from hfcompress.publish.card import render_card
-from hfcompress.publish.rows import table
+from hfcompress.publish.comparison import comparison_markdown
+from hfcompress.publish.figures import _latencies
+from hfcompress.publish.rows import engine_name, shape_name, table
 from hfcompress.recipe.load import load_recipe
 from hfcompress.run import benching, check
-from hfcompress.run.check import check_card
+from hfcompress.run.bench_rows import bench_records, bench_rows
+from hfcompress.run.folder import RunFolder
+from hfcompress.run.real_lengths import real_of_models, real_of_run
 from hfcompress.run.reporter import Reporter
+from hfcompress.run.setup import open_recipe
 
 TEXT = "AutoModelForSequenceClassification"
 FACTS = {"kind": "texts", "examples": 3, "tokens": (3, 5, 9)}
@@ -64,13 +73,22 @@ def examples(folder, *lengths: int):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """A run whose compressed model has a tokenizer of its own, timed on real examples."""
-    folder = tmp_path_factory.mktemp("run")
-    stages = [{"methods": {"vocabulary": {}}}]
-    benchmark = {"engines": ["pytorch"], "shapes": [{"length": 8}], "real_lengths": 7, "seconds": 0.05, "rounds": 2}
-    recipe = load_recipe(project(folder, stages=stages, benchmark=benchmark))
-    return folder, run_recipe(recipe, folder / "out")
+def setups(tmp_path_factory):
+    """A recipe opened as the original reads it, and as a model with fewer tokens does, which lies in small/."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:  # a word that the texts lack comes first, so that ids change
+        patch.setattr("project.WORDS", [*WORDS[:5], "not", *WORDS[5:-1]])
+        recipe = project(folder, benchmark={"engines": ["pytorch"], "real_lengths": 7})
+    setup = open_recipe(load_recipe(recipe))
+    small, tokenizer = copy.deepcopy(setup.model), copy.deepcopy(setup.processor)
+    compress(small, create("vocabulary", {}).config, processor=tokenizer, texts=texts())
+    save_checkpoint(small, folder / "small", tokenizer)
+    return folder, setup, setup.reading_with(tokenizer)
+
+
+def tokens(folder, wanted: list[str]) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [tokenizer(text)["input_ids"] for text in wanted]
 
 
 def test_rows_are_spread_through_the_split():
@@ -84,72 +102,135 @@ def test_padding_goes_on_either_side_and_other_arrays_stay():
     assert set(found) == set(batch) and found["labels"].tolist() == [1]
 
 
-def test_a_run_times_the_splits_own_texts_each_model_with_its_own_tokens(ran):
-    folder, result = ran
+def test_a_run_takes_the_splits_own_texts_for_each_model_with_its_own_tokens(setups, tmp_path):
+    folder, before, after = setups
+    files = real_of_run({"a": before, "b": after}, {name: tmp_path / name for name in "ab"})
     wanted = [texts()[row] for row in spaced(24, 7)]
-    stored = {}
-    for name, place in (("real-baseline", folder / "base"), ("real", folder / "out" / "model")):
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        stored[name] = ids(folder / "out" / f"{name}.safetensors")
-        assert stored[name] == [tokenizer(text)["input_ids"] for text in wanted]
-    assert stored["real"] != stored["real-baseline"] and len({len(one) for one in stored["real"]}) >= 5
-    for model in (result.baseline, result.compressed):
-        fixed, real = model.latency
-        assert (fixed.key, fixed.examples, real.key, real.examples, real.kind) == ("1x8", None, "real-1", 7, "texts")
-        assert real.tokens == (5, 7, 10) and (real.rounds, real.passes, real.p99_ms) == (2, 14, None)
-    assert [s.key for s in result.speedup] == ["1x8", "real-1"]
-    assert read_result(folder / "out") == result
+    assert ids(files["a"]) == tokens(folder / "base", wanted) and ids(files["b"]) == tokens(folder / "small", wanted)
+    assert ids(files["a"]) != ids(files["b"]) and len({len(one) for one in ids(files["b"])}) >= 5
+    off = replace(before, loaded=load_recipe(folder / "recipe.yaml", ["benchmark.real_lengths=null"]))
+    assert real_of_run({"a": off, "b": after}, files) == {}
 
 
-def test_the_card_and_its_check_name_the_workload(ran, monkeypatch):
-    monkeypatch.setattr(check, "SECONDS", 0.05)
-    folder, result = ran
-    card = (folder / "out" / "model" / "README.md").read_text()
-    assert "on 7 real texts, 1 at a time (PyTorch against the original in PyTorch)" in card
-    assert "| Latency mean, 7 real texts, 1 at a time, PyTorch |" in card
-    assert "| the same, p50 / p90 / p99, PyTorch |" in card
-    checked = [line for line in check_card(folder / "out", band=1e9) if "7 real texts, 1 at a time" in line.name]
-    assert len(checked) == 1 and checked[0].holds is not False and checked[0].found[0].isdigit()
-    (folder / "out" / "real.safetensors").rename(folder / "kept")
-    try:
-        (gone,) = (line for line in check_card(folder / "out") if "real texts" in line.name)
-        assert gone.holds is None and "no examples" in gone.found
-    finally:
-        (folder / "kept").rename(folder / "out" / "real.safetensors")
-
-
-def test_bench_reads_a_recipes_split_with_each_models_own_tokenizer(ran, tmp_path, monkeypatch):
+def test_bench_reads_a_recipes_split_with_each_models_own_tokenizer(setups, tmp_path, monkeypatch):
     """A model without a tokenizer reads with that of the first model, not with one that transformers makes up."""
-    folder, _ = ran
+    folder, _, _ = setups
     make("bert").save_pretrained(tmp_path / "bare")
-    seen = {}
+    seen = []
 
     def bench(sources, settings, *, names, on_progress):
-        seen.update({name: ids(file) for name, file in zip(names.values(), settings.real.values(), strict=True)})
+        seen.extend(ids(settings.real[label]) for label in sources)
 
     monkeypatch.setattr(benching, "bench", bench)
-    models = [str(folder / "base"), str(folder / "out"), str(tmp_path / "bare")]
+    models = [str(folder / "base"), str(folder / "small"), str(tmp_path / "bare")]
     recipe = load_recipe(folder / "recipe.yaml")
     benching.bench_models(models, ["1x8"], ["pytorch"], [1], 1, Reporter(), data=recipe, examples=5)
     wanted = [texts()[row] for row in spaced(24, 5)]
-    own = [[AutoTokenizer.from_pretrained(place)(text)["input_ids"] for text in wanted]
-           for place in (folder / "base", folder / "out" / "model")]  # fmt: skip
-    assert list(seen.values()) == [own[0], own[1], own[0]] and own[0] != own[1]
+    base, small = (tokens(folder / name, wanted) for name in ("base", "small"))
+    assert seen == [base, small, base] and base != small
 
 
-def test_bench_from_the_command_line(ran, command, tmp_path, monkeypatch):  # noqa: F811
-    folder, _ = ran
-    monkeypatch.setattr(benching, "Settings", partial(Settings, seconds=0.05))
-    asked = ("--shape", "1x8", "--engine", "pytorch", "--rounds", "1", "--threads", "1")
-    more = ("--data", folder / "recipe.yaml", "--examples", "6", "--json", tmp_path / "rows.json")
-    status, printed, errors = command("bench", folder / "base", folder / "out", *asked, *more)
-    assert status == 0, errors
-    assert "6 real texts: one at a time" in printed and "reads them as 5 to 9 tokens" in printed
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [(row["workload"], row["examples"]) for row in rows] == [("1x8", None), ("real-1", 6)] * 2
-    assert rows[3]["ratio_same_engine"] == pytest.approx(rows[3]["throughput_per_s"] / rows[1]["throughput_per_s"])
-    status, _, errors = command("bench", folder / "base", *asked, "--examples", "6")
+def test_images_are_read_at_each_models_own_size(tmp_path):
+    for size in (16, 8):
+        folder = tmp_path / str(size)
+        ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+        make("vit").save_pretrained(folder)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model: {model_type: vit}\ntask: image-classification\nfinetune: {}\n"
+        "data: {dataset: 'sklearn:digits'}\nstages: [{methods: {quantize_weights: {}}}]\n"
+    )
+    models = {str(size): Source(str(tmp_path / str(size)), image_size=size) for size in (16, 8)}
+    files = real_of_models(models, load_recipe(recipe), 3, tmp_path)
+    assert [[b["pixel_values"].shape for b in read_batches(files[name])] for name in ("16", "8")] == [
+        [(1, 3, size, size)] * 3 for size in (16, 8)
+    ]
+    facts = check_real({"16": models["16"]}, ["pytorch"], files, "AutoModelForImageClassification")
+    assert facts == {"16": {"kind": "images", "examples": 3}}
+
+
+def test_real_examples_are_timed_in_an_exported_file(setups, tmp_path):
+    folder, before, after = setups
+    files = real_of_run({"a": before, "b": after}, {name: tmp_path / name for name in "ab"})
+    models = {name: Source(str(folder / place), str(tmp_path)) for name, place in (("a", "base"), ("b", "base"))}
+    export_onnx(before.model, tmp_path, engines=["onnxruntime"])
+    given = {"auto_class": TEXT, "threads": 1, "rounds": 2, "seconds": 0.05}
+    found = measure_real(models, ["onnxruntime"], {"a": files["a"], "b": files["a"]}, **given)
+    (row,) = found.rows["b"]
+    assert (row.engine, row.examples, row.passes, row.tokens) == ("onnxruntime", 7, 14, (5, 8, 10))
+    assert found.rows.keys() == {"a", "b"} and row.time_ms > 0
+
+
+def test_the_command_line_names_recipe_and_number(setups, command, monkeypatch):  # noqa: F811
+    folder, _, _ = setups
+    seen = []
+    monkeypatch.setattr(benching, "bench_models", lambda *given: seen.append(given[-2:]) or {})
+    for more in ((), ("--examples", "6")):
+        assert command("bench", folder / "base", "--data", folder / "recipe.yaml", *more)[0] == 0
+    assert [(data.recipe.task, count) for data, count in seen] == [("text-classification", n) for n in (100, 6)]
+    status, _, errors = command("bench", folder / "base", "--examples", "6")
     assert status == 2 and "--data" in errors
+
+
+def with_real(kind: str = "texts"):
+    """A result with times on 100 real examples beside those on shapes."""
+    result = make_result()
+    given, rows = FACTS | {"examples": 100, "kind": kind}, {}
+    for name in ("baseline", "compressed"):
+        times = {row.engine: row.p50_ms / 2 for row in getattr(result, name).latency}
+        rows[name] = [real_row(engine, given, 1, np.full((3, 100), t)) for engine, t in times.items()]
+    models = {
+        name: getattr(result, name).model_copy(update={"latency": [*getattr(result, name).latency, *rows[name]]})
+        for name in rows
+    }
+    gains = [*result.speedup, *speedups(rows["baseline"], rows["compressed"])]
+    return result.model_copy(update={**models, "speedup": gains})
+
+
+def test_cards_and_tables_name_the_workload():
+    result = with_real()
+    rows = {row.name: row for row in table(result)}
+    before, after = (
+        next(row for row in model.latency if row.examples) for model in (result.baseline, result.compressed)
+    )
+    name = f"100 real texts, 1 at a time, {engine_name(after.engine)}"
+    mean, tail = rows[f"Latency mean, {name}"], rows[f"Latency p50 / p90 / p99, {name}"]
+    assert mean.change == f"{before.time_ms / after.time_ms:.2f}x faster" and tail.after.count("/") == 2
+    assert " at 8 × 128 tokens" in render_card(result) and " on 100 real texts, 1 at a time" in render_card(result)
+    assert "100 real texts, 1 at a time" in comparison_markdown({"a": result, "b": make_result()}).splitlines()[2]
+    assert "Latency (mean), 100 real texts" in " ".join(panel.title for panel in _latencies(result))
+    assert shape_name(with_real("images").speedup[-1]) == "100 real images, 1 at a time"
+    slow = [s.model_copy(update={"ratio": 0.5}) for s in result.speedup if s.examples]
+    assert any("on 100 real texts is slower" in f for f in findings(result.baseline, result.compressed, slow))
+
+
+def test_the_table_of_bench_says_how_to_read_it():
+    result = with_real()
+    measured = Bench({"a": result.baseline, "b": result.compressed}, {"b": result.speedup})
+    console = Console(width=100, file=io.StringIO())
+    console.print(bench_rows(measured))
+    said = " ".join(console.file.getvalue().split())
+    assert said.count("│ 100 real texts │") == 5 and "percentiles are over texts, ratios of total times" in said
+    assert "reads them as 3 to 9 tokens, median 5" in said
+    records = bench_records({1: measured})["rows"]
+    assert [row["workload"] for row in records[-2:]] == ["real-1"] * 2 and records[-3]["ratio_same_engine"] > 1
+
+
+def test_a_card_is_checked_on_the_runs_own_examples(tmp_path, monkeypatch):
+    result, place, asked = with_real(), RunFolder(tmp_path), []
+    timed = Latency({"original": result.baseline.latency, "compressed": result.compressed.latency}, 0.0)
+    monkeypatch.setattr(check, "measure_latency", lambda *given, **more: Latency({k: [] for k in timed.rows}, 0.0))
+    monkeypatch.setattr(check, "measure_real", lambda models, engines, files, **more: asked.append(files) or timed)
+    claims = [row for row in result.speedup if row.examples]
+    assert check._timed_again(result, place, {}, ["pytorch"], claims) == ([], False) and not asked
+    place.real.touch()
+    again, _ = check._timed_again(result, place, {}, ["pytorch"], claims)
+    assert claims == [row for row in again if row.examples]
+    place.baseline_real.touch()
+    check._timed_again(result, place, {}, ["pytorch"], claims)
+    assert asked == [{"original": own, "compressed": place.real} for own in (place.real, place.baseline_real)]
+    (line,) = (check._ratio(row, [], 0.25, False) for row in claims[:1])
+    assert line.holds is None and "or no examples" in line.found
 
 
 def test_percentiles_are_over_examples_and_ratios_of_total_time():
@@ -190,8 +271,6 @@ def test_what_takes_one_length_only_is_refused_before_any_process_starts(tmp_pat
         fixed = Source(str(write_file(tmp_path / "m.onnx", *axes)))
         with pytest.raises(MeasureError, match=f"m.onnx takes {what} only, and real texts have any length"):
             check_real({"m": fixed}, ["onnxruntime"], {"m": file}, TEXT)
-    export_onnx(make("bert"), tmp_path, engines=["onnxruntime"])
-    assert check_real({"m": model}, ["onnxruntime"], {"m": file}, TEXT)["m"]["tokens"] == (3, 6, 9)
 
 
 def test_a_static_openvino_file_is_refused(tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ from hfcompress.core.lifecycle import Lifecycle
 from hfcompress.core.method import Corpus
 from hfcompress.core.registry import create
 from hfcompress.measure.batches import read_batches
+from hfcompress.measure.result import read_result
 from hfcompress.modules.tokens import follow_tokenizer_, token_layers, tokens_of
 from hfcompress.ops.tokens import Tokens
 from hfcompress.recipe.load import load_recipe
@@ -396,7 +397,7 @@ def test_the_stages_after_it_read_the_data_anew_and_so_does_the_teacher(tmp_path
 
 def test_a_run_measures_each_model_with_its_own_tokenizer(tmp_path, unused_first):
     stages = [{"methods": {"vocabulary": {}, "positions": {}}}, {"methods": {"quantize_weights": {}}}]
-    benchmark = {"engines": ["pytorch"], "shapes": [{"length": 12}], "seconds": 0.05, "rounds": 1}
+    benchmark = {"engines": ["pytorch"], "shapes": [{"length": 12}], "real_lengths": 7, "seconds": 0.05, "rounds": 1}
     result = run_recipe(load_recipe(text_project(tmp_path, stages=stages, benchmark=benchmark)), tmp_path / "out")
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert abs(plan["stages"][-1]["weight_bytes"] - result.compressed.size_bytes) < 20_000
@@ -404,9 +405,17 @@ def test_a_run_measures_each_model_with_its_own_tokenizer(tmp_path, unused_first
     assert set(tokenizer.get_vocab()) == LEFT and tokenizer.model_max_length == 16
     stored = {
         name: next(read_batches(tmp_path / "out" / f"{name}.safetensors"))
-        for name in ("evaluation", "evaluation-baseline")
+        for name in ("evaluation", "evaluation-baseline", "real", "real-baseline")
     }
-    assert stored["evaluation"]["input_ids"].max() < 10 <= stored["evaluation-baseline"]["input_ids"].max()
+    for name in ("evaluation", "real"):
+        assert stored[name]["input_ids"].max() < 10 <= stored[f"{name}-baseline"]["input_ids"].max()
+    for model in (result.baseline, result.compressed):
+        fixed, real = model.latency
+        assert (fixed.key, fixed.examples, real.key, real.examples, real.kind) == ("1x12", None, "real-1", 7, "texts")
+        assert (real.rounds, real.passes, real.p99_ms, real.tokens) == (1, 7, None, (5, 5, 5))
+    assert [s.key for s in result.speedup] == ["1x12", "real-1"] and read_result(tmp_path / "out") == result
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "on 7 real texts, 1 at a time (PyTorch against the original in PyTorch)" in card
 
 
 def test_room_the_corpus_leaves_goes_to_words_that_a_text_can_reach():

@@ -171,10 +171,8 @@ def _latency_rows(result: Result) -> Iterator[Row]:
             change(before.time_ms, after.time_ms, "faster", "slower") if before else NONE,
         )
         if after.examples is not None:
-            yield Row(f"{_TAIL}, {engine_name(after.engine)}", _tail(before) if before else NONE, _tail(after), "")
-
-
-_TAIL = "the same, p50 / p90 / p99"
+            name = f"Latency p50 / p90 / p99, {shape_name(after)}, {engine_name(after.engine)}"
+            yield Row(name, _tail(before) if before else NONE, _tail(after), NONE)
 
 
 def _tail(row: LatencyRow) -> str:

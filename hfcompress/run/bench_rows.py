@@ -95,9 +95,7 @@ def _real_notes(measured: Bench) -> Iterator[str]:
     """Yield how the rows of real examples are to be read, and how long texts are as each model reads them."""
     real = {name: row for name, model in measured.models.items() for row in model.latency if row.examples is not None}
     for row in list(real.values())[:1]:
-        one = str(row.kind)[:-1]
-        yield f"{row.short}: one at a time, as they come; percentiles over {row.kind}, each {one} the median of rounds"
-        yield f"ratios there: of the total time over all {row.kind}"
+        yield f"{row.short}: one at a time, as they come; percentiles are over {row.kind}, ratios of total times"
     for name, row in real.items():
         if row.tokens:
             least, middle, most = row.tokens
