@@ -101,7 +101,7 @@ def quantize_in_order(
     size = min(grid.group_size or columns, columns)
     in_turn = size < columns and order is None and not static_groups
     scale, zero = fit(weight, grid, "max" if in_turn else clip)
-    codes = encode(weight, scale, zero, grid)  # of the right shape and type; each column is overwritten at its turn
+    codes = torch.empty(weight.shape, dtype=torch.int8 if grid.symmetric else torch.uint8)  # a column at its turn
     nonzero = weight != 0 if grid.has_zero else torch.ones_like(weight, dtype=torch.bool)
     one = replace(grid, group_size=None)
     at = range(columns) if order is None else order.tolist()
