@@ -18,7 +18,7 @@ from hfcompress.export.inputs import InputSpec, example_inputs
 from hfcompress.export.lower_float import FloatProducts
 from hfcompress.export.lower_int8 import Int8Products
 from hfcompress.export.onnx import export_onnx
-from hfcompress.export.runtime import NOTE, open_onnx
+from hfcompress.export.opening import NOTE, open_onnx
 from hfcompress.export.trace import DOMAIN, Logits, Traced
 from hfcompress.export.weights import Coded, Dense, Inputs, Layer, halved
 from hfcompress.modules.packed import PackedLinear, pack_

@@ -24,6 +24,7 @@ from hfcompress.core.errors import MeasureError
 from hfcompress.core.registry import create
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.runtime import ENGINES, Engine, Source
+from hfcompress.measure import real
 from hfcompress.measure.batches import read_batches
 from hfcompress.measure.bench import Bench
 from hfcompress.measure.findings import findings
@@ -33,7 +34,7 @@ from hfcompress.measure.worker import Worker
 from hfcompress.publish.card import render_card
 from hfcompress.publish.comparison import comparison_markdown
 from hfcompress.publish.figures import _latencies
-from hfcompress.publish.rows import engine_name, shape_name, table
+from hfcompress.publish.rows import engine_name, milliseconds, shape_name, table
 from hfcompress.recipe.load import load_recipe
 from hfcompress.run import benching, check
 from hfcompress.run.bench_rows import bench_records, bench_rows
@@ -149,7 +150,9 @@ def test_images_are_read_at_each_models_own_size(tmp_path):
     assert facts == {"16": {"kind": "images", "examples": 3}}
 
 
-def test_real_examples_are_timed_in_an_exported_file(setups, tmp_path):
+def test_real_examples_are_timed_in_an_exported_file(setups, tmp_path, monkeypatch):
+    jobs, real_workers = [], real.timing_workers
+    monkeypatch.setattr(real, "timing_workers", lambda *given: jobs.append(given[-1]) or real_workers(*given))
     folder, before, after = setups
     files = real_of_run({"a": before, "b": after}, {name: tmp_path / name for name in "ab"})
     models = {name: Source(str(folder / place), str(tmp_path)) for name, place in (("a", "base"), ("b", "base"))}
@@ -158,7 +161,7 @@ def test_real_examples_are_timed_in_an_exported_file(setups, tmp_path):
     found = measure_real(models, ["onnxruntime"], {"a": files["a"], "b": files["a"]}, **given)
     (row,) = found.rows["b"]
     assert (row.engine, row.examples, row.passes, row.tokens) == ("onnxruntime", 7, 14, (5, 8, 10))
-    assert found.rows.keys() == {"a", "b"} and row.time_ms > 0
+    assert found.rows.keys() == {"a", "b"} and row.time_ms > 0 and [job["any_shape"] for job in jobs] == [True]
 
 
 def test_the_command_line_names_recipe_and_number(setups, command, monkeypatch):  # noqa: F811
@@ -178,7 +181,9 @@ def with_real(kind: str = "texts"):
     given, rows = FACTS | {"examples": 100, "kind": kind}, {}
     for name in ("baseline", "compressed"):
         times = {row.engine: row.p50_ms / 2 for row in getattr(result, name).latency}
-        rows[name] = [real_row(engine, given, 1, np.full((3, 100), t)) for engine, t in times.items()]
+        rows[name] = [
+            real_row(engine, given, 1, t * np.linspace(0, 1, 300).reshape(3, 100) ** 2) for engine, t in times.items()
+        ]
     models = {
         name: getattr(result, name).model_copy(update={"latency": [*getattr(result, name).latency, *rows[name]]})
         for name in rows
@@ -195,6 +200,7 @@ def test_cards_and_tables_name_the_workload():
     )
     name = f"100 real texts, 1 at a time, {engine_name(after.engine)}"
     mean, tail = rows[f"Latency mean, {name}"], rows[f"Latency p50 / p90 / p99, {name}"]
+    assert (mean.before, mean.after) == (milliseconds(before.time_ms), milliseconds(after.time_ms))
     assert mean.change == f"{before.time_ms / after.time_ms:.2f}x faster" and tail.after.count("/") == 2
     assert " at 8 × 128 tokens" in render_card(result) and " on 100 real texts, 1 at a time" in render_card(result)
     assert "100 real texts, 1 at a time" in comparison_markdown({"a": result, "b": make_result()}).splitlines()[2]
@@ -277,14 +283,14 @@ def test_a_static_openvino_file_is_refused(tmp_path, monkeypatch):
     openvino = pytest.importorskip("openvino")
     make("bert").save_pretrained(tmp_path)
     (file,) = export_onnx(make("bert"), tmp_path, engines=["openvino"]).values()
-    model, real = Source(str(tmp_path)), {"m": examples(tmp_path, 3, 9)}
-    check_real({"m": model}, ["openvino"], real, TEXT)
+    model, data = Source(str(tmp_path)), {"m": examples(tmp_path, 3, 9)}
+    check_real({"m": model}, ["openvino"], data, TEXT)
     graph = openvino.Core().read_model(str(file))
     graph.reshape({port.get_any_name(): [1, 8] for port in graph.inputs})
     openvino.save_model(graph, str(tmp_path / "static.xml"))
     monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["openvino"], file="static.xml"))
     with pytest.raises(MeasureError, match=r"static.xml takes a length of 8"):
-        check_real({"m": model}, ["openvino"], real, TEXT)
+        check_real({"m": model}, ["openvino"], data, TEXT)
 
 
 def test_texts_a_model_cannot_read_are_refused(tmp_path):

@@ -11,7 +11,7 @@ from tiny import Examples, batch, logits, make
 import hfcompress
 from hfcompress.core.errors import TargetError
 from hfcompress.export.onnx import export_onnx
-from hfcompress.export.runtime import NOTE, open_onnx
+from hfcompress.export.opening import NOTE, open_onnx
 from hfcompress.methods import smooth_quant
 from hfcompress.methods.smooth_quant import SmoothQuant, SmoothQuantConfig
 from hfcompress.modules.packed import pack_

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.errors import ExportError
 from ..ops.smoothing import InputRange, input_grid
 from .lower_int8 import integer_kernel, rounded, rounded_kernel
-from .runtime import given
+from .opening import given
 from .trace import CONVOLUTION, LINEAR, Traced
 from .weights import Coded, Inputs, Layer
 

@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..core.errors import ExportError
 from .notes import note_of
-from .runtime import NOTE
+from .opening import NOTE
 from .trace import CONVOLUTION, DOMAIN, TABLE, Traced
 from .weights import Layer
 

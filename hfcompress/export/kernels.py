@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from .runtime import compile_openvino, session_options
+from .opening import compile_openvino, session_options
 
 _PRODUCTS = re.compile(r"MatMul|Gemm|FullyConnected|Conv(olution)?$|^QLinearConv|Attention")
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import HFCompressError
 from .calibrate import Batch
 from .lower_openvino import NamedWeights, lower_named, stored_bits
-from .runtime import RT_INFO, given
+from .opening import RT_INFO, given
 from .trace import Traced, quiet
 from .weights import Array, Coded, Dense
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..core.errors import ExportError
 from .folding import fold
 from .inputs import InputSpec, example_inputs, spec_of
+from .opening import main_output
 from .plain import plain_copy
-from .runtime import main_output
 from .weights import Inputs, Layer, layer_of
 
 DOMAIN = "hfcompress"
