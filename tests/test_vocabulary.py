@@ -44,10 +44,11 @@ from hfcompress.measure.result import read_result
 from hfcompress.modules.tokens import follow_tokenizer_, token_layers, tokens_of
 from hfcompress.ops.tokens import Tokens
 from hfcompress.recipe.load import load_recipe
-from hfcompress.run import execute
 from hfcompress.run.folder import open_folder
 from hfcompress.run.reporter import Reporter
 from hfcompress.run.setup import open_recipe
+from hfcompress.run.staging import run_stages
+from hfcompress.run.state import Run
 
 CORPUS = [
     "a warm and funny film about a quiet town",
@@ -379,16 +380,16 @@ def unused_first(monkeypatch):
 def test_the_stages_after_it_read_the_data_anew_and_so_does_the_teacher(tmp_path, unused_first):
     loaded = load_recipe(text_project(tmp_path, stages=STAGES))
     setup = open_recipe(loaded)
-    run = execute.Run(setup, open_folder(tmp_path / "out", loaded, resume=False), Reporter())
+    run = Run(setup, open_folder(tmp_path / "out", loaded, resume=False), Reporter())
     teacher = copy.deepcopy(setup.model)
-    model, records, after = execute._stages(run, copy.deepcopy(setup.model), teacher)
+    model, records, after = run_stages(run, copy.deepcopy(setup.model), teacher)
     assert records[0].report["vocabulary"] == {"tokens_before": 99, "tokens_after": 10, "corpus_covered": 1.0}
     assert set(after.setup.processor.get_vocab()) == LEFT and set(setup.processor.get_vocab()) > LEFT
     texts = ["a good film", "film a bad a", "fair"]
     before, now = (answers((s.processor, m), texts) for s, m in ((setup, setup.model), (after.setup, teacher)))
     assert torch.equal(before, now)  # the teacher
     assert max(map(max, after.setup.train["input_ids"])) < 10 < max(map(max, setup.train["input_ids"]))
-    again, _, resumed = execute._stages(run, copy.deepcopy(setup.model), copy.deepcopy(setup.model))
+    again, _, resumed = run_stages(run, copy.deepcopy(setup.model), copy.deepcopy(setup.model))
     assert resumed.setup.processor.get_vocab() == after.setup.processor.get_vocab()
     assert torch.allclose(
         answers((after.setup.processor, model), texts), answers((after.setup.processor, again), texts)
