@@ -259,7 +259,7 @@ def test_a_failing_openvino_export_leaves_the_old_pair(openvino, tmp_path, monke
         raise ValueError
     assert (file.read_text(), file.with_suffix(".bin").read_text()) == ("new", "new weights")
     assert len(list(file.parent.iterdir())) == 2
-    monkeypatch.setattr("hfcompress.export.onnx.TOLERANCE", -1.0)
+    monkeypatch.setattr("hfcompress.export.agreement.TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="the openvino export disagrees"):
         exported(make("vit"), tmp_path / "other", "openvino")
     assert list((tmp_path / "other").iterdir()) == []

@@ -14,8 +14,8 @@ from tiny import make
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress.core.errors import ExportError, MeasureError
-from hfcompress.export import onnx as onnx_module
 from hfcompress.export import trace
+from hfcompress.export.agreement import check
 from hfcompress.export.inputs import example_inputs, is_image, spec_of
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.plain import plain_copy
@@ -211,7 +211,7 @@ def test_unknown_engine_and_missing_export(tmp_path):
 
 
 @pytest.mark.parametrize(("rounds", "wrong", "fine"), [(True, 1, True), (True, 12, False), (False, 1, False)])
-def test_a_code_that_falls_on_the_other_side_of_a_half_is_no_wrong_export(rounds, wrong, fine, monkeypatch):
+def test_a_code_that_falls_on_the_other_side_of_a_half_is_no_wrong_export(rounds, wrong, fine):
     """With rounded inputs few logits may be off by a flipped code; many, or any without rounding, are a fault."""
     model = make("bert")
 
@@ -224,8 +224,7 @@ def test_a_code_that_falls_on_the_other_side_of_a_half_is_no_wrong_export(rounds
         found.ravel()[:wrong] += 0.05 * abs(found).max()
         return found
 
-    monkeypatch.setattr(onnx_module, "engine", lambda name: SimpleNamespace(run=lambda file, threads: run))
     layers = {"layer": SimpleNamespace(inputs=object() if rounds else None)}
     traced = SimpleNamespace(plain=Logits(), spec=spec_of(model), image_size=None, layers=layers)
     with contextlib.nullcontext() if fine else pytest.raises(ExportError, match="disagrees"):
-        onnx_module._check(traced, "onnxruntime", Path("file"))
+        check(traced, "onnxruntime", run)

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from torch import nn
 
 from ..core.errors import ExportError
 from ..core.files import writing
 from .cpu import needs_reduced_range
-from .inputs import InputSpec, example_inputs
-from .runtime import Run, engine, require_engine
+from .runtime import engine, require_engine
 
 if TYPE_CHECKING:
     from .calibrate import Batch
     from .trace import Traced
 
-logger = logging.getLogger(__name__)
-
-TOLERANCE = 1e-3  # of the largest logit
-# Where inputs are rounded, a sum added in another order may fall on the other side of a half: the code is then one off,
-# and what comes after it differs. That is rare: the median error stays that of float, and the largest within this.
-FLIPPED = 0.1
 OPSET = 20  # the first with Gelu as one operator
-EXACT = ("onnxruntime", "openvino")  # computed in float32, as the model is
 DEFAULT = ("onnxruntime", "onnxruntime-int8")
 
 
@@ -55,6 +44,7 @@ def export_onnx(
     require_onnx()
     for name in engines:
         require_engine(name)
+    from .agreement import check_file
     from .trace import trace
 
     traced = trace(model, image_size, opset)
@@ -66,7 +56,7 @@ def export_onnx(
             for name, target in targets.items():
                 written = stack.enter_context(_writing(target))
                 _write(traced, name, written, reduced, batches)
-                _check(traced, name, written)
+                check_file(traced, name, written)
     except BaseException:
         for target in targets.values():
             with contextlib.suppress(OSError):
@@ -106,6 +96,7 @@ def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: l
 
         write_openvino(traced, file, int8=engine(name).calibrated, batches=batches)
         return
+    from .agreement import EXACT
     from .calibrate import calibrated
     from .graph import Lowering, lower
     from .lower_blocks import BlockProducts
@@ -120,40 +111,6 @@ def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: l
     elif bits := engine(name).weight_bits:
         how = BlockProducts(bits)
     file.write_bytes(lower(traced, how).SerializeToString())
-
-
-def _check(traced: Traced, name: str, file: Path) -> None:
-    """Compare a written file with the model: computed in float32 it must agree, in int8 its error is logged."""
-    run = engine(name).run(file, torch.get_num_threads())  # type: ignore[misc]
-    errors = _errors(traced.plain, traced.spec, run, traced.image_size)
-    error = float(errors.max())
-    if any(layer.inputs for layer in traced.layers.values()) and error <= FLIPPED:
-        error = float(np.median(errors))
-    if name in EXACT and not error <= TOLERANCE:
-        raise ExportError(f"the {name} export disagrees with the model: largest error {error:.2e} of {TOLERANCE:.0e}")
-    logger.info("%s: largest error %.1f%% of the largest logit", name, 100 * error)
-
-
-def compare(plain: nn.Module, spec: InputSpec, run: Run, image_size: int | tuple[int, int] | None) -> float:
-    """Return the largest error of an export's logits relative to the model's largest, over untraced shapes.
-
-    Raises ExportError when a logit is not finite.
-    """
-    return float(_errors(plain, spec, run, image_size).max())
-
-
-def _errors(plain: nn.Module, spec: InputSpec, run: Run, image_size: int | tuple[int, int] | None) -> np.ndarray:
-    """Return every logit's error relative to the model's largest logit, flat."""
-    found = []
-    for batch, length, seed in ((3, 11, 1), (1, 7, 2)):
-        inputs = example_inputs(spec, batch, length if not spec.is_image else None, image_size, seed, mask_zeros=True)
-        with torch.inference_mode():
-            wanted = plain(*inputs.values()).numpy()
-        got = run({name: tensor.numpy() for name, tensor in inputs.items()})
-        if got.shape != wanted.shape or not np.isfinite(got).all():
-            raise ExportError(f"the export gives logits {got.shape}, some not finite; the model gives {wanted.shape}")
-        found.append(np.abs(got - wanted).ravel() / max(np.abs(wanted).max(), 1e-6))
-    return np.concatenate(found)
 
 
 def require_onnx() -> None:
