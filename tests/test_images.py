@@ -101,6 +101,19 @@ def test_draws_follow_from_seed_and_batch(settings: dict[str, Any]) -> None:
     assert torch.equal(sent(batch)["pixel_values"], first)
 
 
+def test_views_are_few_and_follow_from_the_image_alone() -> None:
+    rows = examples()
+    made = [augmenter(seed, views=3, flip=0.5, crop={"padding": 2}) for seed in (1, 2)]
+    found = [a([rows[0], rows[n]])["pixel_values"][0] for a in made for n in range(1, 24)]  # 46 batches with image 0
+    distinct = {tuple(image.flatten().tolist()) for image in found}
+    asked = {tuple(a([{**rows[0], "view": v}])["pixel_values"].flatten().tolist()) for a in made for v in range(3)}
+    assert distinct == asked and len(distinct) == 3
+    assert made[0].draw(rows) != made[1].draw(rows) and set(made[0].draw(rows)) == {0, 1, 2}
+    for other in ("mixup", "cutmix"):
+        with pytest.raises(ValidationError, match="'views' cannot go with mixup or cutmix"):
+            Augment(flip=0.5, views=2, **{other: 1.0})
+
+
 def test_mixed_labels_are_shares_and_those_without_stay_without() -> None:
     batch = examples(4)
     batch[0]["labels"] = IGNORED

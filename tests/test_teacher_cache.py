@@ -26,7 +26,7 @@ from test_text_generation import StopRunError, _stop
 from test_trainer import arguments
 from tiny import Examples, make, tokenizer
 from torch.utils.data import IterableDataset
-from transformers import DataCollatorWithPadding, ViTConfig
+from transformers import DataCollatorWithPadding, ViTConfig, ViTImageProcessorPil
 
 from hfcompress import DistillConfig, HFCompressTrainer, MovementConfig
 from hfcompress.core.errors import HFCompressError, LifecycleError, RecipeError
@@ -123,6 +123,34 @@ def test_cached_training_is_live_training_up_to_rounding(case, tmp_path):
     assert losses(second) == once and not seen, "a second run finds everything"
     assert len(live) == len(once) == 6
     assert once == pytest.approx(live, rel=2e-3) and once != live
+
+
+def viewed(seed: int = 0, **augment: Any) -> dict[str, Any]:
+    """Return a Trainer's arguments for images that are augmented."""
+    task, processor = get_task("image-classification"), ViTImageProcessorPil(size={"height": 16, "width": 16})
+    data = Data(path="x", augment={"flip": 0.5, "crop": {"padding": 2}, **augment})
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 3, 16, 16), dtype=np.uint8)
+    collators = {
+        "data_collator": task.collator(processor),
+        "train_collator": task.training_collator(processor, data, seed, 3),
+    }
+    rows = [{"pixel_values": image, "labels": i % 3} for i, image in enumerate(pixels)]
+    return {"name": "vit", "train_dataset": rows, **collators}
+
+
+@pytest.mark.parametrize("args", [{}, {"dataloader_num_workers": 1, "remove_unused_columns": True}])
+def test_each_view_of_an_image_has_its_own_logits(args, tmp_path):
+    case = {**viewed(views=2), "args": {"remove_unused_columns": False, **args}}
+    live = losses(trainer(output=tmp_path, cache=False, **case))
+    first = trainer(output=tmp_path, **case)
+    seen = count_forwards(first)
+    once = losses(first)
+    assert sum(seen) == 48, "the teacher runs once on each view"
+    assert once == pytest.approx(live, rel=2e-3) and once != live
+    assert opened(tmp_path, **viewed(views=2, seed=5)) == 0, "for every seed"
+    assert opened(tmp_path, **viewed(views=3)) == 24, "one view more"
+    assert opened(tmp_path, **viewed(views=2, flip=0.4)) == 48
+    assert "are augmented anew each time" in trainer(output=tmp_path, **viewed()).open_teacher_cache()
 
 
 def test_a_language_model(tmp_path):

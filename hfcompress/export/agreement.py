@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..core.errors import ExportError
-from .inputs import example_inputs
+from .inputs import InputSpec, example_inputs
 from .opening import Run
 from .runtime import engine
 from .trace import Logits, Traced
@@ -37,15 +38,16 @@ def check(traced: Traced, name: str, run: Run) -> None:
     The int8 engines' error is only logged. Shapes are other than the traced ones.
     """
     rounded = any(layer.inputs for layer in traced.layers.values())
-    errors = _errors(traced, run, ROUNDED_SHAPES if rounded else SHAPES)
-    error, bound = float(errors.max()), TOLERANCE
+    shapes = ROUNDED_SHAPES if rounded else SHAPES
+    found = errors(traced.plain, traced.spec, run, traced.image_size, shapes)
+    error, bound = float(found.max()), TOLERANCE
     if rounded:
-        own = _errors(traced, _run_of(_disturbed(traced.plain)), ROUNDED_SHAPES)
+        own = errors(traced.plain, traced.spec, _run_of(_disturbed(traced.plain)), traced.image_size, shapes)
         if error <= max(FLIPPED, SLACK * float(own.max())):
-            error, bound = float(np.median(errors)), max(TOLERANCE, SLACK * float(np.median(own)))
+            error, bound = float(np.median(found)), max(TOLERANCE, SLACK * float(np.median(own)))
     if name in EXACT and not error <= bound:
         raise ExportError(f"the {name} export disagrees with the model: error {error:.2e}, at most {bound:.0e} allowed")
-    logger.info("%s: largest error %.1f%% of the largest logit", name, 100 * float(errors.max()))
+    logger.info("%s: largest error %.1f%% of the largest logit", name, 100 * float(found.max()))
 
 
 def check_file(traced: Traced, name: str, file: Path) -> None:
@@ -53,13 +55,22 @@ def check_file(traced: Traced, name: str, file: Path) -> None:
     check(traced, name, engine(name).run(file, torch.get_num_threads()))  # type: ignore[misc]
 
 
-def _errors(traced: Traced, run: Run, shapes: Sequence[tuple[int, int]]) -> Array:
-    """Return every logit's error relative to the model's largest logit, flat."""
+def errors(
+    plain: nn.Module,
+    spec: InputSpec,
+    run: Run,
+    image_size: int | tuple[int, int] | None = None,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+) -> Array:
+    """Return every logit's error relative to the model's largest logit, flat; `plain` takes what `spec` says, in order.
+
+    Raises ExportError when a logit is not finite.
+    """
     wanted, got = [], []
-    model = _run_of(traced.plain)
+    model = _run_of(plain)
     for seed, (batch, length) in enumerate(shapes, start=1):
-        size = None if traced.spec.is_image else min(length, traced.spec.max_length or length)
-        tensors = example_inputs(traced.spec, batch, size, traced.image_size, seed, mask_zeros=True)
+        size = None if spec.is_image else min(length, spec.max_length or length)
+        tensors = example_inputs(spec, batch, size, image_size, seed, mask_zeros=True)
         inputs = {name: tensor.numpy() for name, tensor in tensors.items()}
         wanted.append(model(inputs))
         got.append(run(inputs))
@@ -71,7 +82,7 @@ def _errors(traced: Traced, run: Run, shapes: Sequence[tuple[int, int]]) -> Arra
     return np.concatenate([np.abs(a - b).ravel() for a, b in zip(wanted, got, strict=True)]) / largest
 
 
-def _run_of(plain: Logits) -> Run:
+def _run_of(plain: nn.Module) -> Run:
     def run(inputs: Mapping[str, Array]) -> Array:
         with torch.inference_mode():
             found: Array = plain(*(torch.from_numpy(value) for value in inputs.values())).numpy()

@@ -76,11 +76,19 @@ class Augment(StrictModel):
         description="Paste a box of another image, with that share of its label; Beta(cutmix, cutmix), usual: 1. With "
         "mixup, every batch gets one of the two, evenly.",
     )
+    views: int = Field(
+        0,
+        ge=0,
+        description="How many changed forms each image has, of which every epoch draws one: `teacher_cache` then keeps "
+        "the teacher's answer to each. Not with mixup or cutmix. Default: a new one every time.",
+    )
 
     @model_validator(mode="after")
     def _changes_something(self) -> Augment:
         if not (self.flip or self.crop or self.mixup or self.cutmix):
             raise ValueError("set one of flip, crop, mixup, cutmix; with none no image would change")
+        if self.views and (self.mixup or self.cutmix):
+            raise ValueError("'views' cannot go with mixup or cutmix, which mix whatever images meet in a batch")
         return self
 
 

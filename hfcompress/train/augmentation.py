@@ -17,28 +17,50 @@ from ..ops.reductions import IGNORED
 from ..recipe.data import Augment, Crop
 from .batches import SOFT_LABELS
 
+VIEW = "view"  # name of the column that says which of its forms an example takes
+
 
 class Augmenter:
     """A collator of training images: changes the pixels of examples as `augment` says, then hands them to `collate`.
 
     The draws follow from the seed and the batch's examples alone: new in every epoch, whose batches are others, and yet
-    the same in a resumed run, in any process and however far ahead batches are loaded.
+    the same in a resumed run, in any process and however far ahead batches are loaded. With `augment.views`, only which
+    of its forms an example takes is drawn so; the forms follow from the image, whatever the seed.
 
     `classes` is how many the model's head has, for labels that are mixed with the images.
     """
 
-    random_inputs = "the images are augmented anew each time"
-
     def __init__(self, augment: Augment, collate: Any, seed: int, classes: int) -> None:
         self.augment, self.collate, self.seed, self.classes = augment, collate, seed, classes
+        self.views = augment.views or None
+
+    @property
+    def random_inputs(self) -> str | None:
+        """Why a batch's images are never seen again, in words, or None when there are so many forms of each."""
+        return None if self.views else "the images are augmented anew each time (`views` in data.augment would help)"
+
+    @property
+    def forms(self) -> dict[str, Any]:
+        """What decides the forms of an image beside itself."""
+        return self.augment.model_dump(mode="json", exclude={"views"})
+
+    def draw(self, examples: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Draw which of its forms each example takes."""
+        generator = _generator(self.seed, _images(examples))
+        return torch.randint(self.views or 1, (len(examples),), generator=generator).tolist()
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return the batch of the examples with their images changed."""
-        pixels = np.stack([example["pixel_values"] for example in examples]).astype(np.uint8)  # `datasets` gives int64
-        images = torch.from_numpy(pixels)
-        generator = torch.Generator().manual_seed(_seed(self.seed, images))
-        images = changed(images, self.augment, generator)
-        batch = self.collate([{**e, "pixel_values": i.numpy()} for e, i in zip(examples, images, strict=True)])
+        """Return the batch of the examples with their images changed, into the form that their column VIEW says."""
+        images = _images(examples)
+        generator = _generator(self.seed, images)
+        if self.views:
+            views = [e[VIEW] for e in examples] if VIEW in examples[0] else self.draw(examples)
+            pairs = zip(images.split(1), views, strict=True)
+            images = torch.cat([changed(image, self.augment, _generator(VIEW, view, image)) for image, view in pairs])
+        else:
+            images = changed(images, self.augment, generator)
+        plain = ({k: v for k, v in e.items() if k != VIEW} for e in examples)
+        batch = self.collate([{**e, "pixel_values": i.numpy()} for e, i in zip(plain, images, strict=True)])
         return mixed(batch, self.augment, generator, self.classes)
 
 
@@ -85,7 +107,14 @@ def _boxes(crop: Crop, count: int, generator: torch.Generator) -> Tensor:
     return boxes_of(low + (high - low) * area, (narrow + (wide - narrow) * ratio).exp(), down, right)
 
 
-def _seed(seed: int, images: Tensor) -> int:
-    digest = hashlib.blake2b(str(seed).encode(), digest_size=7)
-    digest.update(images.numpy().tobytes())
-    return int.from_bytes(digest.digest(), "big")
+def _images(examples: Sequence[Mapping[str, Any]]) -> Tensor:
+    # `datasets` gives int64
+    return torch.from_numpy(np.stack([example["pixel_values"] for example in examples]).astype(np.uint8))
+
+
+def _generator(*seeds: Any) -> torch.Generator:
+    """Return a generator whose numbers follow from the values and the bytes of the tensors given."""
+    digest = hashlib.blake2b(digest_size=7)
+    for seed in seeds:
+        digest.update(seed.numpy().tobytes() if isinstance(seed, Tensor) else str(seed).encode())
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big"))

@@ -16,7 +16,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from ..core.errors import LifecycleError
 from ..core.progress import track
-from .fingerprints import example_digests, model_digest
+from .augmentation import VIEW
+from .fingerprints import example_digests, model_digest, view_digests
 from .logit_store import NOT_FOUND, Logits, LogitStore, cache_folder, shrunk
 from .teacher import Teacher
 
@@ -42,15 +43,20 @@ class CachedTeacher:
     """Gives the logits that the teacher gave before, by the number an example has in its data set.
 
     They are kept in float16; of a model with logits for every token, only the `top_k` largest of each. `settings` are
-    what they depend on beside the teacher and the example: when one changes, they are computed anew.
+    what they depend on beside the teacher and the example: when one changes, they are computed anew. With `views`, each
+    example has so many forms; form v of example i has the number v * len(dataset) + i.
     """
 
-    def __init__(self, teacher: Teacher, dataset: Any, top_k: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, teacher: Teacher, dataset: Any, top_k: int, settings: Mapping[str, Any], views: int | None = None
+    ) -> None:
         self.teacher, self.top_k = teacher, top_k
         known = {"version": VERSION, "teacher": model_digest(teacher.model), "top_k": top_k, **settings}
         key = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         self.store = LogitStore(cache_folder("teacher") / key)
         self._hashes, self._sizes = example_digests(dataset)
+        if views is not None:
+            self._hashes, self._sizes = view_digests(self._hashes, views), np.tile(self._sizes, views)
         self._where = self.store.find(self._hashes)
 
     def fill(self, computing: Computing) -> int:
@@ -118,15 +124,23 @@ class Numbered(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class KeepNumbers:
-    """A data collator that adds the numbers of the examples to the batch of the one it wraps, which sees none."""
+    """A data collator that adds the numbers of the examples to the batch of the one it wraps, which sees none.
 
-    def __init__(self, collate: Callable[[list[Any]], Mapping[str, Any]]) -> None:
-        self.collate = collate
+    Where that one has `views`, they are drawn here, of `count` examples, and the number says which view it is.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Mapping[str, Any]], count: int) -> None:
+        self.collate, self.count = collate, count
 
     def __call__(self, examples: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the batch with one more tensor, (examples,)."""
-        batch = self.collate([{k: v for k, v in example.items() if k != NUMBER} for example in examples])
-        return {**batch, NUMBER: torch.tensor([int(example[NUMBER]) for example in examples])}
+        numbers = torch.tensor([int(example[NUMBER]) for example in examples])
+        plain = [{k: v for k, v in example.items() if k != NUMBER} for example in examples]
+        if getattr(self.collate, "views", None):
+            views = self.collate.draw(plain)  # type: ignore[attr-defined]
+            numbers += self.count * torch.tensor(views)
+            plain = [{**example, VIEW: view} for example, view in zip(plain, views, strict=True)]
+        return {**self.collate(plain), NUMBER: numbers}
 
 
 def _counted(batch: Batch) -> Tensor | None:

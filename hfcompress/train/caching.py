@@ -10,6 +10,7 @@ from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from ..modules.pixels import enlarges_to
 from ..recipe.schema import TeacherCache
+from .augmentation import VIEW
 from .batches import TrainingBatchesMixin
 from .cached_teacher import NUMBER, CachedTeacher, Computing, KeepNumbers, Numbered
 from .fingerprints import collator_digest, processor_digest, why_random
@@ -72,7 +73,7 @@ class TeacherCacheMixin(TrainingBatchesMixin):
             logger.log(logging.WARNING if self.cached is None else logging.INFO, note)
         plain = self.train_dataset, self._train_collator
         if self.cached is not None and self.lifecycle.state is State.PREPARED:
-            self.train_dataset, self._train_collator = Numbered(plain[0]), KeepNumbers(self.train_collator)
+            self.train_dataset, self._train_collator = Numbered(plain[0]), self._numbering()
         try:
             return super().get_train_dataloader()
         finally:
@@ -85,8 +86,11 @@ class TeacherCacheMixin(TrainingBatchesMixin):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        if NUMBER not in self._signature_columns:  # no input of the model, but not to be dropped before it is read
-            self._signature_columns = [*self._signature_columns, NUMBER]
+        # No inputs of the model, but not to be dropped before they are read.
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, NUMBER, VIEW]))
+
+    def _numbering(self) -> KeepNumbers:
+        return KeepNumbers(self.train_collator, len(self.train_dataset))
 
     def _why_live(self, teacher: Teacher) -> str | None:
         """Return why the teacher has to run on every batch, in words, or None."""
@@ -106,11 +110,12 @@ class TeacherCacheMixin(TrainingBatchesMixin):
     def _open(self, teacher: Teacher, cache: TeacherCache) -> str:
         settings = {
             "processor": processor_digest(self.processing_class),  # type: ignore[attr-defined]
-            "collator": collator_digest(self._collate, self.train_dataset[0]),
+            "collator": collator_digest(self._collate, self._examples([0])[0]),
             "precision": [self.args.bf16, self.args.fp16],
             **({"enlarged": size} if (size := enlarges_to(teacher.model)) else {}),
+            **({"forms": self.train_collator.forms} if self._views else {}),
         }
-        cached = CachedTeacher(teacher, self.train_dataset, cache.top_k, settings)
+        cached = CachedTeacher(teacher, self.train_dataset, cache.top_k, settings, self._views)
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
             computed = cached.fill(
                 Computing(
@@ -123,11 +128,26 @@ class TeacherCacheMixin(TrainingBatchesMixin):
                 )
             )
         self.cached = cached
-        return f"teacher_cache: {len(self.train_dataset):,} examples, of which the teacher ran on {computed:,} now"
+        many = f" in {self._views} views each" if self._views else ""
+        return (
+            f"teacher_cache: {len(self.train_dataset):,} examples{many}, of which the teacher ran on {computed:,} now"
+        )
+
+    @property
+    def _views(self) -> int | None:
+        return getattr(self.train_collator, "views", None)
 
     def _batch_of(self, numbers: Sequence[int]) -> Mapping[str, Any]:
-        batch = self._collate([self.train_dataset[number] for number in numbers])
+        batch = self._collate(self._examples(numbers))
         return self._prepare_inputs(batch)  # type: ignore[attr-defined]
+
+    def _examples(self, numbers: Sequence[int]) -> list[Any]:
+        """Return examples by number, each told which view of it is meant where there are several."""
+        places = [divmod(number, len(self.train_dataset)) for number in numbers]
+        examples = [self.train_dataset[row] for _, row in places]
+        if not self._views:
+            return examples
+        return [{**example, VIEW: view} for example, (view, _) in zip(examples, places, strict=True)]
 
     def _collate(self, examples: list[Any]) -> Mapping[str, Any]:
         """Return a batch as the Trainer makes it, without columns that the model does not take."""

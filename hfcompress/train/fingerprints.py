@@ -70,6 +70,14 @@ def example_digests(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.array(found, dtype=f"S{SIZE}"), np.array(sizes)
 
 
+def view_digests(hashes: np.ndarray, views: int) -> np.ndarray:
+    """Return the hash of each view of each example, (views * examples,): all first views, then all second ones."""
+    found = [
+        hashlib.blake2b(bytes(h) + str(v).encode(), digest_size=SIZE).digest() for v in range(views) for h in hashes
+    ]
+    return np.array(found, dtype=f"S{SIZE}")
+
+
 def why_random(dataset: Any, collate: Callable[[list[Any]], Mapping[str, Any]]) -> str | None:
     """Return what changes the inputs from one reading to the next, in words, or None when nothing does."""
     rows = range(min(_TRIED, len(dataset)))
