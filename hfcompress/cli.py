@@ -219,13 +219,17 @@ def export(
             help="Recipe whose training split gives activations the grids that are missing.", metavar="RECIPE"
         ),
     ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels per side; by default those that the checkpoint's image processor gives."),
+    ] = None,
 ) -> None:
     """Write a checkpoint for an engine, or in another checkpoint format."""
     examples = loaded_recipe(calibration, None) if calibration is not None else None
     quiet_libraries()
     from .run.exporting import export_checkpoint
 
-    written, messages = export_checkpoint(model, format_, output, examples)
+    written, messages = export_checkpoint(model, format_, output, examples, image_size)
     for message in messages:
         console.print(f"[yellow]![/] {escape(message)}", soft_wrap=True)
     for path in written:

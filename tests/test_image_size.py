@@ -6,10 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import yaml
 from PIL import Image
+from test_run import command  # noqa: F401 - a fixture
 from tiny import auto_class, logits, make, processor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BitImageProcessorPil
 
@@ -146,3 +148,19 @@ def test_a_shape_that_only_one_of_the_models_takes_is_refused(tmp_path: Path) ->
         open_recipe(load_recipe(image_project(tmp_path, benchmark=benchmark)))
     recipe = load_recipe(tmp_path / "recipe.yaml", ["benchmark.shapes=null"])
     assert open_recipe(recipe).shapes == [Shape(1), Shape(16)]
+
+
+def test_export_takes_the_processors_size_unless_told(command: Any, tmp_path: Path) -> None:  # noqa: F811
+    save_checkpoint(make("dinov2"), tmp_path / "model", processor("dinov2"))
+    reader = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    reader.size = {"height": 12, "width": 12}
+    reader.save_pretrained(tmp_path / "model")
+    for sizes, wanted in ((), 12), (("--image-size", 8), 8):
+        out = tmp_path / str(wanted)
+        status, _, errors = command("export", tmp_path / "model", "--format", "onnxruntime", "--output", out, *sizes)
+        assert status == 0, errors
+        (pixels_in,) = onnx.load(out / "onnx" / "model.onnx").graph.input
+        assert [d.dim_value for d in pixels_in.type.tensor_type.shape.dim[1:]] == [3, wanted, wanted]
+    save_checkpoint(make("bert"), tmp_path / "text")
+    status, _, errors = command("export", tmp_path / "text", "--format", "onnxruntime", "--image-size", 8)
+    assert status == 2 and "--image-size 8" in errors and "takes no images" in errors

@@ -75,6 +75,8 @@ class Vocabulary(Method[VocabularyConfig]):
 
         Raises LifecycleError without tokenizer or corpus, TargetError when every token is needed.
         """
+        if getattr(model, "main_input_name", "") == "pixel_values":
+            raise TargetError("vocabulary: this model takes images, not tokens")
         if ctx.processor is None:
             raise LifecycleError(
                 "vocabulary: the tokenizer shrinks with the model: pass processor=<the model's tokenizer>"

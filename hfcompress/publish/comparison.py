@@ -94,13 +94,25 @@ def _quality(result: Result) -> str:
 
 
 def _time(result: Result, shape: Speedup) -> str:
-    """Return the time in the best engine, and how many times faster: than PyTorch as found, and than that engine."""
+    """Return the time in the best engine, and how many times faster: than PyTorch as found, and than that engine.
+
+    Then what the metric is in that engine, where it is not what the row says: int8 kernels round activations too.
+    """
     best = next((s for s in result.best_speedups() if rows.shape_name(s) == rows.shape_name(shape)), None)
     after = rows.find_latency(result.compressed, best.engine, best) if best else None
     if best is None or after is None:
         return rows.NONE
     same = _same_engine(result, after)
-    return f"{rows.milliseconds(after.time_ms)}, {rows.ratio(best.ratio)}" + (f" / {rows.ratio(same)}" if same else "")
+    ratios = rows.ratio(best.ratio) + (f" / {rows.ratio(same)}" if same else "")
+    return f"{rows.milliseconds(after.time_ms)}, {ratios}{_otherwise(result, after.engine)}"
+
+
+def _otherwise(result: Result, engine: str) -> str:
+    told = result.compressed.quality_in(result.headline().engine)
+    there = result.compressed.quality_in(engine)
+    if told is None or there is None or rows.metric(result, told.value) == rows.metric(result, there.value):
+        return ""
+    return f", at {rows.metric(result, there.value)}"
 
 
 def _same_engine(result: Result, after: LatencyRow) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import nn
-from transformers import AutoImageProcessor, PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..core.errors import LifecycleError, MeasureError, RecipeError
@@ -24,14 +24,13 @@ from ..measure.bench import Bench, Settings, bench, stale_engines
 from ..measure.onnx_file import OnnxFile, read_onnx
 from ..measure.process import part
 from ..measure.workloads import Shape, checkpoint_spec
-from ..modules.pixels import pixels_of
 from ..recipe.load import LoadedRecipe
 from ..train.allocator import keep_freed_memory
 from ..train.stages import StageMethods, stage_methods
 from ..train.teacher import Teacher
 from ..train.trainer import HFCompressTrainer
 from .calibrating import calibrated
-from .inspect import auto_class_of, checkpoint_of
+from .inspect import auto_class_of, checkpoint_of, own_pixels
 from .measuring import base_name
 from .real_lengths import real_of_models
 from .reporter import Reporter
@@ -125,17 +124,7 @@ def _source(model: str, scratch: Path, engines: Sequence[str]) -> Source:
     fresh = folder.is_dir() and not stale_engines(folder, engines, folder)
     auto_class = auto_class_of(model)
     exports = None if fresh else str(scratch)
-    return Source(model, exports, auto_class=auto_class, image_size=_own_pixels(model, auto_class))
-
-
-def _own_pixels(model: str, auto_class: str) -> int | None:
-    """Return the pixels per side of what a checkpoint's image processor gives, if it comes with one."""
-    if "Image" not in auto_class:
-        return None
-    try:
-        return pixels_of(AutoImageProcessor.from_pretrained(model))
-    except (OSError, ValueError):
-        return None
+    return Source(model, exports, auto_class=auto_class, image_size=own_pixels(model, auto_class))
 
 
 def training_table(loaded: LoadedRecipe, reporter: Reporter, *, rounds: int) -> Table:

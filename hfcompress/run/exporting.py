@@ -15,15 +15,20 @@ from ..measure.batches import read_batches
 from ..recipe.load import LoadedRecipe
 from ..train.tasks import tasks
 from .calibrating import calibrated
-from .inspect import auto_class_of, checkpoint_of
+from .inspect import auto_class_of, checkpoint_of, own_pixels
 
 
 def export_checkpoint(
-    source: str, formats: list[str], output: Path | None, calibration: LoadedRecipe | None = None
+    source: str,
+    formats: list[str],
+    output: Path | None,
+    calibration: LoadedRecipe | None = None,
+    image_size: int | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Write each of `formats` (an engine's name, or a checkpoint format); return what was written and what to know.
 
     Engines' files go into `output`, by default into the model's folder; a checkpoint format needs a folder of its own.
+    An image model's take `image_size` pixels per side, by default as many as the image processor gives.
     """
     known = [FORMAT, *(name for name, engine in ENGINES.items() if engine.file)]
     for name in formats:
@@ -41,13 +46,16 @@ def export_checkpoint(
         return [output], messages + export_gptq(load_model(checkpoint, auto_class), output, processor)
     for name in formats:
         require_engine(name)
+    if image_size and "Image" not in auto_class:
+        raise RecipeError(f"--image-size {image_size}: {source} takes no images")
     if output is None and not Path(checkpoint).is_dir():
         raise ExportError(f"{checkpoint} is not a local folder: say where its exports shall go with --output")
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
-        found = calibrated(Source(checkpoint), formats, calibration, Path(scratch))
+        pixels = image_size or own_pixels(checkpoint, auto_class)
+        found = calibrated(Source(checkpoint, image_size=pixels), formats, calibration, Path(scratch))
         batches = read_batches(found.calibration) if found.calibration else None
         model = load_model(checkpoint, auto_class)
-        made = export_onnx(model, output or checkpoint, engines=formats, calibration=batches)
+        made = export_onnx(model, output or checkpoint, engines=formats, image_size=pixels, calibration=batches)
         return list(made.values()), []
 
 

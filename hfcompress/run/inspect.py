@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
 
 from ..checkpoint import is_stock, load_model
 from ..core.errors import CheckpointError, FamilyError, MeasureError
@@ -21,6 +21,7 @@ from ..measure.result import Part, read_result
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
 from ..modules.adapted import Adapted
 from ..modules.factorized import Factorized
+from ..modules.pixels import pixels_of
 from ..modules.storage import Packed
 from ..ops.codebooks import Codebook
 from ..ops.quantization import TERNARY
@@ -36,6 +37,16 @@ def auto_class_of(source: str) -> str:
         raise CheckpointError(f"cannot read {source}: {str(error).splitlines()[0]}") from error
     found = (auto_class_for(name) for name in config.architectures or ())
     return next((auto for auto in found if auto), "AutoModel")
+
+
+def own_pixels(source: str, auto_class: str) -> int | None:
+    """Return the pixels per side of what a checkpoint's image processor gives, if it comes with one."""
+    if "Image" not in auto_class:
+        return None
+    try:
+        return pixels_of(AutoImageProcessor.from_pretrained(source))
+    except (OSError, ValueError):
+        return None
 
 
 def checkpoint_of(source: str) -> str:
