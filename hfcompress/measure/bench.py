@@ -92,6 +92,7 @@ def bench(
                 "latency": timed.rows[label],
                 "peak_memory_bytes": opened.peak_bytes[label],
                 "load_seconds": opened.load_seconds[label],
+                "energy_j": opened.energy_j[label],
                 "quality": qualities[label],
             }
         )
@@ -185,8 +186,7 @@ def _one_each(settings: Settings) -> list[Shape]:
 
 
 def _untimed(models: Mapping[str, Source]) -> tuple[Latency, Opened]:
-    nothing = Opened({label: {} for label in models}, {label: {} for label in models})
-    return Latency({label: [] for label in models}, 0.0), nothing
+    return Latency({label: [] for label in models}, 0.0), Opened.of(models)
 
 
 def _speed(models: Mapping[str, Source], settings: Settings, on_progress: Progress) -> tuple[Latency, Opened]:

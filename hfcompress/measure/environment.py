@@ -6,14 +6,13 @@ import importlib
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from ..core.machine import cpu_info
 from ..export.cpu import cpu_flags
+from .energy import energy
 
 PACKAGES = ("hfcompress", "torch", "transformers", "onnxruntime", "onnx", "openvino", "nncf", "numpy")
-COUNTERS = Path("/sys/class/powercap")
 OPTIMUM = "optimum.onnxruntime"  # its classes load the exports; a release may be installed and not fit transformers
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
 
@@ -32,17 +31,6 @@ def environment(threads: int) -> dict[str, Any]:
         "threads": threads,
         "energy": energy(),
     }
-
-
-def energy(counters: Path = COUNTERS) -> str:
-    """Say that energy was not measured, and why: an estimate from the processor's rated power would be time again."""
-    for counter in sorted(counters.glob("*/energy_uj")):
-        try:
-            counter.read_text(encoding="ascii")
-        except OSError:
-            return "not measured: the processor's energy counter may not be read by this user"
-        return "not measured: the processor counts it for all programs together, not for one"
-    return "not measured: this machine shows no energy counter (RAPL)"
 
 
 def _optimum() -> dict[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from ..core.errors import MeasureError
 from ..export.runtime import Source, engine, why_not
+from .energy import SECONDS as ENERGY_SECONDS
+from .energy import joules, why_absent
 from .process import Progress, WorkerProcess, part, quietly
 from .result import LatencyRow, Speedup, Workload
 from .workloads import Shape, write_workloads
@@ -156,10 +159,18 @@ class Opened:
     """What a process took that holds one model only: by label and engine, its peak resident bytes, and seconds to load.
 
     The seconds run from opening the file to the first output at the smallest shape, without the library's import.
+    The energy, in joules, is that of a pass at that shape; none where this machine has no counter for it.
     """
 
     peak_bytes: dict[str, dict[str, int]]
     load_seconds: dict[str, dict[str, float]]
+    energy_j: dict[str, dict[str, float]]
+
+    @classmethod
+    def of(cls, labels: Iterable[str]) -> Opened:
+        """Return one of these models that holds nothing yet."""
+        names = list(labels)
+        return cls({label: {} for label in names}, {label: {} for label in names}, {label: {} for label in names})
 
 
 def measure_opening(
@@ -175,7 +186,8 @@ def measure_opening(
     """Open each model in each engine in a process of its own; its peak is that of running the largest shape."""
     ordered = sorted(shapes, key=lambda s: s.batch * (s.length or (s.image_size or 1) ** 2))
     ends = list(dict.fromkeys((ordered[0], ordered[-1])))
-    found = Opened({label: {} for label in models}, {label: {} for label in models})
+    found = Opened.of(models)
+    counted = why_absent() is None
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
         job = _job(models, Path(folder), ends, auto_class, threads, seed)
         pairs = ((label, name) for name in map(_known, engines) for label in models)
@@ -185,6 +197,9 @@ def measure_opening(
             with WorkerProcess(single, f"loading {label} in {name}") as worker:
                 found.load_seconds[label][name] = worker.ask("load")
                 found.peak_bytes[label][name] = worker.ask("memory")
+                if counted:
+                    spend = partial(worker.ask, "spend", shape=0, seconds=ENERGY_SECONDS)
+                    found.energy_j[label][name] = joules(spend)
             on_progress("loading and memory", (done + 1) / len(tasks))
     return found
 

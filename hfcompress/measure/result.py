@@ -138,6 +138,12 @@ class ModelResult(StrictModel):
         "cache.",
     )
 
+    energy_j: dict[str, float] = Field(
+        default_factory=dict,
+        description="By engine, joules of one pass at the smallest shape, by the processor's counter; none: not "
+        "measured, `environment` says why.",
+    )
+
     def quality_in(self, engine: str) -> Quality | None:
         """Return the metric as measured in `engine`, if it was."""
         return next((q for q in self.quality if q.engine == engine), None)

@@ -98,6 +98,15 @@ class Worker:
                 run(batch)
         return peak_bytes()
 
+    def spend(self, report: Report, shape: int, seconds: float) -> int:
+        """Run every model on batch `shape` for so many seconds, and return how many passes that were."""
+        batches, passes, started = self._batches(shape), 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            for label, run in self.runs.items():
+                run(batches[label])
+                passes += 1
+        return passes
+
     def predict(self, report: Report, output: str, count: int, reduction: str = "logits") -> int:
         """Write what is kept of the only model's logits on all batches, `count` of them, to `output`; return how much.
 
@@ -162,6 +171,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "examples": Worker.examples,
     "load": Worker.load,
     "memory": Worker.memory,
+    "spend": Worker.spend,
     "predict": Worker.predict,
 }
 

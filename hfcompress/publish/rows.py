@@ -39,6 +39,7 @@ def table(result: Result) -> list[Row]:
         *_latency_rows(result),
         *_memory_rows(result),
         *_load_rows(result),
+        *_energy_rows(result),
         *_export_rows(result),
     ]
 
@@ -195,6 +196,17 @@ def _load_rows(result: Result) -> Iterator[Row]:
             milliseconds(1000 * before) if before else NONE,
             milliseconds(1000 * after),
             change(before, after, "faster", "slower") if before else NONE,
+        )
+
+
+def _energy_rows(result: Result) -> Iterator[Row]:
+    for engine, after in result.compressed.energy_j.items():
+        before = result.baseline.energy_j.get(engine)
+        yield Row(
+            f"Energy of a pass at the smallest shape, {engine_name(engine)}",
+            f"{_three(1000 * before)} mJ" if before else NONE,
+            f"{_three(1000 * after)} mJ",
+            change(before, after) if before else NONE,
         )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from ..measure.bench import Bench
-from ..measure.environment import energy, environment
+from ..measure.energy import energy
+from ..measure.environment import environment
 from ..measure.result import LatencyRow, ModelResult
 
 NONE = "–"
@@ -45,6 +46,7 @@ def bench_records(measured: Mapping[int, Bench]) -> dict[str, Any]:
                     "workload": row.key, **row.model_dump(), "ratio_same_engine": same, "ratio_first_in_pytorch": first,
                     "load_seconds": model.load_seconds.get(row.engine),
                     "peak_memory_bytes": model.peak_memory_bytes.get(row.engine),
+                    "energy_j": model.energy_j.get(row.engine),
                     "runs_in": model.runs_in.get(row.engine),
                 })  # fmt: skip
             skipped += [{"model": model.name, "engine": engine, "threads": threads, "why": why}
@@ -88,6 +90,10 @@ def _notes(measured: Bench) -> Iterator[str]:
     if any(row.p99_ms is None and row.examples is None for model in measured.models.values() for row in model.latency):
         yield f"p99: only of 100 timed passes or more (here {min(passes)} to {max(passes)})"
     yield f"energy: {energy()}"
+    for model in measured.models.values():
+        spent = ", ".join(f"{engine} {1000 * found:.1f} mJ" for engine, found in model.energy_j.items())
+        if spent:
+            yield _plain(f"{model.name}, a pass at the smallest shape: {spent}")
     yield "load: from opening the file to the first output in a new process, the engine's library imported before"
 
 
