@@ -87,7 +87,15 @@ def _check_claims(command, out: Path) -> None:
     shutil.copytree(out / "model", pushed)
     (pushed / "result.json").write_text(text)
     found = {line.name: line.holds for line in check_card(pushed, time=False)}
-    assert found["accuracy, PyTorch"] is None and set(found.values()) == {True, None}
+    assert found["accuracy, PyTorch"] is True and set(found.values()) == {True}  # the recipe says where the data is
+    moved = text.replace('"overrides": []', '"overrides": ["data.path=sst2"]')
+    (pushed / "result.json").write_text(moved)
+    assert moved != text and _holds(pushed)["accuracy, PyTorch"] is None
+    status, printed, _ = command("card", pushed, "--check", "--no-time", "--set", f"data.path={out.parent / 'data'}")
+    assert status == 0 and "not checked" not in printed
+    (pushed / "result.json").write_text(text.replace(f'"value": {value}', f'"value": {1.5 - value}'))
+    assert _holds(pushed)["accuracy, PyTorch"] is False
+    (pushed / "result.json").write_text(text)
     weights = load_file(pushed / "model.safetensors")
     weights["classifier.bias"] += 1
     save_file(weights, pushed / "model.safetensors", {"format": "pt"})

@@ -23,6 +23,15 @@ def card(
     baseline: Annotated[
         str | None, typer.Option(help="With --check: the original to time against, where it is not found.")
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="With --check, of a model's folder alone: where the recipe's data lies now, such as "
+            "`data.path=path/to/sst2`; repeatable.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
 ) -> None:
     """Write a run's model card anew from its result.json, or --check that its numbers still hold (else status 3)."""
     from ..publish.card import write_card
@@ -38,7 +47,7 @@ def card(
     quiet_libraries()
     from ..run.check import check_card, check_table
 
-    found = check_card(path, time=not no_time, baseline=baseline)
+    found = check_card(path, time=not no_time, baseline=baseline, overrides=set_ or ())
     console.print(check_table(found, f"{path.name}: what the card claims, measured again"))
     if any(line.holds is False for line in found):
         errors.print("[red]error:[/] a number of the card no longer holds")

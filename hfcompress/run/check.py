@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..measure.result import Quality, Result, Speedup, read_result
 from ..measure.size import checksum, count_parameters
 from ..measure.workloads import Shape
 from ..publish.rows import engine_name, metric, ratio, shape_name
+from .claimed import read_again
 from .folder import RunFolder
 from .verify import evaluate_again
 
@@ -38,12 +40,19 @@ class Check:
     holds: bool | None
 
 
-def check_card(folder: Path, *, time: bool = True, baseline: str | None = None, band: float = BAND) -> list[Check]:
+def check_card(
+    folder: Path,
+    *,
+    time: bool = True,
+    baseline: str | None = None,
+    overrides: Sequence[str] = (),
+    band: float = BAND,
+) -> list[Check]:
     """Measure again what the result in `folder` claims: files, parameters, the metric, and ratios of times.
 
-    `folder` is a run folder, or a model's with the result beside its weights, as a push leaves it; that one holds no
-    evaluation examples, so there the metric is not looked at. `baseline` is the original, where it cannot be found.
-    Raises MeasureError when there is no result.
+    `folder` is a run folder, or a model's with the result beside its weights, as a push leaves it; for that one the
+    evaluation split is read again from where the result's recipe says, or `overrides` of that recipe. `baseline` is the
+    original, where it cannot be found. Raises MeasureError when there is no result.
     """
     place = RunFolder(folder)
     model = place.model if (place.model / "config.json").is_file() else folder
@@ -51,7 +60,7 @@ def check_card(folder: Path, *, time: bool = True, baseline: str | None = None, 
     found = [*_files(result, model), *_counts(result, model)]
     if any(line.holds is False and line.name == _LOADS for line in found):
         return found
-    found += [_quality(result, place, model, quality) for quality in result.compressed.quality]
+    found += _qualities(result, place, model, overrides)
     if time:
         found += _times(result, place, model, baseline, band)
     return found
@@ -96,10 +105,25 @@ def _counts(result: Result, model: Path) -> Iterator[Check]:
     yield Check("parameters that are not zero", f"{small.nonzeros:,}", f"{nonzeros:,}", nonzeros == small.nonzeros)
 
 
+def _qualities(result: Result, place: RunFolder, model: Path, overrides: Sequence[str]) -> list[Check]:
+    if place.batches.is_file() and place.labels.is_file():
+        return [_quality(result, place, model, wanted) for wanted in result.compressed.quality]
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
+        again = RunFolder(Path(scratch))
+        try:
+            read_again(result, model, overrides, again)
+        except HFCompressError as error:
+            why = str(error).splitlines()[0]
+            return [Check(*_claim(result, wanted), why, None) for wanted in result.compressed.quality]
+        return [_quality(result, again, model, wanted) for wanted in result.compressed.quality]
+
+
+def _claim(result: Result, wanted: Quality) -> tuple[str, str]:
+    return f"{wanted.metric}, {engine_name(wanted.engine)}", metric(result, wanted.value)
+
+
 def _quality(result: Result, place: RunFolder, model: Path, wanted: Quality) -> Check:
-    name, claimed = f"{wanted.metric}, {engine_name(wanted.engine)}", metric(result, wanted.value)
-    if not (place.batches.is_file() and place.labels.is_file()):
-        return Check(name, claimed, "the evaluation examples are in the run's folder", None)
+    name, claimed = _claim(result, wanted)
     try:
         require_engine(wanted.engine)
     except ExportError as error:

@@ -23,7 +23,7 @@ from .folder import RunFolder
 from .real_lengths import real_of_run
 from .reporter import Reporter
 from .setup import Setup
-from .verify import write_labels
+from .verify import labels_of, write_labels
 
 BASELINE, COMPRESSED = "baseline", "compressed"
 
@@ -86,7 +86,7 @@ def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
     write_batches(path, [{k: v.numpy() for k, v in batch.items()} for batch in batches])
     return EvaluationSet(
         batches=path,
-        labels=np.concatenate([batch["labels"].numpy() for batch in batches]),
+        labels=labels_of(batches),
         metric=metric_key(setup.metric),
         score=setup.task.metric(setup.metric),
         reduction=setup.task.reduction,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from ..core.errors import MeasureError, PublishError
 from ..core.files import writing
@@ -23,6 +25,11 @@ def write_labels(folder: RunFolder, labels: np.ndarray) -> None:
     """Store the evaluation labels beside the batches."""
     with writing(folder.labels) as path:
         save_file({"labels": labels}, path)
+
+
+def labels_of(batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
+    """Return the labels of all batches, in their order."""
+    return np.concatenate([batch["labels"].numpy() for batch in batches])
 
 
 def verify_run(folder: RunFolder) -> Result:
