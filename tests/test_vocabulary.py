@@ -352,8 +352,10 @@ def test_what_cannot_be_is_refused(tmp_path):
         compress(model, VocabularyConfig(), texts=CORPUS)
     with pytest.raises(LifecycleError, match="no corpus"):
         compress(model, VocabularyConfig(), processor=tokenizer)
-    with pytest.raises(TargetError, match="not a fast tokenizer"):
+    with pytest.raises(TargetError, match="takes images, not tokens"):
         compress(make("vit"), VocabularyConfig(), processor=object(), texts=CORPUS)
+    with pytest.raises(TargetError, match="not a fast tokenizer"):
+        compress(make("bert"), VocabularyConfig(), processor=object(), texts=CORPUS)
     with pytest.raises(TargetError, match="nothing would be removed"):
         compress(model, VocabularyConfig(keep=len(tokenizer)), processor=tokenizer, texts=CORPUS)
     model.bert.stray = nn.Linear(4, len(tokenizer))
