@@ -45,8 +45,14 @@ def test_energy_is_that_of_a_pass_where_the_machine_counts_it(tmp_path, monkeypa
     fake = ModuleType("codecarbon")
     fake.OfflineEmissionsTracker, fake.__spec__ = Tracker, ModuleSpec("codecarbon", None)
     monkeypatch.setitem(sys.modules, "codecarbon", fake)
+    monkeypatch.setitem(sys.modules, "codecarbon.core", ModuleType("codecarbon.core"))
+    seen = ModuleType("codecarbon.core.cpu")
+    monkeypatch.setitem(sys.modules, "codecarbon.core.cpu", seen)
     monkeypatch.setattr("hfcompress.measure.energy.COUNTERS", tmp_path)
     monkeypatch.setattr("hfcompress.measure.latency.ENERGY_SECONDS", 0.2)
+    seen.is_rapl_available = lambda: False
+    assert energy() == "not measured: codecarbon does not find the processor's energy counter"
+    seen.is_rapl_available = lambda: True
     assert energy().startswith("of the whole processor") and energy() == environment(1)["energy"]
     save_checkpoint(make("bert"), tmp_path / "model")
     source = {"a": Source(str(tmp_path / "model"))}

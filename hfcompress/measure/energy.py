@@ -29,6 +29,10 @@ def why_absent(counters: Path | None = None) -> str | None:
         return (
             'codecarbon, which reads the processor\'s counter, is not installed; run: pip install "hfcompress[energy]"'
         )
+    from codecarbon.core.cpu import is_rapl_available
+
+    if not is_rapl_available():  # it would estimate instead, and say so in a log only
+        return "codecarbon does not find the processor's energy counter"
     return None
 
 

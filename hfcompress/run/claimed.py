@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from ..core.errors import RecipeError
-from ..measure.batches import write_batches
 from ..measure.result import Result
 from ..recipe.load import load_recipe
 from ..recipe.schema import Recipe
@@ -17,7 +15,7 @@ from ..recipe.yaml12 import parse_yaml
 from ..train.data import load_data
 from ..train.tasks import get_task
 from .folder import RunFolder
-from .verify import labels_of, write_labels
+from .verify import write_labels, write_split
 
 _LOCAL = "data.path="  # what was said of it is only the last part of a path on another machine
 
@@ -34,9 +32,7 @@ def read_again(result: Result, model: Path, overrides: Sequence[str], folder: Ru
     evaluate = load_data(recipe.data, task, recipe.seed).evaluate
     examples = task.for_evaluation(task.encode(evaluate, processor, data), processor, data)
     collate = task.collator(processor, data, recipe.seed)
-    batches = list(DataLoader(examples, batch_size=recipe.evaluate.batch_size, collate_fn=collate))
-    write_batches(folder.batches, [{k: v.numpy() for k, v in batch.items()} for batch in batches])
-    write_labels(folder, labels_of(batches))
+    write_labels(folder, write_split(folder.batches, examples, collate, recipe.evaluate.batch_size))
 
 
 def _recipe(result: Result, overrides: Sequence[str]) -> Recipe:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from ..export.runtime import Source, engine
-from ..measure.batches import write_batches
 from ..measure.bench import Bench, Settings, bench
 from ..measure.examples import write_examples
 from ..measure.quality import EvaluationSet, outputs, quality
@@ -23,7 +21,7 @@ from .folder import RunFolder
 from .real_lengths import real_of_run
 from .reporter import Reporter
 from .setup import Setup
-from .verify import labels_of, write_labels
+from .verify import write_labels, write_split
 
 BASELINE, COMPRESSED = "baseline", "compressed"
 
@@ -81,12 +79,9 @@ def _write_examples(setup: Setup, folder: RunFolder, said: dict[str, np.ndarray]
 def write_evaluation(setup: Setup, path: Path) -> EvaluationSet:
     """Store the evaluation split as batches every engine reads, and return it with its labels and metric."""
     recipe = setup.recipe
-    loader = DataLoader(setup.evaluate, batch_size=recipe.evaluate.batch_size, collate_fn=setup.collator)
-    batches = list(loader)
-    write_batches(path, [{k: v.numpy() for k, v in batch.items()} for batch in batches])
     return EvaluationSet(
         batches=path,
-        labels=labels_of(batches),
+        labels=write_split(path, setup.evaluate, setup.collator, recipe.evaluate.batch_size),
         metric=metric_key(setup.metric),
         score=setup.task.metric(setup.metric),
         reduction=setup.task.reduction,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..core.errors import MeasureError, PublishError
 from ..core.files import writing
 from ..export.runtime import Source
+from ..measure.batches import write_batches
 from ..measure.quality import predict
 from ..measure.result import Quality, Result, read_result
 from ..publish.verify import run_snippet
 from ..train.tasks import get_task
+from ..train.tasks.base import Collator
 from .folder import RunFolder
 
 TOLERANCE = 1e-9  # of the metric: same machine, same code, same file
@@ -27,8 +29,10 @@ def write_labels(folder: RunFolder, labels: np.ndarray) -> None:
         save_file({"labels": labels}, path)
 
 
-def labels_of(batches: Iterable[Mapping[str, Tensor]]) -> np.ndarray:
-    """Return the labels of all batches, in their order."""
+def write_split(path: Path, examples: Dataset, collate: Collator, batch_size: int) -> np.ndarray:
+    """Store an encoded evaluation split as batches every engine reads, and return its labels."""
+    batches = list(DataLoader(examples, batch_size=batch_size, collate_fn=collate))
+    write_batches(path, [{k: v.numpy() for k, v in batch.items()} for batch in batches])
     return np.concatenate([batch["labels"].numpy() for batch in batches])
 
 

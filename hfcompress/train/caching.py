@@ -73,7 +73,8 @@ class TeacherCacheMixin(TrainingBatchesMixin):
             logger.log(logging.WARNING if self.cached is None else logging.INFO, note)
         plain = self.train_dataset, self._train_collator
         if self.cached is not None and self.lifecycle.state is State.PREPARED:
-            self.train_dataset, self._train_collator = Numbered(plain[0]), self._numbering()
+            keeping = KeepNumbers(self.train_collator, len(self.train_dataset))
+            self.train_dataset, self._train_collator = Numbered(plain[0]), keeping
         try:
             return super().get_train_dataloader()
         finally:
@@ -88,9 +89,6 @@ class TeacherCacheMixin(TrainingBatchesMixin):
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         # No inputs of the model, but not to be dropped before they are read.
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, NUMBER, VIEW]))
-
-    def _numbering(self) -> KeepNumbers:
-        return KeepNumbers(self.train_collator, len(self.train_dataset))
 
     def _why_live(self, teacher: Teacher) -> str | None:
         """Return why the teacher has to run on every batch, in words, or None."""
