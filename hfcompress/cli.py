@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import looking, publishing
+from .commands import looking, many, publishing
 from .commands.shared import (
     INTERRUPTED,
     MISTAKE,
@@ -78,50 +78,6 @@ def plan(recipe: RecipePath, set_: Set = None) -> None:
     from .run.show_plan import plan_table
 
     console.print(plan_table(open_recipe(loaded).plan))
-
-
-@app.command()
-def compare(
-    suite: Annotated[
-        Path,
-        typer.Argument(help="Suite file (YAML), or a folder with --report.", show_default=False),
-    ],
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison; by default out/<suite's name>.")
-    ] = None,
-    set_: Set = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="Run only the cells of this model or method; repeatable.", metavar="NAME"),
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run all cells anew, also those that are done.")] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Run nothing: write the report of the folder SUITE from its results.")
-    ] = False,
-) -> None:
-    """Run methods by models by seeds as one job, and show them side by side: a table and a figure per model.
-
-    Done cells are kept: repeat the command to go on where it stopped. A cell that fails is a row that says why.
-    """
-    from .publish.suite import write_report
-
-    if report:
-        console.print(f"Report {write_report(suite)}", soft_wrap=True)
-        return
-    quiet_libraries()
-    from .recipe.suite import load_suite
-    from .run.comparing import run_suite
-    from .run.reporter import Reporter
-
-    folder = output or Path("out") / suite.stem
-    try:
-        path = run_suite(
-            load_suite(suite, set_ or ()), folder, only=only or (), fresh=fresh, reporter=Reporter(console)
-        )
-    except KeyboardInterrupt:
-        errors.print(f"\n[yellow]Interrupted.[/] Done cells are in {folder}: repeat the command to go on.")
-        raise typer.Exit(INTERRUPTED) from None
-    console.print(f"\nReport {path}", soft_wrap=True)
 
 
 @app.command()
@@ -236,7 +192,16 @@ def export(
         console.print(f"Wrote  {path}", soft_wrap=True)
 
 
-for _command in (publishing.card, publishing.table, publishing.push, looking.methods, looking.inspect, looking.doctor):
+for _command in (
+    many.compare,
+    many.search,
+    publishing.card,
+    publishing.table,
+    publishing.push,
+    looking.methods,
+    looking.inspect,
+    looking.doctor,
+):
     app.command()(_command)
 
 

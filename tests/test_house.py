@@ -38,6 +38,7 @@ ROOMS = [
     "measure",
     "publish",
     "run",
+    "search",
     "commands",
 ]
 FORBIDDEN = {"export": {"train"}, "measure": {"train"}, "methods": {"methods"}}

@@ -18,9 +18,11 @@ from hfcompress.measure.cells import CELLS, RECORD, CellRecord, State, SuiteReco
 from hfcompress.measure.result import read_result
 from hfcompress.publish.suite import render_report, write_report
 from hfcompress.publish.suite_figure import Dot, draw_dots
+from hfcompress.recipe.shared import control_key
 from hfcompress.recipe.suite import load_suite
-from hfcompress.run import comparing, execute
+from hfcompress.run import child, execute
 from hfcompress.run.comparing import run_suite
+from hfcompress.run.folder import open_folder
 
 SHIPPED = sorted((Path(__file__).parent.parent / "recipes" / "suites").glob("*.yaml"))
 TRAIN = {"num_train_epochs": 1, "per_device_train_batch_size": 8}
@@ -59,15 +61,15 @@ def in_this_process(monkeypatch):
     """Run cells without starting a process for each; the list names those that ran."""
     ran: list[str] = []
 
-    def run(cell, folder):
-        ran.append(cell.name)
+    def run(loaded, folder, quiet):
+        ran.append(folder.path.name)
         try:
-            execute.run_recipe(cell.loaded, folder.path, resume=True)
+            execute.run_recipe(loaded, folder.path, resume=True)
         except HFCompressError as error:
             return 2, f"error: {error}"
         return 0, ""
 
-    monkeypatch.setattr(comparing, "_in_a_process", run)
+    monkeypatch.setattr(child, "_in_a_process", run)
     return ran
 
 
@@ -77,7 +79,7 @@ def test_shipped_suites_load_and_show_all_categories(path):
     assert {cell.category for cell in suite.cells} == set(Category)
     assert len({cell.model for cell in suite.cells}) >= 4
     for model in suite.suite.models:  # all that train have the same control, so that it is trained once
-        assert len({cell.control_key for cell in suite.cells if cell.model == model} - {None}) == 1
+        assert len({control_key(cell.loaded.recipe) for cell in suite.cells if cell.model == model} - {None}) == 1
 
 
 def test_a_cell_is_the_union_of_its_model_its_method_and_the_suite(tmp_path):
@@ -92,14 +94,14 @@ def test_a_cell_is_the_union_of_its_model_its_method_and_the_suite(tmp_path):
 
 def test_cells_that_train_alike_share_a_control_and_others_do_not(tmp_path):
     path = suite_file(tmp_path, seeds=[1, 2])
-    keys = {cell.name: cell.control_key for cell in load_suite(path).cells}
+    keys = {cell.name: control_key(cell.loaded.recipe) for cell in load_suite(path).cells}
     assert keys["pruned-bert-1"] == keys["hybrid-bert-1"] != keys["pruned-bert-2"]
     assert keys["int8-bert-1"] is None
     for change in ("train.num_train_epochs=2", "methods.distill.temperature=3"):
         other = load_suite(path, [f"methods.pruned.stages.0.{change}"])
-        assert {c.name: c.control_key for c in other.cells}["pruned-bert-1"] != keys["pruned-bert-1"]
+        assert {c.name: control_key(c.loaded.recipe) for c in other.cells}["pruned-bert-1"] != keys["pruned-bert-1"]
     without = load_suite(path, ["control=false"])
-    assert {cell.control_key for cell in without.cells} == {None}
+    assert {control_key(cell.loaded.recipe) for cell in without.cells} == {None}
 
 
 def test_values_set_for_a_model_stay_out_of_the_text_of_its_recipes(tmp_path):
@@ -154,14 +156,15 @@ def test_one_job_with_shared_controls_kept_cells_and_failures_that_are_told(tmp_
 
 
 def test_an_interrupted_job_keeps_its_cells_and_says_how_to_go_on(tmp_path, monkeypatch):
-    def run(cell, folder):
-        if cell.method == "hybrid":
+    def run(loaded, folder, quiet):
+        method = folder.path.name.partition("-")[0]
+        if method == "hybrid":
             return 130, ""
-        result = make_result(recipe_hash=cell.loaded.hash)
+        result = make_result(recipe_hash=loaded.hash)
         (folder.path / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
-        return (0, "") if cell.method == "int8" else (2, "error: measured, but its card's code fails")
+        return (0, "") if method == "int8" else (2, "error: measured, but its card's code fails")
 
-    monkeypatch.setattr(comparing, "_in_a_process", run)
+    monkeypatch.setattr(child, "_in_a_process", run)
     path, out = suite_file(tmp_path), tmp_path / "out"
     done = CliRunner().invoke(app, ["compare", str(path), "--output", str(out)])
     assert done.exit_code == 130 and "repeat the command" in " ".join(done.output.split())
@@ -169,10 +172,10 @@ def test_an_interrupted_job_keeps_its_cells_and_says_how_to_go_on(tmp_path, monk
     assert [c.state for c in record.cells] == [State.DONE, State.FAILED, State.WAITING]
     tried = []
     monkeypatch.setattr(
-        comparing, "_in_a_process", lambda cell, folder: (2, tried.append(cell.method) or "error: again")
+        child, "_in_a_process", lambda loaded, folder, quiet: (2, tried.append(folder.path.name) or "error: again")
     )
     run_suite(load_suite(path), out)
-    assert tried == ["pruned", "hybrid"]
+    assert tried == ["pruned-bert-42", "hybrid-bert-42"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -186,12 +189,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_cell_in_a_process_of_its_own_and_why_it_failed(tmp_path):
     (cell, *_) = load_suite(suite_file(tmp_path), ["models.bert.model=no/such-folder"]).cells
-    folder = comparing.open_folder(tmp_path / "out", cell.loaded, resume=False)
-    status, words = comparing._in_a_process(cell, folder)
-    reason = comparing._reason(status, words)
-    assert status == 2 and "no/such-folder" in reason and "\n" not in reason
-    assert "out of memory" in comparing._reason(-9, "") and len(comparing._reason(2, "error: " + "a b " * 900)) <= 300
-    assert comparing._reason(1, "Traceback\nValueError: odd\n") == "exit status 1: ValueError: odd"
+    reason = child.execute(cell.loaded, open_folder(tmp_path / "out", cell.loaded, resume=False))
+    assert "no/such-folder" in reason and "\n" not in reason
+    assert "out of memory" in child._reason(-9, "") and len(child._reason(2, "error: " + "a b " * 900)) <= 300
+    assert child._reason(1, "Traceback\nValueError: odd\n") == "exit status 1: ValueError: odd"
 
 
 def record_of(results, model="bert"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..measure.result import Difference, LatencyRow, ModelResult, Result, Workload
@@ -82,7 +82,11 @@ def shape_name(row: Workload) -> str:
 
 def metric_scale(result: Result) -> float:
     """Return 100 for a metric that lies in [-1, 1], shown in per cent and points, otherwise 1."""
-    values = [q.value for model in (result.baseline, result.compressed) for q in model.quality]
+    return scale_of(q.value for model in (result.baseline, result.compressed) for q in model.quality)
+
+
+def scale_of(values: Iterable[float]) -> float:
+    """Return 100 where all values of a metric lie in [-1, 1], otherwise 1."""
     return 100.0 if all(abs(value) <= 1 for value in values) else 1.0
 
 

@@ -24,6 +24,11 @@ class Splits(StrictModel):
         None,
         description="Split to measure on; by default validation, dev or test, else a part of the training split.",
     )
+    held_out: bool = Field(
+        False,
+        description="Measure on a part of the training split (`validation_fraction` of it, not trained on) though "
+        "there is a split to measure on: for settings that are still being chosen, so that it stays unseen.",
+    )
 
 
 class Masking(StrictModel):
@@ -132,7 +137,7 @@ class Data(Origin):
         0.2,
         gt=0,
         lt=1,
-        description="Share of the training split held out, by label, when there is no evaluation split.",
+        description="Share of the training split held out, by label, when no other split is measured on.",
     )
     max_train: int | None = Field(None, ge=1, description="Train on at most this many examples, drawn with the seed.")
     max_evaluate: int | None = Field(

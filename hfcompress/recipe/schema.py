@@ -39,6 +39,9 @@ def _requirement(value: Any) -> Any:
     return value.strip()
 
 
+Bound = Annotated[str, BeforeValidator(_requirement), AfterValidator(str)]  # such as ">=8"
+
+
 def _model_source(value: Any) -> Any:
     if isinstance(value, dict):
         _check_config(value)
@@ -201,7 +204,7 @@ class Recipe(StrictModel):
     benchmark: Benchmark | None = Field(
         default_factory=Benchmark, description="How latency is measured; null: not at all."
     )
-    require: dict[str, Annotated[str, BeforeValidator(_requirement), AfterValidator(str)]] = Field(
+    require: dict[str, Bound] = Field(
         default_factory=dict,
         description="What the run must reach, such as size_ratio: '>=8'; else it ends with status 3.",
     )

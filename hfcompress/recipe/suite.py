@@ -14,13 +14,12 @@ from pydantic import Field, ValidationError, create_model, field_validator, mode
 from ..core.config import StrictModel
 from ..core.errors import RecipeError, nearest
 from ..core.method import Category
-from ..core.registry import create, explain
-from .load import LoadedRecipe, digest, load_recipe, overridden, read_yaml, resolved
+from ..core.registry import explain
+from .load import LoadedRecipe, load_recipe, overridden, read_yaml
 from .schema import Recipe
 
 _OF_A_MODEL = ("model", "revision", "processor", "dtype", "task", "data", "finetune", "evaluate", "benchmark")
 _OF_A_METHOD = ("student", "teacher", "teacher_cache", "stages")
-_BASELINE = tuple(key for key in _OF_A_MODEL if key not in ("evaluate", "benchmark"))
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -116,22 +115,6 @@ class Cell:
         """The cell's folder and its name in tables of cells."""
         return f"{self.method}-{self.model}-{self.seed}"
 
-    @property
-    def baseline_key(self) -> str:
-        """Digest of what decides the fine-tuned model the cell starts from."""
-        values = resolved(self.loaded.recipe)
-        return digest({key: values[key] for key in (*_BASELINE, "seed")})
-
-    @property
-    def control_key(self) -> str | None:
-        """Digest of what decides the dense control: the baseline, and training without what compresses; None: none."""
-        recipe = self.loaded.recipe
-        training = [(stage.train, _in_control(stage.methods)) for stage in recipe.stages if stage.train is not None]
-        if not training or not recipe.evaluate.control:
-            return None
-        teacher = recipe.teacher, recipe.model_dump(mode="json")["teacher_cache"]
-        return digest({"from": self.baseline_key, "teacher": teacher, "training": training})
-
 
 @dataclass(frozen=True)
 class LoadedSuite:
@@ -209,8 +192,3 @@ def _merged(shared: dict[str, Any] | None, own: Any, said_here: bool) -> Any:
     if shared is None or (said_here and own is None):
         return None
     return {**shared, **own} if said_here else shared
-
-
-def _in_control(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    found = {name: create(name, settings) for name, settings in methods.items()}
-    return {n: m.config.model_dump(mode="json") for n, m in found.items() if m.info.in_control}

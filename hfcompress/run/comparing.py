@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,23 +14,22 @@ from ..measure.cells import CELLS, RECORD, CellRecord, State, SuiteRecord
 from ..measure.result import read_result
 from ..publish.suite import write_report
 from ..recipe.suite import Cell, LoadedSuite
+from . import child
 from .folder import RunFolder, holds, open_folder
 from .reporter import Reporter
+from .shelf import Shelf
 
-_DONE, _UNMET, _INTERRUPTED = 0, 3, 130  # exit statuses of `hfcompress run`
-_CHUNK, _TAIL = 4096, 20_000  # bytes passed on at once; characters of a run's stderr kept to find the reason in
-_REASON = 300  # characters of it that a table can bear
 _SUITE = "suite.yaml"
 
 
 @dataclass
 class _Progress:
-    """What is known while cells run: their records, and where a fine-tuned model or a control lies by its key."""
+    """What is known while cells run: their records, and what they share."""
 
     folder: Path
     suite: LoadedSuite
     records: dict[str, CellRecord]
-    made: dict[str, RunFolder] = field(default_factory=dict)
+    shelf: Shelf = field(default_factory=Shelf)
     ran: list[float] = field(default_factory=list)  # seconds of each cell that was run now
 
     def write(self) -> SuiteRecord:
@@ -137,16 +132,12 @@ def _remaining(progress: _Progress, cells: int) -> str:
 def _run(cell: Cell, progress: _Progress, reporter: Reporter) -> None:
     run = _prepared(cell, progress)
     started = time.perf_counter()
-    status, words = _in_a_process(cell, run)
-    if status == _INTERRUPTED:
-        raise KeyboardInterrupt
+    reason = child.execute(cell.loaded, run)
     progress.ran.append(time.perf_counter() - started)
-    if status in (_DONE, _UNMET):
+    if reason is None:
         progress.note(cell, State.DONE)
         _remember(cell, progress)
         return
-    (run.path / "result.json").unlink(missing_ok=True)  # of a run that failed after it: no repeat takes it for done
-    reason = _reason(status, words)
     progress.note(cell, State.FAILED, reason)
     reporter.say(f"[red]failed:[/] {reason}")
 
@@ -155,46 +146,9 @@ def _prepared(cell: Cell, progress: _Progress) -> RunFolder:
     """Open the cell's run folder, and put into it what other cells made that is the same for this one."""
     path = progress.folder / CELLS / cell.name
     run = open_folder(path, cell.loaded, resume=holds(path, cell.loaded))
-    for key, part in ((cell.baseline_key, "baseline"), (cell.control_key, "control")):
-        if key is not None and key in progress.made:
-            progress.made[key].share(run, part)
+    progress.shelf.fill(run, cell.loaded.recipe)
     return run
 
 
 def _remember(cell: Cell, progress: _Progress) -> None:
-    run = RunFolder(progress.folder / CELLS / cell.name)
-    for key in (cell.baseline_key, cell.control_key):
-        if key is not None:
-            progress.made.setdefault(key, run)
-
-
-def _in_a_process(cell: Cell, run: RunFolder) -> tuple[int, str]:
-    """Run the cell's recipe as anybody would; what it says on stderr is passed on, and its last lines returned."""
-    recipe = run.path.parent / f"{run.path.name}.yaml"
-    write_text(recipe, cell.loaded.text)
-    command = [sys.executable, "-m", "hfcompress.cli", "run", str(recipe), "--output", str(run.path), "--resume"]
-    for item in cell.loaded.overrides:
-        command += ["--set", item]
-    words = ""
-    with subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0) as child:
-        try:
-            while child.stderr and (chunk := child.stderr.read(_CHUNK)):
-                text = chunk.decode(errors="replace")
-                sys.stderr.write(text)
-                words = (words + text)[-_TAIL:]
-        except KeyboardInterrupt:  # the terminal has sent it to the run as well, which saves what it has
-            child.wait()
-            raise
-    return child.returncode, words
-
-
-def _reason(status: int, words: str) -> str:
-    """Return why a run failed: its own message, else how it ended."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", words)
-    _, found, message = text.rpartition("error: ")
-    if found:
-        return textwrap.shorten(message, _REASON, placeholder=" …")
-    if status < 0:
-        return f"ended by signal {-status}" + (" (out of memory?)" if status == -9 else "")
-    last = text.split("\n")[-1] if not text.strip() else text.strip().splitlines()[-1]
-    return f"exit status {status}: {last or 'it said nothing'}"
+    progress.shelf.keep(RunFolder(progress.folder / CELLS / cell.name), cell.loaded.recipe)

@@ -47,7 +47,7 @@ class Splits:
 def load_data(data: Data, task: Task, seed: int) -> Splits:
     """Read, check and cut the data; raises DataError that names the split, column, row or label at fault."""
     source = open_source(data)
-    name = data.splits.evaluate or next((n for n in _EVALUATION_NAMES if n in source.splits), None)
+    name = _measured_on(data, source)
     ranges = {"train": _ranges(source, data.splits.train, "data.splits.train")}
     if name is not None:
         ranges["evaluate"] = _ranges(source, name, "data.splits.evaluate")
@@ -67,6 +67,13 @@ def load_data(data: Data, task: Task, seed: int) -> Splits:
     train, evaluate = _subset(train, data.max_train, seed), _subset(evaluate, data.max_evaluate, seed)
     count = len(names) if names else 1 + max(_largest(train), _largest(evaluate))
     return Splits(train, evaluate, names, count, name, unlabelled)
+
+
+def _measured_on(data: Data, source: Source) -> str | None:
+    """Return the split to measure on; None stands for a part of the training split, to be held out."""
+    if data.splits.held_out:
+        return None
+    return data.splits.evaluate or next((n for n in _EVALUATION_NAMES if n in source.splits), None)
 
 
 def _unlabelled(data: Data, task: Task, seed: int, ranges: Mapping[str, list[tuple[str, range]]]) -> Dataset | None:

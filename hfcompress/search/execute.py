@@ -1,0 +1,256 @@
+"""Executing a search: trials one by one, the best within each size's bounds, and those as whole runs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import HFCompressError, MeasureError, RecipeError
+from ..core.files import write_text
+from ..measure.require import check, parse_requirement, quantities
+from ..measure.result import Result, read_result
+from ..measure.trials import RECORD, SIZES, Outcome, SearchRecord, Size, Trial
+from ..publish.search import write_report
+from ..recipe.load import LoadedRecipe
+from ..recipe.search import LoadedSearch, Params
+from ..run import child
+from ..run.folder import RunFolder, holds, open_folder
+from ..run.reporter import Reporter
+from ..run.shelf import Shelf
+from ..train.tasks import get_task
+from ..train.tasks.base import metric_key
+from .proposing import Proposer, require_optuna
+
+_TRIALS, _SHARED = "trials", "shared"
+_SEARCH = "search.yaml"
+
+
+@dataclass
+class _State:
+    """What is known while a search runs."""
+
+    search: LoadedSearch
+    folder: Path
+    record: SearchRecord
+    shelf: Shelf
+    reporter: Reporter
+
+    def write(self) -> None:
+        """Write search.json."""
+        write_text(self.folder / RECORD, self.record.model_dump_json(indent=2) + "\n")
+
+    def update(self, **fields: object) -> None:
+        """Change the record, and write it."""
+        self.record = self.record.model_copy(update=fields)
+        self.write()
+
+
+def run_search(search: LoadedSearch, output: str | Path, *, reporter: Reporter | None = None) -> Path:
+    """Run the trials that are still to be run, then the model of each size; return the report's path.
+
+    Trials done before, of the same space and recipe, are kept. Raises HFCompressError when `output` holds something
+    else or optuna is missing, RecipeError when it holds another search.
+    """
+    require_optuna()
+    state = _open(search, Path(output), reporter or Reporter())
+    _try_all(state)
+    for name in search.search.sizes:
+        _make(state, name)
+    return write_report(state.folder)
+
+
+def _open(search: LoadedSearch, folder: Path, reporter: Reporter) -> _State:
+    path = folder / RECORD
+    if folder.exists() and any(folder.iterdir()) and not path.exists():
+        raise HFCompressError(f"{folder} exists and is not a search's: choose another --output, nothing was touched")
+    record = _new_record(search)
+    if path.exists():
+        before = SearchRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        if before.hash != record.hash:
+            raise RecipeError(
+                f"{folder} holds the trials of another space or recipe (or other --set values): go on with the same "
+                "ones (trials and sizes may differ), or choose another --output"
+            )
+        kept = {"trials": [_measured_against(trial, search, folder) for trial in before.trials]}
+        same = ("metric", "higher_is_better", "original", "split", "examples")
+        record = record.model_copy(update={**kept, **{name: getattr(before, name) for name in same}})
+    state = _State(search, folder, record, Shelf(), reporter)
+    state.write()
+    write_text(folder / _SEARCH, search.text)
+    return state
+
+
+def _new_record(search: LoadedSearch) -> SearchRecord:
+    given = search.search
+    bounds = next(iter(given.sizes.values()))
+    cost, text = next(iter(bounds.items()))
+    _check_bounds(search)
+    return SearchRecord(
+        title=given.title,
+        notes=given.notes,
+        hash=search.hash,
+        space=given.model_dump(mode="json", exclude_none=True)["space"],
+        cost=cost,
+        lower_cost_is_better=text.startswith("<"),
+        sizes=[Size(name=name, bounds=wanted) for name, wanted in given.sizes.items()],
+    )
+
+
+def _check_bounds(search: LoadedSearch) -> None:
+    recipe = search.trial(search.first).recipe
+    metric = metric_key(recipe.evaluate.metric or get_task(recipe.task).default_metric)
+    for size, bounds in search.search.sizes.items():
+        for name, bound in bounds.items():
+            try:
+                parse_requirement(name, bound, metric)
+            except RecipeError as error:
+                raise RecipeError(str(error).replace("require.", f"sizes.{size}.", 1)) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- trials
+
+
+def _try_all(state: _State) -> None:
+    record, wanted = state.record, state.search.search.trials
+    state.reporter.heading(
+        f"{wanted} trials" + (f", {len(record.trials)} of them done before" if record.trials else "")
+    )
+    while len(state.record.trials) < wanted:
+        params = _next(state)
+        if params is None:
+            state.reporter.say("every combination was tried")
+            return
+        trial = _try(state, params)
+        state.update(trials=[*state.record.trials, trial])
+        state.reporter.say(_line(trial, state.record, wanted))
+
+
+def _next(state: _State) -> Params | None:
+    """Return what to try: the first values to begin with, which also tell the metric and its direction."""
+    if not state.record.trials:
+        return state.search.first
+    return Proposer(state.search.search, state.record, state.search.trial(state.search.first).recipe.seed).ask()
+
+
+def _try(state: _State, params: Params) -> Trial:
+    """Run one trial and keep its result; what it wrote beside that goes, but for what the next ones share."""
+    number, started = len(state.record.trials), time.perf_counter()
+    loaded = state.search.trial(params)
+    path = state.folder / _TRIALS / f"{number:03}"
+    run = open_folder(path, loaded, resume=holds(path, loaded))
+    state.shelf.fill(run, loaded.recipe)
+    reason = child.execute(loaded, run, quiet=True)
+    seconds = round(time.perf_counter() - started, 1)
+    if reason is not None:
+        return Trial(number=number, params=params, outcome=Outcome.FAILED, reason=reason, seconds=seconds)
+    result = read_result(run.path)
+    _keep_shared(state, run, loaded)
+    _tidy(run)
+    if state.record.metric is None:
+        state.update(**_about(result))
+    return _measured(Trial(number=number, params=params, outcome=Outcome.DONE, seconds=seconds), result, state.search)
+
+
+def _keep_shared(state: _State, run: RunFolder, loaded: LoadedRecipe) -> None:
+    """Keep the fine-tuned model and what was computed of it: the trial's own folder will not last."""
+    shared = RunFolder(state.folder / _SHARED)
+    shared.path.mkdir(exist_ok=True)
+    run.share(shared, "baseline")
+    state.shelf.keep(shared, loaded.recipe)
+
+
+def _tidy(run: RunFolder) -> None:
+    for entry in run.path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.suffix not in (".json", ".yaml"):
+            entry.unlink()
+
+
+def _about(result: Result) -> dict[str, object]:
+    head = result.headline()
+    before = result.baseline.quality_in(head.engine)
+    return {
+        "metric": head.metric,
+        "higher_is_better": head.higher_is_better,
+        "original": before.value if before else None,
+        "split": result.dataset.split,
+        "examples": head.examples,
+    }
+
+
+def _measured(trial: Trial, result: Result, search: LoadedSearch) -> Trial:
+    """Return the trial with what its result says of quality, cost and sizes."""
+    sizes = search.search.sizes
+    cost = next(iter(next(iter(sizes.values()))))
+    head = result.headline()
+    quality = result.compressed.quality_in(head.engine)
+    within = [name for name, bounds in sizes.items() if all(line.met for line in check(result, bounds))]
+    value = quality.value if quality else None
+    return trial.model_copy(update={"value": value, "cost": quantities(head.metric)[cost](result), "within": within})
+
+
+def _measured_against(trial: Trial, search: LoadedSearch, folder: Path) -> Trial:
+    """Hold a trial done before against the sizes asked for now."""
+    if trial.outcome is not Outcome.DONE:
+        return trial
+    return _measured(trial, read_result(folder / _TRIALS / f"{trial.number:03}"), search)
+
+
+def _line(trial: Trial, record: SearchRecord, wanted: int) -> str:
+    values = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in trial.params.items())
+    start = f"{trial.number + 1}/{wanted}  {values}: "
+    if trial.outcome is Outcome.FAILED:
+        return f"{start}[red]failed:[/] {trial.reason}"
+    best = [size.name for size in record.sizes if record.best(size.name) == trial]
+    mark = f"  [green]best {', '.join(best)} so far[/]" if best else ""
+    return f"{start}{record.metric} {trial.value:.4g}, {record.cost} {trial.cost:.4g}{mark}"
+
+
+# ----------------------------------------------------------------------------------------------------------- sizes
+
+
+def _make(state: _State, name: str) -> None:
+    """Run the recipe whole with the best values within a size's bounds: all training data, measured where it says."""
+    best = state.record.best(name)
+    if best is None:
+        _note(state, name, outcome=Outcome.FAILED, reason=_nearest_miss(state.record, name))
+        return
+    loaded = state.search.size(name, best.params)
+    path = state.folder / SIZES / name
+    state.reporter.heading(f"{name}: the values of trial {best.number + 1}, run whole")
+    if not _is_done(path, loaded):
+        run = open_folder(path, loaded, resume=holds(path, loaded))
+        state.shelf.fill(run, loaded.recipe)
+        reason = child.execute(loaded, run)
+        if reason is not None:
+            _note(state, name, outcome=Outcome.FAILED, trial=best.number, reason=reason)
+            return
+    state.shelf.keep(RunFolder(path), loaded.recipe)
+    _note(state, name, outcome=Outcome.DONE, trial=best.number)
+
+
+def _note(state: _State, name: str, **fields: object) -> None:
+    sizes = [size.model_copy(update=fields) if size.name == name else size for size in state.record.sizes]
+    state.update(sizes=sizes)
+    if "reason" in fields:
+        state.reporter.say(f"[red]{name}: {fields['reason']}[/]")
+
+
+def _nearest_miss(record: SearchRecord, name: str) -> str:
+    bounds = next(size.bounds for size in record.sizes if size.name == name)
+    asked = ", ".join(f"{key} {bound}" for key, bound in bounds.items())
+    costs = [trial.cost for trial in record.done if trial.cost is not None]
+    if not costs:
+        return f"no trial was measured, so none reached {asked}"
+    reached = min(costs) if record.lower_cost_is_better else max(costs)
+    return f"no trial reached {asked}; the farthest came to {record.cost} {reached:.4g}. Widen `space`, or try more"
+
+
+def _is_done(path: Path, loaded: LoadedRecipe) -> bool:
+    try:
+        return read_result(path).recipe_hash == loaded.hash
+    except MeasureError:
+        return False
