@@ -261,3 +261,12 @@ def test_results_of_sizes_come_from_their_files(tmp_path):
     (tmp_path / RECORD).write_text(record.model_dump_json())
     assert "87.04" in write_report(tmp_path).read_text(encoding="utf-8")
     assert read_result(tmp_path / SIZES / "s").size_ratio > 8
+
+
+def test_the_readmes_search_loads(tmp_path):
+    root = Path(__file__).parent.parent
+    text = (root / "README.md").read_text(encoding="utf-8").split("### Several sizes of one model")[1]
+    (tmp_path / "recipes").symlink_to(root / "recipes")
+    path = tmp_path / "search.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert list(load_search(path).search.sizes) == ["small", "tiny"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from adjustText import adjust_text
 from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def _draw(axis: Axes, record: SearchRecord) -> dict[str, Point]:
     sign = 1 if record.lower_cost_is_better else -1
     flipped = [Point(p.name, sign * p.cost, p.value) for _, p in points]
     best = [Point(p.name, sign * p.cost, p.value) for p in frontier(flipped, higher_is_better=record.higher_is_better)]
-    where = "post" if sign > 0 else "pre"
+    where: Literal["post", "pre"] = "post" if sign > 0 else "pre"
     axis.step(
         [p.cost for p in best], [p.value for p in best], where=where, color=INK, lw=1, ls="--", label="best at each"
     )

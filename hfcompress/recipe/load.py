@@ -20,7 +20,8 @@ from .schema import Recipe
 from .training import train_schema
 from .yaml12 import parse_yaml
 
-# Keys of `data` that exclude each other: setting the first on the command line drops what the file says of the others.
+# Keys of `data` and `data.unlabelled` that exclude each other: setting the first on the command line drops what the file
+# says of the others.
 _ALTERNATIVES = {"path": ("dataset", "config", "revision"), "dataset": ("path", "config", "revision")}
 
 _AFTERWARDS = {"title", "benchmark", "require", "publish"}  # keys that come into play when all stages are done
@@ -150,12 +151,20 @@ def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
     """Return `values` with ``dotted.key=value`` items applied, in place; RecipeError names one that cannot be."""
     parsed = [_parse_override(item) for item in overrides]
     for path, _ in parsed:
-        if len(path) == 2 and path[0] == "data" and isinstance(values.get("data"), dict):
-            for other in _ALTERNATIVES.get(path[1], ()):
-                values["data"].pop(other, None)
+        if path[0] == "data" and path[-1] in _ALTERNATIVES:
+            _drop(values, path[:-1], _ALTERNATIVES[path[-1]])
     for path, value in parsed:
         _set(values, path, value)
     return values
+
+
+def _drop(values: Any, parents: Sequence[str], keys: Sequence[str]) -> None:
+    """Take these keys out of the mapping that `parents` leads to, where there is one."""
+    for part in parents:
+        values = values.get(part) if isinstance(values, dict) else None
+    if isinstance(values, dict):
+        for key in keys:
+            values.pop(key, None)
 
 
 def _parse_override(item: str) -> tuple[list[str], Any]:
