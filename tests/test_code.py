@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,9 +29,12 @@ import hfcompress
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import PublishError
 from hfcompress.core.registry import create
+from hfcompress.measure.batches import write_batches
+from hfcompress.measure.result import read_result
+from hfcompress.publish import alone as alone_module
 from hfcompress.publish import code as code_module
 from hfcompress.publish.alone import Load, check_code, difference, load_alone, staged
-from hfcompress.publish.code import Code, code_for, is_code, libraries, loader_files
+from hfcompress.publish.code import code_for, is_code, libraries, loader_files
 from hfcompress.train.compress import run_oneshot
 from hfcompress.train.stages import StageMethods
 
@@ -111,35 +115,38 @@ def test_a_difference_is_found(models, alone, tmp_path):
     assert "other tensors" in str(difference(model, replace(load, output=str(tmp_path / "changed"))))
 
 
-ALONE = """
+SESSION = """
 import sys
 sys.modules["hfcompress"] = None
 import torch, transformers
 from pathlib import Path
 from transformers.quantizers import auto
-"""
-SESSION = (
-    ALONE
-    + """
-folder, again = sys.argv[1:]
+
+def same(one, two):
+    ours, theirs = one.state_dict(), two.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+def forget():  # as in another process
+    del auto.AUTO_QUANTIZER_MAPPING["hfcompress"], auto.AUTO_QUANTIZATION_CONFIG_MAPPING["hfcompress"]
+
+folder, repo, place = sys.argv[1:]
 Auto, Stock = transformers.AutoModelForImageClassification, transformers.ViTForImageClassification
 try:
     Auto.from_pretrained(folder)
     print("loads without trust")
 except Exception as error:
-    print("refused", type(error).__name__)
+    print("refused:", type(error).__name__)
 one = Auto.from_pretrained(folder, trust_remote_code=True)
-one.save_pretrained(again)
-print("architecture", one.config.architectures, isinstance(one, Stock), Stock._auto_class)
-base = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).state_dict()
-print("base", all(torch.equal(t, one.vit.state_dict()[n]) for n, t in base.items() if "pooler" not in n))
-for known in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
-    del known["hfcompress"]  # as in another process
-two = Auto.from_pretrained(again, trust_remote_code=True)
-same = all(torch.equal(t, two.state_dict()[n]) for n, t in one.state_dict().items())
-print("again", same and one.state_dict().keys() == two.state_dict().keys())
+one.save_pretrained(place + "/again")
+print("architecture:", one.config.architectures, isinstance(one, Stock), Stock._auto_class)
+base = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True, add_pooling_layer=False)
+print("base:", same(base, one.vit))
+forget()
+print("again:", same(one, Auto.from_pretrained(place + "/again", trust_remote_code=True)))
+forget()
+pulled = transformers.AutoModelForSequenceClassification.from_pretrained(repo, trust_remote_code=True)
+pulled.save_pretrained(place + "/pulled")
 """
-)
 
 
 def session(code: str, *arguments: Any, **environment: str) -> str:
@@ -148,15 +155,6 @@ def session(code: str, *arguments: Any, **environment: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
-
-
-def test_trust_is_asked_for_and_a_save_takes_the_code_along(alone, tmp_path):
-    folder, again = alone["image, shrunk"].folder, tmp_path / "again"
-    printed = session(SESSION, folder, again, HF_MODULES_CACHE=str(tmp_path / "modules"))
-    assert "refused" in printed and "loads without trust" not in printed
-    assert "architecture ['ViTForImageClassification'] True None" in printed
-    assert "base True" in printed and "again True" in printed
-    assert {path.name for path in again.glob("*.py")} == {path.name for path in Path(folder).glob("*.py")}
 
 
 def test_with_the_package_its_own_loader_is_used(alone, models, tmp_path, monkeypatch):
@@ -206,49 +204,70 @@ def test_an_import_that_cannot_be_flat_is_named(tmp_path, monkeypatch):
         loader_files()
 
 
-def test_code_that_fails_keeps_the_model_here(models):
+def test_code_that_fails_keeps_the_model_here(models, monkeypatch):
+    monkeypatch.setattr(alone_module, "render", lambda name: "raise ValueError('broken')")
     folder = models["shared"]
-    code = code_for(folder, auto_class("bert"))
-    broken = Code({**code.files, "hfcompress_core_errors.py": b"raise ValueError('broken')\n"}, code.libraries)
     with pytest.raises(PublishError, match=r"by its code alone fails, so the model must not go out(.|\n)*broken"):
-        check_code(folder, broken, auto_class("bert"), "float32", batch("bert"))
+        check_code(folder, code_for(folder, auto_class("bert")), auto_class("bert"), "float32", batch("bert"))
 
 
-LOAD = (
-    ALONE
-    + """
-from safetensors.torch import load_file
-model = transformers.AutoModelForSequenceClassification.from_pretrained("tester/small", trust_remote_code=True)
-model.save_pretrained(sys.argv[1])
-print("files", sum(1 for _ in Path(sys.argv[1]).glob("*.py")))
-"""
-)
+def test_code_that_gives_another_model_keeps_it_here(models, alone, monkeypatch):
+    folder, other = models["shared"], alone["shared, coded"].output
+    monkeypatch.setattr(alone_module, "load_alone", lambda loads: shutil.copy(other, loads[0].output))
+    with pytest.raises(PublishError, match="another model than hfcompress itself"):
+        check_code(folder, code_for(folder, auto_class("bert")), auto_class("bert"), "float32", batch("bert"))
 
 
-def test_a_run_goes_up_with_its_code_and_loads_by_name(hub, command, tmp_path, monkeypatch):  # noqa: F811
-    out = tmp_path / "out"
+@pytest.fixture
+def run(models: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return what a run leaves, with a recipe that asks for code; that it gives its own numbers is not tried again."""
+    out = write_run(tmp_path / "out", make_result())
+    shutil.copytree(models["shrunk and packed"], out / "model")
+    write_batches(out / "evaluation.safetensors", [batch("bert") | {"labels": torch.zeros(4)}])
     recipe = text_project(tmp_path, publish={"repo_id": REPO, "code": True})
-    assert command("run", recipe, "--output", out, "--set", "stages.0.train.max_steps=2")[0] == 0
-    monkeypatch.setattr("hfcompress.run.verify.run_snippet", lambda result, folder: "")  # tried in test_push.py
-    status, printed, _ = command("push", out, "--dry-run")
+    shutil.copy(recipe, out / "recipe.yaml")
+    monkeypatch.setattr("hfcompress.run.pushing.verify_run", lambda folder: read_result(folder.path))
+    return out
+
+
+def test_a_run_goes_up_with_its_code_and_loads_by_name(hub, command, run, alone, tmp_path):  # noqa: F811
+    status, printed, _ = command("push", run, "--dry-run")
     assert status == 0 and "modeling_hfcompress.py" in printed and "hfcompress_checkpoint_loader.py" in printed
-    status, printed, errors = command("push", out)
+    status, printed, errors = command("push", run)
     assert status == 0, printed + errors
     files = hub.content(REPO)
     assert {*loader_files(), "modeling_hfcompress.py"} == {name for name in files if name.endswith(".py")}
     card = files["README.md"].decode()
     assert f'from_pretrained("{REPO}", trust_remote_code=True)' in card and "pydantic, torch, zstandard" in card
-    local = [path.name for path in (out / "model").iterdir()]
-    assert not [name for name in local if name.endswith(".py")] and "auto_map" not in _text(out / "model/config.json")
-    assert "trust_remote_code" not in _text(out / "model/README.md")
-    home = {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    printed = session(LOAD, tmp_path / "alone", **home, HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="0")
-    assert f"files {len(loader_files()) + 1}" in printed
-    theirs, ours = (load_model(path, auto_class("bert")).state_dict() for path in (tmp_path / "alone", out / "model"))
-    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
-    assert command("push", out, "--without-code")[0] == 0
+    local = [path.name for path in (run / "model").iterdir()]
+    assert not [name for name in local if name.endswith(".py")] and "auto_map" not in _text(run / "model/config.json")
+    assert "trust_remote_code" not in _text(run / "model/README.md")
+    _check_alone(hub, run, Path(alone["image, shrunk"].folder), tmp_path)
+    assert command("push", run, "--without-code")[0] == 0
     files = hub.content(REPO)
     assert not [name for name in files if name.endswith(".py")] and b"auto_map" not in files["config.json"]
+
+
+def _check_alone(hub, run: Path, folder: Path, place: Path) -> None:  # noqa: F811
+    """Trust is asked for, models are those of transformers, and a save takes the code along, here and from the Hub."""
+    home = {"HF_HOME": str(place / "home"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    printed = session(SESSION, folder, REPO, place, **home, HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="0")
+    assert "refused:" in printed and "loads without trust" not in printed
+    assert "architecture: ['ViTForImageClassification'] True None" in printed
+    assert "base: True" in printed and "again: True" in printed
+    for saved in (place / "again", place / "pulled"):
+        assert {path.name for path in saved.glob("*.py")} == {*loader_files(), "modeling_hfcompress.py"}
+    theirs, ours = (load_model(path, auto_class("bert")).state_dict() for path in (place / "pulled", run / "model"))
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_code_that_is_refused_stops_the_push(hub, command, run, monkeypatch):  # noqa: F811
+    def fails(loads):
+        raise PublishError("it does not load")
+
+    monkeypatch.setattr(alone_module, "load_alone", fails)
+    status, _, errors = command("push", run)
+    assert status == 2 and "it does not load" in errors and not hub.repos
 
 
 def test_a_stock_model_needs_no_code(command, tmp_path):  # noqa: F811
