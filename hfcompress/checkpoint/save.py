@@ -61,7 +61,7 @@ def _forget_code_(model: PreTrainedModel) -> None:
     # does not take that code along.
     config: Any = model.config
     named = [str(name).rpartition("--")[2] for name in (getattr(config, "auto_map", None) or {}).values()]
-    if any(name.startswith(f"{CODE}.") for name in named) and not model.is_remote_code():
+    if any(name.startswith(f"{CODE}.") for name in named) and type(model)._auto_class is None:
         del config.auto_map
 
 

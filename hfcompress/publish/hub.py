@@ -72,8 +72,7 @@ def push_run(
     """Push the `model/` folder of a run, its result, and a card whose code loads from `repo_id`; return the address.
 
     `code` goes up beside them and stays out of the folder. The card on disk names the repository only once the push
-    succeeded. Raises as `push`, and MeasureError when the
-    run has no valid result.
+    succeeded. Raises as `push`, and MeasureError when the run has no valid result.
     """
     secret = find_token(token)
     repo_id = full_repo_id(repo_id, secret)
@@ -115,9 +114,9 @@ def push(
 
     `verify(folder)` runs before anything is sent and raises to stop it. `more` goes up in place of or beside the
     folder's files. The repository is made when missing (`private` as given, else as the account's default), unless a
-    pull request is asked for; weight files and
-    code of ours that it holds and this upload does not are removed in the same commit. Repeating
-    an unchanged push makes no commit. Raises PublishError, whose message never contains the token.
+    pull request is asked for; weight files and code of ours that it holds and this upload does not are removed in the
+    same commit. Repeating an unchanged push makes no commit. Raises PublishError, whose message never contains the
+    token.
     """
     files = files_to_upload(folder)
     secret = find_token(token)

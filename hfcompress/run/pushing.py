@@ -53,7 +53,8 @@ def _push(folder: RunFolder, repo_id: str | None, private: bool | None, with_cod
     if target is None:
         raise PublishError(f"{folder.path}: say where to: --repo-id user/name, or `publish:` in the recipe")
     private = private if private is not None else (publish.private if publish else None)
-    if not (with_code if with_code is not None else publish and publish.code):
+    wanted = with_code if with_code is not None else publish and publish.code
+    if not (wanted and (folder.model / "config.json").is_file()):  # without that the push itself is refused
         return Push(folder, target, private)
     if is_stock(folder.model):
         return Push(folder, target, private, needs_no_code=True)
