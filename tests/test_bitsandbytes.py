@@ -22,7 +22,8 @@ from hfcompress.core.errors import CheckpointError, HFCompressError, LifecycleEr
 from hfcompress.core.registry import create
 from hfcompress.export.plain import plain_copy
 from hfcompress.measure.size import count_parameters
-from hfcompress.modules.bnb import BnbFormat, BnbRounded, bnb_layers, quantize_bnb_, widen_bnb_
+from hfcompress.modules.bnb import BnbFormat, bnb_layers, widen_bnb_
+from hfcompress.modules.bnb_quantized import BnbRounded, quantize_bnb_
 from hfcompress.train.compress import compress
 
 SETTINGS = {

@@ -23,7 +23,8 @@ from hfcompress.modules.clustered import ClusteredWeight, pack_clustered_
 from hfcompress.modules.packed import dequantize_
 from hfcompress.modules.spec import build, spec_of
 from hfcompress.modules.storage import Packed
-from hfcompress.ops.codebooks import Codebook, cluster
+from hfcompress.ops.clustering import cluster
+from hfcompress.ops.codebooks import Codebook
 from hfcompress.ops.kmeans import kmeans_lines
 
 BOOKS = [

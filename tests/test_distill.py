@@ -30,7 +30,7 @@ from hfcompress.core.registry import create
 from hfcompress.core.schedule import Weighted
 from hfcompress.modules import capture
 from hfcompress.modules.capture import Capture
-from hfcompress.modules.companion import COMPANIONS
+from hfcompress.modules.plain_names import COMPANIONS
 from hfcompress.ops.losses import hard_cross_entropy, hidden_cosine, logits_mse, nearest_pairs
 from hfcompress.ops.relations import (
     activation_map_mse,

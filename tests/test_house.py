@@ -109,7 +109,13 @@ def test_an_arrow_that_runs_back_is_found(tmp_path, monkeypatch):
 
 # a method that is named as a library, a part of one, or a format is: the files that speak to it
 LIBRARIES = {
-    "bitsandbytes": ("modules/bnb.py", "checkpoint/inner.py", "commands/shared.py", "run/doctor.py"),
+    "bitsandbytes": (
+        "modules/bnb.py",
+        "modules/bnb_quantized.py",
+        "checkpoint/inner.py",
+        "commands/shared.py",
+        "run/doctor.py",
+    ),
     "lora": ("modules/adapters.py",),
     "gptq": ("export/gptq.py", "run/exporting.py"),  # the checkpoint format of that name
 }

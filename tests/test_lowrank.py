@@ -31,9 +31,10 @@ from hfcompress.core.lifecycle import Lifecycle
 from hfcompress.core.registry import create
 from hfcompress.modules.blockwise import observe_all
 from hfcompress.modules.chains import block_layers
-from hfcompress.modules.factorized import CPConv2d, Factorized, TuckerConv2d, factorize_
+from hfcompress.modules.factorized import CPConv2d, Factorized, TuckerConv2d
 from hfcompress.modules.importance import weight_fisher
 from hfcompress.modules.matrix import matrix
+from hfcompress.modules.splitting import factorize_
 from hfcompress.ops.lowrank import allocate_ranks, decompose, gram_root, largest_saving_rank, rank_of_energy
 from hfcompress.ops.moments import Gram
 from hfcompress.ops.tensors import cp, cp_product, tucker, tucker_product, tucker_ranks

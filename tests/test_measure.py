@@ -43,7 +43,7 @@ from hfcompress.measure.statistics import (
 )
 from hfcompress.measure.workloads import Shape, common_spec
 from hfcompress.modules.packed import pack_
-from hfcompress.modules.sharing import tie_
+from hfcompress.modules.ties import tie_
 from hfcompress.run.bench_rows import bench_rows
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -46,7 +46,7 @@ def test_a_compressed_run_goes_up_and_loads_by_name(run, tmp_path):
         assert f"{hub.endpoint}/tester/tiny" in done.stdout and TOKEN not in done.stdout + done.stderr
         files = hub.content("tester/tiny")
         assert {"model.safetensors", "config.json", "README.md", "tokenizer.json"} <= files.keys()
-        assert not [name for name in files if name.endswith((".bin", ".pt"))]
+        assert not [name for name in files if name.endswith((".bin", ".pt", ".py"))]
         card = files["README.md"].decode()
         assert metadata_errors(card) == [] and 'location = "tester/tiny"' in card and "import hfcompress" in card
         assert hub.repos["tester/tiny"].private

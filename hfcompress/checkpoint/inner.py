@@ -10,9 +10,8 @@ from torch import nn
 from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.quantizers.base import HfQuantizer
 
-from ..core.config import StrictModel
+from ..core.config import StrictModel, explain
 from ..core.errors import CheckpointError
-from ..core.registry import explain
 from ..modules.bnb import BnbFormat, bnb_format, library
 
 

@@ -18,14 +18,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin, Quan
 from ..core.errors import CheckpointError, LifecycleError
 from ..modules.at_rest import coded_at_rest
 from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
-from ..modules.packed import dequantize_
-from ..modules.sparse import check_masks
+from ..modules.packed import check_masks, dequantize_
+from ..modules.plain_names import clean_state_dict
 from ..modules.ties import own_ties
 from .coded import Place, decode_streams_, encode_state, expect_streams_
 from .inner import inner_quantizer, parse_inner, read_inner
 from .paths import relative
 from .structure import Modules, apply_structure_, apply_ties_, read_structure
-from .training_state import clean_state_dict
 
 QUANT_METHOD = "hfcompress"
 VERSION = 1

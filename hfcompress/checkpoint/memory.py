@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..modules.at_rest import coded_at_rest
+from ..modules.plain_names import clean_state_dict
 from ..modules.ties import own_ties
 from .coded import encode_state
-from .training_state import clean_state_dict
 
 LARGE_BYTES = 1 << 30
 _DONTNEED = 4  # MADV_DONTNEED of Linux: forget these pages; of a mapped file they can be read again

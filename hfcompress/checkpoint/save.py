@@ -19,6 +19,8 @@ from .loader import QUANT_METHOD, attach_
 from .stock import fold_into_config_
 from .structure import Modules, read_structure
 
+CODE = "modeling_hfcompress"  # the module that `auto_map` names in a repository that carries the loader's code
+
 
 def attach_structure_(model: nn.Module) -> Modules:
     """Record in the model's config how it now differs from a stock one, and return that; {} means not at all.
@@ -27,6 +29,7 @@ def attach_structure_(model: nn.Module) -> Modules:
     """
     if not isinstance(model, PreTrainedModel):
         return {}
+    _forget_code_(model)
     fold_into_config_(model)
     modules = read_structure(model)
     attach_(model, modules)
@@ -51,6 +54,15 @@ def is_stock(folder: str | Path) -> bool:
     """Return whether the checkpoint in `folder` loads with transformers alone: its config asks for nothing of ours."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     return config.get("quantization_config", {}).get("quant_method") != QUANT_METHOD
+
+
+def _forget_code_(model: PreTrainedModel) -> None:
+    # A config says that the loader's code lies beside it. Of a model that was loaded by this package instead, a save
+    # does not take that code along.
+    config: Any = model.config
+    named = [str(name).rpartition("--")[2] for name in (getattr(config, "auto_map", None) or {}).values()]
+    if any(name.startswith(f"{CODE}.") for name in named) and type(model)._auto_class is None:
+        del config.auto_map
 
 
 def _forget_use_cache_(config: Any) -> None:

@@ -18,11 +18,10 @@ from ..core.families import base_prefix, blocks_of, family_of, has_module, size_
 from ..modules.bnb import float_twin, is_bnb
 from ..modules.merging import KIND as MERGING
 from ..modules.merging import add_merging_, merging_spec
-from ..modules.sharing import tie_
 from ..modules.sized import KIND as SIZES
 from ..modules.sized import resize_, sizes_of
 from ..modules.spec import build, is_composite, spec_of
-from ..modules.ties import declare_ties_
+from ..modules.ties import declare_ties_, tie_
 from .paths import POOLER, absolute, optional, relative
 
 Modules = dict[str, dict[str, Any]]

@@ -87,6 +87,13 @@ def push(
         str | None, typer.Option("--revision", "--branch", help="Branch to push to; made when missing.")
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    with_code: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-code/--without-code",
+            help="Upload the loader as source files too, for `trust_remote_code`; default: the recipe's, else not.",
+        ),
+    ] = None,
     collection: Annotated[
         str | None, typer.Option(help="Put the repositories into the collection of this name.", metavar="NAME")
     ] = None,
@@ -99,8 +106,10 @@ def push(
     from ..publish.hub import Target, collect
     from ..run.pushing import push_one, pushes, upload_table
 
-    target, found = Target(revision, create_pr), pushes(folders, repo_id, private)
+    target, found = Target(revision, create_pr), pushes(folders, repo_id, private, with_code)
     for one in found:
+        if one.needs_no_code:
+            console.print(f"{one.folder.path.name}: it loads with transformers alone and needs no code: none goes up")
         if dry_run:
             console.print(upload_table(one))
             continue

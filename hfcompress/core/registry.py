@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from .config import StrictModel, key_path
+from .config import StrictModel, explain
 from .errors import RecipeError, nearest
 from .method import Method
 
@@ -52,41 +52,3 @@ def name_of(config: StrictModel) -> str:
             return name
     known = ", ".join(m.Config.__qualname__ for m in _METHODS.values())
     raise RecipeError(f"{type(config).__name__} is not the config of a registered method. Known: {known}.")
-
-
-def explain(error: ValidationError, model: type[StrictModel], where: str = "") -> str:
-    """Turn pydantic's error into lines of ``path: what is wrong (got value). Did you mean …?``."""
-    return "\n".join(_line(item, model, where) for item in error.errors())
-
-
-def _line(item: Any, model: type[StrictModel], where: str) -> str:
-    path = key_path(where, item["loc"])
-    if item["type"] == "extra_forbidden":
-        *parents, key = item["loc"]
-        return f"{path}: unknown key (got {item['input']!r}).{nearest(str(key), _keys_at(model, tuple(parents)))}"
-    if item["type"] == "missing":
-        return f"{path}: this key is required."
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[:1].lower() + message[1:]} (got {item['input']!r})."
-
-
-def _keys_at(model: type[StrictModel], loc: tuple[Any, ...]) -> list[str]:
-    """Return the field names of the nested model that `loc` leads to."""
-    for part in loc:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            continue
-        inner = next((a for a in _flatten(field.annotation) if issubclass(a, StrictModel)), None)
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def _flatten(annotation: Any) -> list[type]:
-    """Return every class that occurs in a type annotation, however deep."""
-    args = getattr(annotation, "__args__", ())
-    found = [annotation] if isinstance(annotation, type) and not args else []
-    for arg in args:
-        found += _flatten(arg)
-    return found

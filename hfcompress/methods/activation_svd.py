@@ -12,9 +12,9 @@ from ..core.factorization import CalibratedRankConfig
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..modules.blockwise import observe_all, walk_
-from ..modules.factorized import split_
 from ..modules.lowrank import Split, split_all_
 from ..modules.matrix import matrix
+from ..modules.splitting import split_
 from ..ops.lowrank import decompose, gram_root
 from ..ops.moments import Gram
 

@@ -14,7 +14,8 @@ from ..core.families import base_prefix
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
 from ..core.targets import select
-from ..modules.bnb import BnbFormat, BnbRounded, bnb_format, can_quantize, library, quantize_bnb_, stored_bytes
+from ..modules.bnb import BnbFormat, bnb_format, can_quantize, library, stored_bytes
+from ..modules.bnb_quantized import BnbRounded, quantize_bnb_
 from ..modules.matrix import matrix
 from ..modules.parametrizations import attach, detach, find
 from ..modules.ties import refuse_shared

@@ -12,9 +12,10 @@ from ..core.errors import TargetError
 from ..core.factorization import KernelConfig
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
-from ..modules.factorized import CPConv2d, factorize_
+from ..modules.factorized import CPConv2d
 from ..modules.lowrank import Show, choose_kernels, kernel_report
 from ..modules.matrix import stored
+from ..modules.splitting import factorize_
 from ..ops.tensors import cp, cp_product
 
 

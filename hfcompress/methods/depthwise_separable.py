@@ -16,7 +16,7 @@ from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.targets import select
 from ..modules.parametrizations import attach, find
-from ..modules.separable import SeparableKernel, separable, separate_, sizes
+from ..modules.separating import SeparableKernel, separable, separate_, sizes
 from ..ops.separable import fit_pointwise
 
 

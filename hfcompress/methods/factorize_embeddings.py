@@ -15,9 +15,9 @@ from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
 from ..core.targets import select
 from ..modules.chains import layers_of
-from ..modules.factorized import refuse_unsplittable, split_tied_
 from ..modules.lowrank import Show
 from ..modules.matrix import as_matrix, stored
+from ..modules.splitting import refuse_unsplittable, split_tied_
 from ..modules.tables import input_embeddings
 from ..modules.ties import sharers
 from ..ops.lowrank import decompose, largest_saving_rank

@@ -20,8 +20,8 @@ from ..modules.parametrizations import attach, bake, find
 from ..modules.shrink import drop_dead_, keep_heads_, keep_units_
 from ..modules.sparse import pack_sparse_
 from ..modules.ties import refuse_shared
-from ..ops.losses import straight_through
 from ..ops.masks import keep_share, keep_top
+from ..ops.straight_through import straight_through
 
 Gate = ColumnGate | BlockGate
 

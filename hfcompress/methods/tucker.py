@@ -9,9 +9,10 @@ from ..core.errors import TargetError
 from ..core.factorization import KernelConfig
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
-from ..modules.factorized import TuckerConv2d, factorize_
+from ..modules.factorized import TuckerConv2d
 from ..modules.lowrank import Show, choose_kernels, kernel_report
 from ..modules.matrix import stored
+from ..modules.splitting import factorize_
 from ..ops.tensors import tucker, tucker_product, tucker_ranks
 
 

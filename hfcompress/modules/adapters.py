@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from ..core.errors import TargetError
 from ..ops.lowrank import decompose
 from .adapted import Adapted, AdaptedConv1D, AdaptedLinear
-from .bnb import BnbFormat, BnbRounded, is_bnb
+from .bnb import BnbFormat, is_bnb
+from .bnb_quantized import BnbRounded
 from .matrix import matrix, set_matrix_
 from .packed import PackedConv1D, PackedLinear
 from .storage import Packed

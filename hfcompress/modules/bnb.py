@@ -12,14 +12,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.parametrize import type_before_parametrizations
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError, HFCompressError, LifecycleError, TargetError
-from ..ops.losses import straight_through
 from .matrix import matrix
 from .spec import KINDS
-from .ties import refuse_shared
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _NESTED_BLOCK = 256  # block scales that share one scale of their own under double quantization
@@ -46,46 +44,10 @@ def library(error: type[HFCompressError] = LifecycleError) -> Any:
     return bitsandbytes
 
 
-class BnbRounded(nn.Module):
-    """Parametrization W' = dequantize(quantize(W)) once switched `on`; the gradient passes straight through."""
-
-    on: Tensor
-
-    def __init__(self, form: BnbFormat) -> None:
-        super().__init__()
-        self.form = form
-        self.register_buffer("on", torch.zeros((), dtype=torch.bool))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return `weight` (out, in), when switched on with the values the quantized layer will hold."""
-        if not self.on:
-            return weight
-        return straight_through(_widened(_parameter(weight.detach(), self.form)), weight)
-
-
 def can_quantize(module: nn.Module) -> bool:
     """Say whether the library can hold this layer, training wrappers apart, and a checkpoint can describe it."""
     kind = type_before_parametrizations(module)
     return kind in (nn.Linear, Conv1D) and any(kind is known.cls for known in KINDS.values())
-
-
-def quantize_bnb_(model: nn.Module, path: str, form: BnbFormat) -> None:
-    """Replace the linear layer (nn.Linear or GPT-2's Conv1D) at `path` by the library's, in place; its bias stays.
-
-    Raises TargetError for another kind of layer, a weight that another module shares, or one that a method computes.
-    """
-    module = model.get_submodule(path)
-    refuse_shared(model, path)
-    if not can_quantize(module):
-        raise TargetError(f"{path}: a {type(module).__name__} can't be quantized by bitsandbytes; linear layers can")
-    if is_parametrized(module):
-        raise TargetError(f"{path}: two methods of this stage claim its weight; add it to the `ignore` of one")
-    new = _empty(module, form)
-    new.weight = _parameter(matrix(module).detach(), form, new)
-    if new.bias is not None:
-        new.bias = nn.Parameter(module.bias.detach(), requires_grad=False)  # type: ignore[operator]
-    _settle(new)
-    model.set_submodule(path, new.train(module.training))
 
 
 def expect_bnb_(model: nn.Module, paths: Iterable[str], form: BnbFormat) -> None:
@@ -94,7 +56,7 @@ def expect_bnb_(model: nn.Module, paths: Iterable[str], form: BnbFormat) -> None
         module = model.get_submodule(path)
         if not can_quantize(module):
             raise CheckpointError(f"{path}: bitsandbytes can't hold a {type(module).__name__}")
-        model.set_submodule(path, _empty(module, form).train(module.training))
+        model.set_submodule(path, empty_layer(module, form).train(module.training))
 
 
 def flat_codes(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +78,7 @@ def check_bnb_(model: nn.Module, form: BnbFormat) -> None:
         shape = (module.out_features, module.in_features)
         if not (_shaped_int8_(module, shape) if form.mode == "int8" else _sound_4bit(module, shape, form)):
             raise CheckpointError(f"{path}: the tensors stored for this layer do not make a {form.mode} weight {shape}")
-        _settle(module)
+        settle(module)
 
 
 def bnb_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -162,7 +124,7 @@ def widen_bnb_(model: nn.Module) -> nn.Module:
         module.state_dict()  # brings back the plain layout, should inference have rearranged the codes
         new: Any = float_twin(module)
         bias = module.bias
-        weight = _widened(module.weight, getattr(module, "state", None))
+        weight = widened(module.weight, getattr(module, "state", None))
         weight = weight if bias is None else weight.to(bias.dtype)
         new.weight = nn.Parameter(weight.T.contiguous() if isinstance(new, Conv1D) else weight)
         if bias is not None:
@@ -171,7 +133,7 @@ def widen_bnb_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _empty(module: nn.Module, form: BnbFormat) -> Any:
+def empty_layer(module: nn.Module, form: BnbFormat) -> Any:
     """Return the library's layer in place of `module`, on the meta device, ready for quantized weights."""
     bnb: Any = library(CheckpointError)
     rows, columns = matrix(module).shape
@@ -189,22 +151,7 @@ def _empty(module: nn.Module, form: BnbFormat) -> Any:
     return new.requires_grad_(False)
 
 
-def _parameter(rows: Tensor, form: BnbFormat, module: nn.Module | None = None) -> Any:
-    """Return `rows` (out, in) as the library's quantized parameter, on the same device."""
-    bnb: Any = library()
-    if form.mode == "int8":
-        return bnb.nn.Int8Params(rows.contiguous(), requires_grad=False, has_fp16_weights=False).to(rows.device)
-    return bnb.nn.Params4bit(
-        rows.contiguous(),
-        requires_grad=False,
-        blocksize=form.block_size,
-        compress_statistics=form.double_quant,
-        quant_type=form.mode,
-        module=module,
-    ).to(rows.device)
-
-
-def _widened(weight: Any, state: Any = None) -> Tensor:
+def widened(weight: Any, state: Any = None) -> Tensor:
     """Return the float values (out, in) of a quantized parameter; `state` has int8's scales after a first use."""
     functional: Any = library().functional
     if hasattr(weight, "quant_state"):
@@ -219,7 +166,7 @@ def _format(module: Any) -> BnbFormat:
     return BnbFormat(module.weight.quant_type, module.weight.compress_statistics)
 
 
-def _settle(module: Any) -> None:
+def settle(module: Any) -> None:
     """Say how many weights a 4-bit layer has, and keep the library from rearranging their codes at first use.
 
     It does so on CPUs with AVX512-BF16, for a kernel that rounds inputs and scales to bfloat16 (a later save would keep

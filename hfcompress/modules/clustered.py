@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import TargetError
-from ..ops.codebooks import Clustered, Codebook, cluster
+from ..ops.clustering import cluster
+from ..ops.codebooks import Clustered, Codebook
 from ..ops.kmeans import Init
-from ..ops.losses import straight_through
 from ..ops.quantization import SCALE_DTYPE
+from ..ops.straight_through import straight_through
 from .matrix import as_matrix, stored
 from .packed import form_of, packed_like, replace_
 from .parametrizations import attach, detach, find

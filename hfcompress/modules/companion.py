@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import LifecycleError
-
-COMPANIONS = (
-    "training_companions"  # the child of the model that holds them; training_state.py keeps it out of the model
-)
+from .plain_names import COMPANIONS
 
 
 class Projection(nn.Module):

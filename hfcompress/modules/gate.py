@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops.losses import straight_through
+from ..ops.straight_through import straight_through
 
 
 class ColumnGate(nn.Module):

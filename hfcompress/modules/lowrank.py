@@ -15,11 +15,11 @@ from ..core.factorization import KernelConfig, RankConfig
 from ..core.targets import select
 from ..ops.lowrank import Decomposition, allocate_ranks, largest_saving_rank, rank_of_energy
 from .chains import LINEAR, layers_of, target_layers
-from .factorized import PRODUCTS, refuse_unsplittable, split_
 from .joined import joined_layers
 from .matrix import matrix
 from .packed import PackedEmbedding
 from .parametrizations import attach, detach, find
+from .splitting import PRODUCTS, refuse_unsplittable, split_
 
 Shape = tuple[int, int]
 Ranks = dict[str, int | None]  # None: left whole

@@ -242,6 +242,13 @@ def dequantize_(model: nn.Module) -> nn.Module:
     return model
 
 
+def check_masks(model: nn.Module) -> None:
+    """Raise CheckpointError for a sparse layer whose mask, as loaded, does not count as many weights as are stored."""
+    for path, module in model.named_modules():
+        if isinstance(module, Packed):
+            module.check(path)
+
+
 def _widened(module: Packed, weights: dict[int, nn.Parameter]) -> nn.Module:
     """Return the plain layer; `weights` are those made so far by the identity of what was packed, for ties."""
     form = form_of(module)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..ops.losses import straight_through
 from ..ops.quantization import Clip, Grid, quantize
+from ..ops.straight_through import straight_through
 from .storage import Packed
 
 

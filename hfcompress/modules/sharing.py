@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from ..core.errors import TargetError
 from ..core.families import Block, Family, blocks_of, stacks_of
-from .ties import declare_
+from .ties import tie_
 
 PARTS = ("all", "attention", "ffn")
 
@@ -106,19 +106,6 @@ def finish_sharing_(model: nn.Module, names: Sequence[Sequence[str]]) -> None:
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
             ties[other] = first
     tie_(model, ties)
-
-
-def tie_(model: nn.Module, ties: Mapping[str, str]) -> None:
-    """Let each parameter named on the left be the one named on the right, in memory and in every file.
-
-    Raises TargetError for a model that can't say so in its checkpoint.
-    """
-    if not hasattr(model, "all_tied_weights_keys"):
-        raise TargetError(f"a {type(model).__name__} can't declare ties: only transformers' models can")
-    for target, source in ties.items():
-        module, name = _owner(model, target)
-        module._parameters[name] = model.get_parameter(source)
-    declare_(model, ties)
 
 
 def _parameters(model: nn.Module, block: Block, part: str) -> dict[str, str]:

@@ -35,13 +35,6 @@ def pack_sparse_(model: nn.Module, path: str) -> bool:
     return True
 
 
-def check_masks(model: nn.Module) -> None:
-    """Raise CheckpointError for a sparse layer whose mask, as loaded, does not count as many weights as are stored."""
-    for path, module in model.named_modules():
-        if isinstance(module, Packed):
-            module.check(path)
-
-
 def _sparse(module: nn.Module) -> Packed | None:
     """Return the sparse form of a layer, or None when it would not be smaller."""
     weight: Any = module.weight

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops.losses import straight_through
 from ..ops.lsq import lsq
 from ..ops.quantization import SCALE_DTYPE, Grid, Quantized, encode, fit, spread
+from ..ops.straight_through import straight_through
 
 _TINY = 2.0**-120
 _MOMENTUM = 0.9  # of the range of inputs, followed until rounding starts

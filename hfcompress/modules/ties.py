@@ -30,17 +30,21 @@ def sharers(model: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def declare_(model: nn.Module, ties: Mapping[str, str]) -> None:
-    """Tell transformers that the parameters named on the left are those named on the right, beside its own ties."""
-    known: Any = getattr(model, "all_tied_weights_keys", None) or {}
-    model.all_tied_weights_keys = {**known, **ties}  # type: ignore[assignment]
-    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}  # type: ignore[assignment,dict-item]
-    keep_biases_(model)
-    declare_ties_(model)
+def tie_(model: nn.Module, ties: Mapping[str, str]) -> None:
+    """Let each parameter named on the left be the one named on the right, in memory and in every file.
+
+    Raises TargetError for a model that can't say so in its checkpoint.
+    """
+    if not hasattr(model, "all_tied_weights_keys"):
+        raise TargetError(f"a {type(model).__name__} can't declare ties: only transformers' models can")
+    for target, source in ties.items():
+        path, _, name = target.rpartition(".")
+        model.get_submodule(path)._parameters[name] = model.get_parameter(source)
+    _declare(model, ties)
 
 
 def own_ties(model: nn.Module) -> dict[str, str]:
-    """Return the ties that `declare_` was told of and that hold, {name: name of the one it is}.
+    """Return the ties that `tie_` was told of and that hold, {name: name of the one it is}.
 
     What goes with packed weights follows them, and is left out.
     """
@@ -97,6 +101,15 @@ def declare_ties_(model: nn.Module) -> None:
     }
     model._tied_weights_keys = {**declared, **new}  # type: ignore[assignment]
     keep_biases_(model)
+
+
+def _declare(model: nn.Module, ties: Mapping[str, str]) -> None:
+    """Tell transformers that the parameters named on the left are those named on the right, beside its own ties."""
+    known: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    model.all_tied_weights_keys = {**known, **ties}  # type: ignore[assignment]
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}  # type: ignore[assignment,dict-item]
+    keep_biases_(model)
+    declare_ties_(model)
 
 
 def _part_ties(model: nn.Module, target: str, source: str) -> dict[str, str]:

@@ -75,24 +75,9 @@ def nearest_pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Te
     return list(enumerate(errors.argmin(1).tolist()))
 
 
-def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """Return `hard` in the forward pass while the gradient flows to `soft` unchanged (Bengio 2013)."""
-    return _StraightThrough.apply(hard, soft)
-
-
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean over everything, or over where the mask is 1; zero where it nowhere is."""
     if mask is None:
         return values.mean()
     mask = mask.to(values.dtype)
     return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, hard: Tensor, soft: Tensor) -> Tensor:
-        return hard.to(soft.dtype)
-
-    @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> tuple[None, Tensor]:
-        return None, grads[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,17 @@ def figures_beside(result: Result, folder: Path) -> list[str]:
     return names + [PARETO] * (folder / PARETO).is_file()
 
 
-def render_card(result: Result, *figures: str, repo_id: str | None = None, examples: str | None = None) -> str:
+def render_card(
+    result: Result,
+    *figures: str,
+    repo_id: str | None = None,
+    examples: str | None = None,
+    libraries: Sequence[str] | None = None,
+) -> str:
     """Return the text of README.md, metadata included; `figures` are names of files beside it.
 
-    `examples` is what to say of the grid of examples beside it, if there is one.
-
+    `examples` is what to say of the grid of examples beside it, if there is one. `libraries` are what the loader's code
+    needs where that lies beside the weights, None where it does not.
     Raises PublishError when the model was not evaluated.
     """
     if not result.difference:
@@ -79,6 +85,8 @@ def render_card(result: Result, *figures: str, repo_id: str | None = None, examp
         dataset=_link(result.dataset, "https://huggingface.co/datasets/"),
         table=rows.table(result),
         code=loading_snippet(result, location),
+        libraries=libraries,
+        location=location,
         onnx_code=onnx_snippet(result, location, hub=repo_id is not None),
         environment=list(_flatten(result.environment)),
         rows=rows,

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from ..core.errors import PublishError
 from ..measure.result import read_result
 from .card import render_card, write_card, write_figures
+from .code import Code, is_code
 from .examples import write_grid
 
 ATTEMPTS = 4
@@ -66,31 +67,34 @@ def push_run(
     token: str | None = None,
     verify: Callable[[Path], None] | None,
     target: Target = MAIN,
+    code: Code | None = None,
 ) -> str:
     """Push the `model/` folder of a run, its result, and a card whose code loads from `repo_id`; return the address.
 
-    The card on disk names the repository only once the push succeeded. Raises as `push`, and MeasureError when the
-    run has no valid result.
+    `code` goes up beside them and stays out of the folder. The card on disk names the repository only once the push
+    succeeded. Raises as `push`, and MeasureError when the run has no valid result.
     """
     secret = find_token(token)
     repo_id = full_repo_id(repo_id, secret)
-    more = _made_here(run, repo_id)
+    more = _made_here(run, repo_id, code)
     address = push(run / "model", repo_id, private=private, token=secret, verify=verify, more=more, target=target)
     write_card(run, repo_id)
     return address
 
 
-def _made_here(run: Path, repo_id: str) -> dict[str, bytes]:
-    """Return what goes up beside the model's files: the card, and the result it can be checked against."""
+def _made_here(run: Path, repo_id: str, code: Code | None) -> dict[str, bytes]:
+    """Return what goes up beside the model's files: the card, the result it can be checked against, and the code."""
     result = read_result(run / "result.json")
     examples = write_grid(run, run / "model")
-    card = render_card(result, *write_figures(result, run / "model"), repo_id=repo_id, examples=examples)
-    return {"README.md": card.encode(), "result.json": (run / "result.json").read_bytes()}
+    figures, libraries = write_figures(result, run / "model"), code.libraries if code else None
+    card = render_card(result, *figures, repo_id=repo_id, examples=examples, libraries=libraries)
+    made = {"README.md": card.encode(), "result.json": (run / "result.json").read_bytes()}
+    return made | (code.files if code else {})
 
 
-def planned_upload(run: Path, repo_id: str) -> dict[str, int]:
+def planned_upload(run: Path, repo_id: str, code: Code | None = None) -> dict[str, int]:
     """Return the files that `push_run` would send, with their bytes; touches no network."""
-    more = _made_here(run, repo_id)
+    more = _made_here(run, repo_id, code)
     sizes = {name: path.stat().st_size for name, path in files_to_upload(run / "model").items()}
     return dict(sorted((sizes | {name: len(content) for name, content in more.items()}).items()))
 
@@ -110,8 +114,9 @@ def push(
 
     `verify(folder)` runs before anything is sent and raises to stop it. `more` goes up in place of or beside the
     folder's files. The repository is made when missing (`private` as given, else as the account's default), unless a
-    pull request is asked for; weight files it holds and the folder does not are removed in the same commit. Repeating
-    an unchanged push makes no commit. Raises PublishError, whose message never contains the token.
+    pull request is asked for; weight files and code of ours that it holds and this upload does not are removed in the
+    same commit. Repeating an unchanged push makes no commit. Raises PublishError, whose message never contains the
+    token.
     """
     files = files_to_upload(folder)
     secret = find_token(token)
@@ -223,7 +228,7 @@ def _create(api: HfApi, repo_id: str, private: bool | None, branch: str | None) 
 def _commit(api: HfApi, repo_id: str, contents: dict[str, Path | bytes], message: str, target: Target) -> CommitInfo:
     """Bring the target to `contents` in one commit; the client makes none when nothing changed."""
     there = api.list_repo_files(repo_id, revision=target.branch)
-    stale = [name for name in there if name.endswith(_WEIGHTS) and name not in contents]
+    stale = [name for name in there if (name.endswith(_WEIGHTS) or is_code(name)) and name not in contents]
     return api.create_commit(
         repo_id,
         [

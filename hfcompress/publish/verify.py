@@ -55,27 +55,38 @@ def _check(result: Result, facts: dict[str, Any], size: int | None) -> None:
 
 
 def _run(code: str, timeout_s: float) -> tuple[str, dict[str, Any]]:
-    """Run `code` in a process without network and token; return its output and the facts about `logits`."""
+    """Run `code` and return its output and the facts about `logits`."""
+    printed, mark, facts = run_program(code + _CHECK, "the card's own loading code", timeout_s).partition(_MARK)
+    if not mark:
+        raise PublishError(
+            f"the card's own loading code ends before it should, so the model must not go out:\n{printed}"
+        )
+    return printed, json.loads(facts)
+
+
+def run_program(code: str, what: str, timeout_s: float, *arguments: str) -> str:
+    """Run `code` in a process of its own, without network and token, and return what it printed.
+
+    Code of repositories that it runs is kept nowhere afterwards. Raises PublishError, which calls it `what`.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONIOENCODING": "utf-8"}
     with tempfile.TemporaryDirectory() as place:
         script = Path(place, "snippet.py")
-        script.write_text(code + _CHECK, encoding="utf-8")
-        command = [sys.executable, str(script)]
+        script.write_text(code, encoding="utf-8")
         try:
             done = subprocess.run(  # the same interpreter, and the text is ours
-                command,
+                [sys.executable, str(script), *arguments],
                 cwd=place,
-                env=environment,
+                env=environment | {"HF_MODULES_CACHE": str(Path(place, "modules"))},
                 capture_output=True,
                 encoding="utf-8",
                 timeout=timeout_s,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise PublishError(f"the card's code did not finish within {timeout_s:.0f} s") from None
-    printed, mark, facts = done.stdout.partition(_MARK)
-    if done.returncode != 0 or not mark:
+            raise PublishError(f"{what} did not finish within {timeout_s:.0f} s") from None
+    if done.returncode != 0:
         tail = "\n".join(done.stderr.strip().splitlines()[-15:])
-        raise PublishError(f"the card's own loading code fails, so the model must not go out:\n{tail}")
-    return printed, json.loads(facts)
+        raise PublishError(f"{what} fails, so the model must not go out:\n{tail}")
+    return done.stdout

@@ -14,8 +14,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 
+from ..core.config import explain
 from ..core.errors import RecipeError, nearest
-from ..core.registry import create, explain, list_methods
+from ..core.registry import create, list_methods
 from .schema import Recipe
 from .training import train_schema
 from .yaml12 import parse_yaml

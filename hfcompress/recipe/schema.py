@@ -163,6 +163,11 @@ class Publish(StrictModel):
 
     repo_id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Repository on the Hub, as 'user/name'.")
     private: bool = Field(False, description="Create the repository as a private one.")
+    code: bool = Field(
+        False,
+        description="Upload the loader as source files too: the model then loads without this package, with "
+        "trust_remote_code=True.",
+    )
 
 
 class Recipe(StrictModel):

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ..core.config import EITHER, MAPPING, PLAIN, StrictModel
+from ..core.config import EITHER, MAPPING, PLAIN, StrictModel, explain
 from ..core.errors import RecipeError
-from ..core.registry import explain
 from .load import LoadedRecipe, digest, load_recipe, read_yaml
 from .schema import Bound
 

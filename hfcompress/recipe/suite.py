@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
-from ..core.config import StrictModel
+from ..core.config import StrictModel, explain
 from ..core.errors import RecipeError, nearest
 from ..core.method import Category
-from ..core.registry import explain
 from .load import LoadedRecipe, load_recipe, overridden, read_yaml
 from .schema import Recipe
 

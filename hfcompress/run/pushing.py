@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
+from ..checkpoint import is_stock
 from ..core.errors import PublishError
+from ..measure.batches import read_batches
 from ..measure.result import read_result
+from ..publish.alone import check_code
+from ..publish.code import Code, code_for
 from ..publish.hub import Target, planned_upload, push_run
 from ..publish.rows import si
 from ..recipe.load import load_recipe
@@ -19,42 +24,59 @@ from .verify import run_folder, verify_run
 
 @dataclass(frozen=True)
 class Push:
-    """A run and the repository it goes to."""
+    """A run, the repository it goes to, and the loader's code if that goes along."""
 
     folder: RunFolder
     repo_id: str
     private: bool | None
+    code: Code | None = None
+    needs_no_code: bool = False  # it was asked for, but transformers alone loads the model
 
 
-def pushes(folders: Sequence[Path], repo_id: str | None, private: bool | None) -> list[Push]:
-    """Return what goes where: to `repo_id`, or as each run's recipe says; PublishError where neither tells."""
+def pushes(
+    folders: Sequence[Path], repo_id: str | None, private: bool | None, with_code: bool | None = None
+) -> list[Push]:
+    """Return what goes where: to `repo_id`, or as each run's recipe says; PublishError where neither tells.
+
+    `with_code` says whether the loader's code goes along; None: as the recipe says.
+    """
     if repo_id is not None and len(folders) > 1:
         raise PublishError("--repo-id names one repository: give it with one run, and several by `publish:` of theirs")
-    return [_push(run_folder(folder), repo_id, private) for folder in folders]
+    return [_push(run_folder(folder), repo_id, private, with_code) for folder in folders]
 
 
-def _push(folder: RunFolder, repo_id: str | None, private: bool | None) -> Push:
-    read_result(folder.path)
+def _push(folder: RunFolder, repo_id: str | None, private: bool | None, with_code: bool | None) -> Push:
+    result = read_result(folder.path)
     recipe = folder.path / "recipe.yaml"
     publish = load_recipe(recipe).recipe.publish if recipe.exists() else None
     target = repo_id or (publish.repo_id if publish else None)
     if target is None:
         raise PublishError(f"{folder.path}: say where to: --repo-id user/name, or `publish:` in the recipe")
-    return Push(folder, target, private if private is not None else (publish.private if publish else None))
+    private = private if private is not None else (publish.private if publish else None)
+    wanted = with_code if with_code is not None else publish and publish.code
+    if not (wanted and (folder.model / "config.json").is_file()):  # without that the push itself is refused
+        return Push(folder, target, private)
+    if is_stock(folder.model):
+        return Push(folder, target, private, needs_no_code=True)
+    return Push(folder, target, private, code_for(folder.model, result.auto_class))
 
 
 def push_one(one: Push, target: Target) -> str:
     """Verify and upload a run; return the address of the repository, branch or pull request."""
 
     def verify(_: Path) -> None:
-        verify_run(one.folder)
+        result = verify_run(one.folder)
+        if one.code is not None:
+            batch = next(read_batches(one.folder.batches))
+            inputs = {name: torch.from_numpy(values[:2]) for name, values in batch.items() if name != "labels"}
+            check_code(one.folder.model, one.code, result.auto_class, result.dtype, inputs)
 
-    return push_run(one.folder.path, one.repo_id, private=one.private, verify=verify, target=target)
+    return push_run(one.folder.path, one.repo_id, private=one.private, verify=verify, target=target, code=one.code)
 
 
 def upload_table(one: Push) -> Table:
     """Return the files that would go up, with their sizes."""
-    files = planned_upload(one.folder.path, one.repo_id)
+    files = planned_upload(one.folder.path, one.repo_id, one.code)
     table = Table(title=f"{one.repo_id} (nothing was sent)", title_justify="left", title_style="bold", show_edge=False)
     table.add_column("file")
     table.add_column("size", justify="right")

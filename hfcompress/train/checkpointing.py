@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..checkpoint import load_model
-from ..checkpoint.training_state import clean_state_dict, load_training_state_, save_training_state
+from ..checkpoint.training_state import load_training_state_, save_training_state
 from ..core.errors import CheckpointError
 from ..core.files import write_text
+from ..modules.plain_names import clean_state_dict
 from ..modules.seen import labelled_logits, takes_labels
 from ..ops.losses import soft_label_cross_entropy
 from .batches import SOFT_LABELS, TrainingBatchesMixin
