@@ -21,8 +21,8 @@ from .schema import Recipe
 from .training import train_schema
 from .yaml12 import parse_yaml
 
-# Keys of `data` and `data.unlabelled` that exclude each other: setting the first on the command line drops what the file
-# says of the others.
+# Keys of `data` and `data.unlabelled` that exclude each other: setting the first on the command line drops what the
+# file says of the others.
 _ALTERNATIVES = {"path": ("dataset", "config", "revision"), "dataset": ("path", "config", "revision")}
 
 _AFTERWARDS = {"title", "benchmark", "require", "publish"}  # keys that come into play when all stages are done
