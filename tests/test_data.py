@@ -323,6 +323,15 @@ def test_labels_that_fit() -> None:
         TEXT.check_labels(named, None, 3)
 
 
+def test_tasks_are_those_of_optimum_with_its_auto_classes_and_its_synonyms():
+    from optimum.exporters.tasks import TasksManager
+
+    for name, task in tasks().items():
+        assert task.model_class is TasksManager.get_model_class_for_task(name)
+    for synonym, name in (("sequence-classification", "text-classification"), ("causal-lm", "text-generation")):
+        assert get_task(synonym) is get_task(name)
+
+
 def test_tasks_and_metrics() -> None:
     assert list(tasks()) == ["fill-mask", "image-classification", "text-classification", "text-generation"]
     with pytest.raises(RecipeError, match=r"no task is called 'text-clasification'.*'text-classification'"):

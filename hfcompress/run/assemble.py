@@ -33,7 +33,7 @@ def assemble(
     result = Result(
         title=recipe.title or f"{baseline.name}, compressed",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        task=recipe.task,
+        task=setup.task.name,
         auto_class=setup.task.auto_class,
         loads_with="transformers" if stock else "hfcompress",
         dtype=recipe.dtype,

@@ -179,10 +179,21 @@ def tasks() -> Mapping[str, Task]:
 
 
 def get_task(name: str) -> Task:
-    """Return the task called `name`; RecipeError names the nearest when there is none."""
-    if name not in _TASKS:
+    """Return the task called `name`, or by one of the synonyms optimum knows for it, such as 'sequence-classification'.
+
+    RecipeError names the nearest when there is none.
+    """
+    found = _TASKS.get(name) or _TASKS.get(_synonym(name))
+    if found is None:
         raise RecipeError(f"task: no task is called {name!r}.{nearest(name, _TASKS)}")
-    return _TASKS[name]
+    return found
+
+
+def _synonym(name: str) -> str:
+    """Return what optimum calls the task `name`: itself where it knows no other word for it."""
+    from optimum.exporters.tasks import TasksManager  # takes seconds to import, and only for a name that is not ours
+
+    return str(TasksManager.map_from_synonym(name))
 
 
 def auto_class_for(architecture: str) -> str | None:
