@@ -240,6 +240,17 @@ def test_proposals_are_new_learn_from_what_was_tried_and_do_not_depend_on_an_int
     assert sum(found[20:]) / 20 < sum(found[:10]) / 10, "it did not learn"
 
 
+def test_numbers_are_proposed_as_people_write_them(tmp_path):
+    search = load_search(
+        search_file(tmp_path, space={"data.validation_fraction": {"low": 0.1, "high": 0.4, "step": 0.05}})
+    )
+    trials, asked = [], []
+    while (params := Proposer(search.search, record_of([], trials=trials), 1).ask()) is not None:
+        asked.append(params["data.validation_fraction"])
+        trials.append(Trial(number=len(trials), params=params, outcome=Outcome.DONE, value=1.0, cost=1.0))
+    assert sorted(map(str, asked)) == ["0.1", "0.15", "0.2", "0.25", "0.3", "0.35", "0.4"]
+
+
 def test_nothing_is_proposed_once_all_was_tried(tmp_path):
     search = load_search(search_file(tmp_path)).search
     trials = [Trial(number=i, params={BITS: b}, outcome=Outcome.FAILED) for i, b in enumerate((8, 4, 2))]

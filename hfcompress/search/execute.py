@@ -200,7 +200,7 @@ def _measured_against(trial: Trial, search: LoadedSearch, folder: Path) -> Trial
 
 
 def _line(trial: Trial, record: SearchRecord, wanted: int) -> str:
-    values = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in trial.params.items())
+    values = ", ".join(f"{'.'.join(key.split('.')[-2:])} {value}" for key, value in trial.params.items())
     start = f"{trial.number + 1}/{wanted}  {values}: "
     if trial.outcome is Outcome.FAILED:
         return f"{start}[red]failed:[/] {trial.reason}"

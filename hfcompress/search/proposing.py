@@ -51,9 +51,15 @@ class Proposer:
                 self._study.sampler = self._optuna.samplers.RandomSampler(seed=self._seed)
             asked = self._study.ask(self._space)
             self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)  # what comes of it is added by `tell`
-            if _key(asked.params) not in self._known:
-                return {key: asked.params[key] for key in self._space}
+            params = {key: _written(asked.params[key]) for key in self._space}
+            if _key(params) not in self._known:
+                return params
         return None
+
+
+def _written(value: Any) -> Any:
+    """Return a value as people write it: low + 3 * step is 0.25, not 0.25000000000000006."""
+    return round(value, 10) if isinstance(value, float) else value
 
 
 def _key(params: Params) -> str:
