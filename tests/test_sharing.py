@@ -164,9 +164,15 @@ def test_groups_of_ones_own_choice(groups):
         assert torch.allclose(layer.weight, mean if inside else base[i].weight, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
-@pytest.mark.parametrize("method", [SVDConfig(keep=0.5), WeightedSVDConfig(keep=0.5), ActivationSVDConfig(keep=0.5)])
 @pytest.mark.parametrize("first", ["share", "split"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("t5", SVDConfig(keep=0.5)),
+        ("gpt2", WeightedSVDConfig(keep=0.5)),
+        ("bert", ActivationSVDConfig(keep=0.5)),
+    ],
+)
 def test_low_rank_and_sharing_combine_in_either_order(name, method, first, tmp_path):
     model, share = make(name), ShareLayersConfig(group=2)
     if first == "split":
@@ -202,18 +208,20 @@ def test_the_gradient_of_shared_factors_is_that_of_all_uses():
 def test_shared_factors_are_the_best_there_are():
     """Before sharing: of the mean product. After it, by activations: of the outputs of all uses together."""
     split, data = [compress(make("bert"), SVDConfig(rank=4)) for _ in range(2)], calibration("bert")
-    mean = sum(layer.up.weight @ layer.down.weight for layer in layers(split[0])) / 3
+    mean = sum((layer.up.weight @ layer.down.weight).detach() for layer in layers(split[0])) / 3
     first = layers(compress(split[1], ShareLayersConfig()))[0]
     wanted = decompose(mean).squares[4:].sum()
-    assert float((first.up.weight @ first.down.weight - mean).square().sum()) == pytest.approx(float(wanted), rel=1e-3)
+    found = (first.up.weight @ first.down.weight).detach()
+    assert float((found - mean).square().sum()) == pytest.approx(float(wanted), rel=1e-3)
 
     model = compress(make("bert"), ShareLayersConfig())
     paths = [PATH.format(i) for i in range(3)]
     grams = observe_all(model, data, paths, Gram, "")
     root = gram_root(sum(grams[path].matrix for path in paths))
-    weight, wanted = layers(model)[0].weight.detach().clone(), decompose(layers(model)[0].weight, root=root).squares
+    weight = layers(model)[0].weight.detach().clone()
+    wanted = decompose(weight, root=root).squares
     compress(model, ActivationSVDConfig(rank=4, targets=paths), calibration=data)
-    cut = layers(model)[0].up.weight @ layers(model)[0].down.weight
+    cut = (layers(model)[0].up.weight @ layers(model)[0].down.weight).detach()
     error = ((weight - cut).double() @ root).square().sum()
     assert float(error) == pytest.approx(float(wanted[4:].sum()), rel=1e-3)
 
@@ -228,7 +236,7 @@ def test_what_cannot_be_shared_is_refused():
             create("share_layers", {"group": groups})
     with pytest.raises(TargetError, match=r"other sizes or another kind in bert.encoder.layer.1, .* splitting them"):
         compress(compress(make("bert"), SVDConfig(rank=4, targets=[PATH.format(0)])), ShareLayersConfig())
-    with pytest.raises(TargetError, match="share a weight, which is split once, .*leave `sequential` out"):
+    with pytest.raises(TargetError, match=r"share a weight, which is split once, .*leave `sequential` out"):
         shared = compress(make("bert"), ShareLayersConfig())
         compress(shared, ActivationSVDConfig(rank=4, sequential=True), calibration=calibration("bert"))
     with pytest.raises(TargetError, match="give 2 or more"):

@@ -32,8 +32,8 @@ class ShareLayersConfig(StrictModel):
     group: int | Literal["all"] | list[Annotated[list[_Index], Field(min_length=2)]] = Field(
         "all",
         description="Neighbouring blocks that share one set of weights: 2 for pairs; all: those of a stack do; or "
-        "groups as lists of block numbers from 0, such as [[0, 1], [2, 3, 4, 5]]: neighbours or not, of one stack each; "
-        "blocks in no list keep their own.",
+        "groups as lists of block numbers from 0, such as [[0, 1], [2, 3, 4, 5]]: neighbours or not, of one stack "
+        "each; blocks in no list keep their own.",
     )
     share: Literal["all", "attention", "ffn"] = Field(
         "all", description="What they share: everything in a block, norms included, or the layers of one part."

@@ -60,7 +60,8 @@ class Split:
         saves nothing.
         """
         kinds = (*LINEAR, *((nn.Embedding, PackedEmbedding) if tables else ()))
-        layers = target_layers(model, config.targets, kinds, name)
+        instead = ": take a low-rank method for embedding tables"
+        layers = target_layers(model, config.targets, kinds, name, tables_by=instead)
         places: dict[str, list[str]] = {}
         for path, _ in select(layers, config.targets, config.ignore, f"{name}.targets"):
             if not any(path in tied for tied in places.values()):

@@ -59,9 +59,7 @@ def chosen_groups(model: nn.Module, family: Family, wanted: Sequence[Sequence[in
         odd = next((i for i in group if stacks[i] != stacks[group[0]]), None)
         if odd is not None:
             places = f"{blocks[group[0]].path} and {blocks[odd].path}"
-            raise TargetError(
-                f"blocks {group[0]} and {odd} are of two stacks, whose blocks are made otherwise: {places}"
-            )
+            raise TargetError(f"blocks {group[0]} and {odd} are of two stacks, which do not share: {places}")
     return [[blocks[i] for i in group] for group in wanted]
 
 
