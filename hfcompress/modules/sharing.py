@@ -173,8 +173,10 @@ def _mean_factors(
             continue
         layers: list[Any] = [model.get_submodule(path) for path in paths]
         if isinstance(layers[0], FactorizedLinear):
-            products = [stored(layer.up) @ stored(layer.down) for layer in layers]
-            mean = sum(share * product for share, product in zip(shares, products, strict=True))
+            products = [
+                share * (stored(layer.up) @ stored(layer.down)) for share, layer in zip(shares, layers, strict=True)
+            ]
+            mean = torch.stack(products).sum(0)
             down, up = decompose(mean).cut(layers[0].rank)
             found |= {group[0]: down, f"{paths[0]}.up.weight": up}
     return found
