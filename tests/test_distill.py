@@ -285,6 +285,10 @@ def test_a_weight_follows_its_schedule():
     settings = {"relations": {"weight": 0, "initial": 1, "schedule": {"shape": "linear", "start": 0, "end": 0.5}}}
     assert "distill/relations" in loss_of(make("bert"), make("bert", 1), settings)[1]
     assert "distill/relations" not in loss_of(make("bert"), make("bert", 1), settings, fraction=0.5)[1]
+    later = {"cosine": {"schedule": {"shape": "linear", "start": 0.5, "end": 0.8}}}
+    early, late = (loss_of(make("bert"), make("bert", 1), later, fraction=at)[2] for at in (0.4, 0.6))
+    assert not early.wants, "hidden states are not computed before they count"
+    assert late.wants == early.ever_wants == {"hidden_states"}
 
 
 def test_the_log_shows_every_part(tmp_path):

@@ -247,15 +247,18 @@ def test_mistakes_are_named():
         ({"target_modules": ["query"]}, "target_modules has no meaning here: use `targets`"),
         ({"loftq_config": {}}, "use `loftq_iterations`"),
         ({"init_lora_weights": "eva"}, "starts from a pass over data"),
-        ({"keep": True, "use_dora": True}, "can only be merged"),
+        ({"keep": True, "use_dora": True}, "use_dora can only be merged"),
+        ({"keep": True, "lora_bias": True}, "lora_bias can only be merged"),
+        ({"keep": True, "kasa_config": {"beta": 1e-4}}, "kasa_config can only be merged"),
     ):
         with pytest.raises(RecipeError, match=match):
             create("lora", settings)
     packed = compress(make("bert"), QuantizeWeightsConfig())
     with pytest.raises(TargetError, match="needs float weights"):
         prepared(packed, init_lora_weights="pissa")
-    with pytest.raises(TargetError, match="use_dora needs float weights"):
-        prepared(packed, use_dora=True)
+    for name in ("use_dora", "lora_bias"):
+        with pytest.raises(TargetError, match=f"{name} needs float weights, .* leave it out"):
+            prepared(packed, **{name: True})
     with pytest.raises(TargetError, match="would not be"):
         prepared(tied(), keep=True)
     with pytest.raises(TargetError, match="peft can't put an adapter"):

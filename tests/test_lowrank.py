@@ -306,8 +306,10 @@ def test_what_saves_nothing_or_does_not_split_is_refused():
         compress(compress(make("bert"), QuantizeWeightsConfig()), SVDConfig(keep=0.5))
     with pytest.raises(TargetError, match="reads this weight itself"):
         compress(make("deberta-v2"), SVDConfig(rank=2, targets=["re:.*rel_embeddings"]))
-    with pytest.raises(TargetError, match="shared with"):
-        compress(make("t5"), SVDConfig(rank=4, targets=["transformer.shared"]))
+    with pytest.raises(TargetError, match=r"table and the layer that gives logits \(transformer.wte, lm_head\)"):
+        compress(make("gpt2-lm"), SVDConfig(rank=4, targets=["Embedding"]))
+    with pytest.raises(TargetError, match=r"activation_svd.targets: 'Embedding' names embedding tables; .* low-rank"):
+        compress(make("bert"), ActivationSVDConfig(keep=0.5, targets=["Embedding"]), calibration=calibration("bert"))
     with pytest.raises(TargetError, match="at most 24 does"):
         compress(make("bert"), FactorizeEmbeddingsConfig(rank=25))
     with pytest.raises(RecipeError, match="set one of rank"):

@@ -13,9 +13,11 @@ from tiny import Examples, auto_class, calibration, logits, make
 from torch import nn
 from transformers import AutoModel, TrainingArguments
 
-from hfcompress import HFCompressTrainer, compress
+from hfcompress import ActivationSVDConfig, HFCompressTrainer, SVDConfig, WeightedSVDConfig, compress
 from hfcompress.checkpoint import load_model, save_checkpoint
-from hfcompress.core.errors import CheckpointError, HFCompressError, LifecycleError, TargetError
+from hfcompress.core.errors import CheckpointError, HFCompressError, LifecycleError, RecipeError, TargetError
+from hfcompress.core.families import blocks_of, family_named
+from hfcompress.core.registry import create
 from hfcompress.measure.size import count_parameters
 from hfcompress.methods.cluster_weights import ClusterWeightsConfig
 from hfcompress.methods.entropy_coding import EntropyCodingConfig
@@ -24,7 +26,11 @@ from hfcompress.methods.layers import LayersConfig
 from hfcompress.methods.magnitude import MagnitudeConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.methods.share_layers import ShareLayersConfig
+from hfcompress.modules.blockwise import observe_all
+from hfcompress.modules.factorized import Factorized
 from hfcompress.modules.sharing import attach_shared, finish_sharing_, start_sharing_
+from hfcompress.ops.lowrank import decompose, gram_root
+from hfcompress.ops.moments import Gram
 from hfcompress.recipe.load import load_recipe
 from hfcompress.run.execute import run_recipe
 
@@ -148,7 +154,91 @@ def test_what_would_untie_is_refused(method, reason):
         compress(model, method, calibration=calibration("bert"))
 
 
+@pytest.mark.parametrize("groups", [[[0, 2]], [[2, 1, 0]]])
+def test_groups_of_ones_own_choice(groups):
+    base, model = layers(make("bert")), layers(compress(make("bert"), ShareLayersConfig(group=groups)))
+    mean = sum(base[i].weight for i in groups[0]) / len(groups[0])
+    for i, layer in enumerate(model):
+        inside = i in groups[0]
+        assert (layer.weight is model[groups[0][0]].weight) == inside
+        assert torch.allclose(layer.weight, mean if inside else base[i].weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", ["share", "split"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("t5", SVDConfig(keep=0.5)),
+        ("gpt2", WeightedSVDConfig(keep=0.5)),
+        ("bert", ActivationSVDConfig(keep=0.5)),
+    ],
+)
+def test_low_rank_and_sharing_combine_in_either_order(name, method, first, tmp_path):
+    model, share = make(name), ShareLayersConfig(group=2)
+    if first == "split":
+        method = type(method)(rank=4)  # ranks that agree
+    for step in (share, method) if first == "share" else (method, share):
+        compress(model, step, calibration=calibration(name))
+    shared = [m for m in model.modules() if isinstance(m, Factorized)]
+    factors = {id(m.down.weight) for m in shared}
+    assert 0 < len(factors) < len(shared) and len({id(m.up.weight) for m in shared}) == len(factors)
+    for then in (None, QuantizeWeightsConfig()):
+        if then is not None:
+            compress(model, then)
+        folder = save_checkpoint(model, tmp_path / str(then is None))
+        distinct = {t.data_ptr(): t for t in model.state_dict().values() if t.numel()}
+        assert len([t for t in load_file(folder / "model.safetensors").values() if t.numel()]) == len(distinct)
+        loaded = load_model(folder, auto_class(name))
+        assert torch.equal(logits(model, name), logits(loaded, name))
+        ours, theirs = ({id(p) for p in m.parameters() if p.numel()} for m in (model, loaded))
+        assert len(ours) == len(theirs)
+
+
+def test_the_gradient_of_shared_factors_is_that_of_all_uses():
+    shared, twin = compress(compress(make("bert"), ShareLayersConfig()), SVDConfig(rank=4)), make("bert")
+    compress(twin, SVDConfig(rank=4))
+    twin.load_state_dict(shared.state_dict())
+    for model in (shared, twin):
+        model(input_ids=torch.arange(10)[None]).logits.square().sum().backward()
+    total = sum(layer.down.weight.grad for layer in layers(twin))
+    assert torch.allclose(layers(shared)[0].down.weight.grad, total, atol=1e-4)
+    assert count_parameters(shared)[0] < count_parameters(twin)[0]
+
+
+def test_shared_factors_are_the_best_there_are():
+    """Before sharing: of the mean product. After it, by activations: of the outputs of all uses together."""
+    split, data = [compress(make("bert"), SVDConfig(rank=4)) for _ in range(2)], calibration("bert")
+    mean = sum((layer.up.weight @ layer.down.weight).detach() for layer in layers(split[0])) / 3
+    first = layers(compress(split[1], ShareLayersConfig()))[0]
+    wanted = decompose(mean).squares[4:].sum()
+    found = (first.up.weight @ first.down.weight).detach()
+    assert float((found - mean).square().sum()) == pytest.approx(float(wanted), rel=1e-3)
+
+    model = compress(make("bert"), ShareLayersConfig())
+    paths = [PATH.format(i) for i in range(3)]
+    grams = observe_all(model, data, paths, Gram, "")
+    root = gram_root(sum(grams[path].matrix for path in paths))
+    weight = layers(model)[0].weight.detach().clone()
+    wanted = decompose(weight, root=root).squares
+    compress(model, ActivationSVDConfig(rank=4, targets=paths), calibration=data)
+    cut = (layers(model)[0].up.weight @ layers(model)[0].down.weight).detach()
+    error = ((weight - cut).double() @ root).square().sum()
+    assert float(error) == pytest.approx(float(wanted[4:].sum()), rel=1e-3)
+
+
 def test_what_cannot_be_shared_is_refused():
+    with pytest.raises(TargetError, match=r"share_layers.group: there is no block 3: this model has 3"):
+        compress(make("bert"), ShareLayersConfig(group=[[0, 3]]))
+    with pytest.raises(TargetError, match=r"share_layers.group: blocks 0 and \d are of two stacks"):
+        compress(make("swin"), ShareLayersConfig(group=[[0, len(blocks_of(make("swin"), family_named("swin"))) - 1]]))
+    for groups, match in (([], "an empty list"), ([[0]], "at least 2"), ([[0, 1], [1, 2]], "block 1 is listed twice")):
+        with pytest.raises(RecipeError, match=match):
+            create("share_layers", {"group": groups})
+    with pytest.raises(TargetError, match=r"other sizes or another kind in bert.encoder.layer.1, .* splitting them"):
+        compress(compress(make("bert"), SVDConfig(rank=4, targets=[PATH.format(0)])), ShareLayersConfig())
+    with pytest.raises(TargetError, match=r"share a weight, which is split once, .*leave `sequential` out"):
+        shared = compress(make("bert"), ShareLayersConfig())
+        compress(shared, ActivationSVDConfig(rank=4, sequential=True), calibration=calibration("bert"))
     with pytest.raises(TargetError, match="give 2 or more"):
         compress(make("bert"), ShareLayersConfig(group=1))
     with pytest.raises(TargetError, match="has a neighbour"):

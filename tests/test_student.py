@@ -133,13 +133,34 @@ def test_which_blocks_stay(choose, kept):
     [
         ({"layers": 7}, "student.layers: 7 is more than the model's 3"),
         ({"choose": [2, 1]}, r"\[2, 1\] are not numbers of blocks in order; there are 0 to 2"),
-        ({"embedding_size": 8}, "a bert has embeddings as wide as its hidden state"),
+        ({"embedding_size": 25}, r"student.embedding_size: 25 saves nothing at .* \(99 x 32\), where at most 24 does"),
         ({"heads": 5}, "student.heads: 5 is more than the model's 4"),
     ],
 )
 def test_a_student_that_cannot_be_made_is_refused(settings, message):
     with pytest.raises(HFCompressError, match=message):
         derived("bert", settings)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2-lm"])
+def test_a_bottleneck_of_embeddings(name, tmp_path):
+    student, table = derived(name, {"embedding_size": 8, "layers": 2}), make(name).get_input_embeddings().weight
+    narrow = student.get_input_embeddings()
+    assert narrow.down.weight.shape == (len(table), 8) and narrow.up.weight.shape == (32, 8)
+    ids = torch.cat([batch["input_ids"].flatten() for batch in calibration(name)])
+    weights = (torch.bincount(ids, minlength=len(table)) + 1.0).sqrt()[:, None]
+    error = torch.linalg.norm(weights * (narrow(torch.arange(len(table))) - table))
+    assert float(error.detach()) == pytest.approx(
+        float(torch.linalg.svdvals(weights * table.detach())[8:].norm()), rel=1e-3
+    )
+    if name == "gpt2-lm":
+        assert student.lm_head.up.weight is narrow.down.weight
+    loaded = load_model(save_checkpoint(student, tmp_path), auto_class(name))
+    assert torch.equal(logits(loaded, name), logits(student, name))
+    planned = derived(name, {"embedding_size": 8, "layers": 2}, data=False).state_dict()
+    assert {k: v.shape for k, v in planned.items()} == {k: v.shape for k, v in student.state_dict().items()}
+    with pytest.raises(HFCompressError, match="no plain table of tokens"):
+        derived("vit", {"embedding_size": 8})
 
 
 @pytest.mark.parametrize("name", ["electra", "albert"])

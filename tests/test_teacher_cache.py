@@ -307,8 +307,11 @@ def noisy(rows: list[Any]) -> dict[str, torch.Tensor]:
     return {"pixel_values": pixels + torch.randn_like(pixels), "labels": torch.tensor([int(r["labels"]) for r in rows])}
 
 
+LATER = {"weight": 0.5, "schedule": {"shape": "linear", "start": 0.3, "end": 0.4}}
 OFF = {
     "hidden": ({"recipe": [DistillConfig(hidden=0.5)]}, "a method learns from its hidden states"),
+    "cosine later": ({"recipe": [DistillConfig(cosine=LATER)]}, "a method learns from its hidden states"),
+    "maps later": ({"recipe": [DistillConfig(maps=LATER)]}, "a method learns from its hidden states"),
     "augmented": ({"name": "vit", "train_dataset": Augmented("vit")}, "the data set gives other inputs each time"),
     "noisy": ({"name": "vit", "data_collator": noisy}, "the data collator gives other inputs each time"),
     "stream": ({"train_dataset": Stream()}, "the training data is a stream"),

@@ -43,8 +43,13 @@ class Lifecycle:
 
     @property
     def wants(self) -> frozenset[str]:
-        """Return the extra model outputs the losses read."""
+        """Return the extra model outputs the losses read now."""
         return frozenset().union(*(m.wants for m in self.methods))
+
+    @property
+    def ever_wants(self) -> frozenset[str]:
+        """Return the extra model outputs the losses read at any time of the stage."""
+        return frozenset().union(*(m.ever_wants for m in self.methods))
 
     def prepare(
         self,

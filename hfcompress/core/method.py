@@ -150,8 +150,13 @@ class Method(Generic[C]):
 
     @property
     def wants(self) -> frozenset[str]:
-        """Names of extra model outputs the loss reads, such as ``hidden_states``."""
+        """Names of extra model outputs the loss reads now, such as ``hidden_states``."""
         return frozenset()
+
+    @property
+    def ever_wants(self) -> frozenset[str]:
+        """Names of extra model outputs the loss reads at any time of the stage; what it reads now unless said."""
+        return self.wants
 
     @property
     def task_weight(self) -> float:

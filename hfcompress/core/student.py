@@ -39,7 +39,9 @@ class StudentConfig(StrictModel):
     )
     embedding_size: Size | None = Field(
         None,
-        description="Width of embeddings where it is not that of the hidden state (ALBERT, ELECTRA); default: theirs.",
+        description="Width of the token table. Where embeddings are narrower than the hidden state already (ALBERT, "
+        "ELECTRA) that many of their channels stay; elsewhere the table becomes a narrow one and a projection to the "
+        "hidden size (the bottleneck of ALBERT and MobileBERT), by its SVD, weighted by how often tokens occur.",
     )
     round_to: int = Field(8, ge=1, description="Shares of channels and units are rounded to a multiple of this.")
     examples: int = Field(512, ge=1, description="Training examples to measure importance on.")

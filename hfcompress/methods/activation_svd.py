@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..core.errors import TargetError
 from ..core.factorization import CalibratedRankConfig
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
@@ -60,8 +61,18 @@ class ActivationSVD(Method[ActivationSVDConfig]):
         return self.config.examples
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Choose the layers; TargetError for one that does not split, or a rank that saves nothing."""
+        """Choose the layers.
+
+        Raises TargetError for one that does not split, a rank that saves nothing, and with `sequential` for a weight
+        that several blocks share: it is split once, and those before it can't wait for those after it.
+        """
         self._split = Split.choose(model, self.config, self.info.name, tables=False)
+        shared = next((tied for tied in self._split.places.values() if len(tied) > 1), None)
+        if self.config.sequential and shared:
+            raise TargetError(
+                f"activation_svd.sequential: {shared[0]} and {shared[1]} share a weight, which is split once, for all "
+                "its inputs; leave `sequential` out, or ignore these layers"
+            )
         return self._split.paths
 
     @torch.no_grad()
@@ -69,10 +80,14 @@ class ActivationSVD(Method[ActivationSVDConfig]):
         """Observe inputs, divide the rank, and split."""
         batches, split = list(batches), self._split
         found = {}
-        roots: dict[int, Tensor] = {}  # layers with the same inputs share one
-        for path, inputs in observe_all(model, batches, split.paths, Gram, self.info.title).items():
-            root = roots.setdefault(id(inputs), gram_root(inputs.matrix))
-            found[path] = decompose(matrix(model.get_submodule(path)), root=root)
+        roots: dict[tuple[int, ...], Tensor] = {}  # layers with the same inputs share one
+        places = [place for tied in split.places.values() for place in tied]
+        seen = observe_all(model, batches, places, Gram, self.info.title)
+        for path, tied in split.places.items():
+            grams = [seen[place].matrix for place in tied]  # the error is summed over all layers with the weight
+            if (key := tuple(map(id, grams))) not in roots:
+                roots[key] = gram_root(torch.stack(grams).sum(0) if len(grams) > 1 else grams[0])
+            found[path] = decompose(matrix(model.get_submodule(path)), root=roots[key])
         ranks = split.decide({path: f.squares for path, f in found.items()})
         if not self.config.sequential:
             split_all_(model, found, ranks)

@@ -8,12 +8,21 @@ from pydantic import Field
 from torch import nn
 
 from ..core.config import StrictModel
+from ..core.errors import TargetError
 from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
 from ..core.targets import select
-from ..modules.clustered import count_clustered, start_clustered_, store_clustered_, words_group, wrap_clustered
+from ..modules.clustered import (
+    count_clustered,
+    gets_smaller,
+    refuse_uncodable,
+    start_clustered_,
+    store_clustered_,
+    words_group,
+    wrap_clustered,
+)
 from ..modules.packed import FORMS, PackedEmbedding
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
@@ -77,17 +86,30 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Wrap every target, switched off; layers whose weights are tied count once and share their values.
 
-        Raises TargetError for a layer that can't be packed, or whose weight is packed in few bits already.
+        Layers whose codes and codebooks would take as much as their weight stay as they are. Raises TargetError when
+        that is all of them, and for a layer that can't be packed or is packed in few bits already.
         """
         self._seed = ctx.seed
         self._groups: dict[str, list[str]] = {}
+        self._whole: list[str] = []
         seen: set[int] = set()
         for path in self._select(model):
             if id(model.get_submodule(path)) not in seen:
                 group = sharers(model, path)
                 seen |= {id(module) for _, module in group}
                 table = any(isinstance(module, nn.Embedding | PackedEmbedding) for _, module in group)
-                self._groups[path] = wrap_clustered(model, path, self.config.book(table))
+                book = self.config.book(table)
+                refuse_uncodable(path, model.get_submodule(path), book)
+                if gets_smaller(model.get_submodule(path), book):
+                    self._groups[path] = wrap_clustered(model, path, book)
+                else:
+                    self._whole.append(path)
+        if self._whole and not self._groups:
+            raise TargetError(
+                f"cluster_weights: codes and codebooks would take more than the weights, in all {len(self._whole)} "
+                f"layers ({', '.join(self._whole[:3])} …): let more weights share a codebook (`rows`, `group_size`), "
+                "or set `clusters` lower"
+            )
         return list(self._groups)
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
@@ -110,8 +132,8 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
             store_clustered_(model, self._groups[path])
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Return the layers clustered, the weights in them, and their bits per weight before entropy coding."""
-        return count_clustered(model, list(self._groups))
+        """Return the layers clustered, their weights, the bits of each before entropy coding, and layers left whole."""
+        return count_clustered(model, list(self._groups)) | {"layers_left_whole": len(self._whole)}
 
     def _select(self, model: nn.Module) -> list[str]:
         layers = [(p, m) for p, m in model.named_modules() if isinstance(m, _KINDS)]

@@ -46,7 +46,7 @@ class CP(Method[CPConfig]):
         kernels = {path: model.get_submodule(path).weight for path in self._paths}
         self._ranks = {path: self._rank(path, kernel) for path, kernel in kernels.items()}  # type: ignore[arg-type]
         self._before = sum(kernel.numel() for kernel in kernels.values())  # type: ignore[operator,misc]
-        self._show = Show(model, self._paths)
+        self._show = Show(model, {path: [path] for path in self._paths})
         return self._paths
 
     @torch.no_grad()

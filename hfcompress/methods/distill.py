@@ -159,6 +159,11 @@ class Distill(Method[DistillConfig]):
         return frozenset(_WANTS[name] for name, _ in self._active() if name in _WANTS)
 
     @property
+    def ever_wants(self) -> frozenset[str]:
+        """Parts whose schedule starts later count too."""
+        return frozenset(_WANTS[name] for name in self._parts if name in _WANTS)
+
+    @property
     def task_weight(self) -> float:
         """Weight of the loss against the labels; while nothing is said of it, what the logits leave of 1."""
         if self.config.task is None:

@@ -19,7 +19,7 @@ from ..modules.lowrank import Show
 from ..modules.matrix import as_matrix, stored
 from ..modules.splitting import refuse_unsplittable, split_tied_
 from ..modules.tables import input_embeddings
-from ..modules.ties import sharers
+from ..modules.ties import places_of, sharers
 from ..ops.lowrank import decompose, largest_saving_rank
 
 
@@ -71,10 +71,8 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
         self._counts = _counted(ctx.corpus.token_ids()) if self.config.by_frequency else Counter()
         self._words_path = next((p for p in self._paths if model.get_submodule(p) is self._words), None)
         self._before = sum(model.get_submodule(p).weight.numel() for p in self._paths)  # type: ignore[operator,misc]
-        self._places = {
-            path: list({id(m): p for p, m in reversed(group)}.values()) for path, group in self._groups.items()
-        }
-        self._show = Show(model, [place for places in self._places.values() for place in places])
+        self._places = {path: places_of(model, path) for path in self._paths}
+        self._show = Show(model, self._places)
         return self._paths
 
     @torch.no_grad()
@@ -84,8 +82,7 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
             self._show.off(model)
             return
         self._cuts = {path: self._cut(model, path) for path in self._paths}
-        tables = {path: up @ down for path, (down, up) in self._cuts.items()}
-        self._show.on(model, {place: tables[path] for path in self._paths for place in self._places[path]})
+        self._show.on(model, {path: up @ down for path, (down, up) in self._cuts.items()})
 
     def finalize(self, model: nn.Module) -> None:
         """Put the factors in place."""

@@ -58,7 +58,7 @@ class HashEmbeddings(Method[HashEmbeddingsConfig]):
         self._paths = self._select(model, ctx)
         self._rows, self._before = 0, 0
         for path in self._paths:
-            refuse_shared(model, path)
+            refuse_shared(model, path, "two small tables can't stand in for both, so it can't be hashed while tied")
             weight = stored(model.get_submodule(path))
             rows, columns = weight.shape
             buckets = self.config.buckets or math.ceil(math.sqrt(rows))

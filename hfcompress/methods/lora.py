@@ -14,6 +14,7 @@ from ..core.registry import register
 from ..core.sparsity import Targets
 from ..core.targets import matches, select
 from ..modules.adapters import (
+    MERGE_ONLY,
     adapter_parameters,
     add_adapters_,
     keeps_codes,
@@ -99,9 +100,13 @@ class LoRAConfig(Targets):
                 f"init_lora_weights: {self.init_lora_weights} starts from a pass over data, which the stage does not "
                 "make; use pissa, loftq, olora or true"
             )
-        if self.keep and self.use_dora:
-            raise ValueError("use_dora can only be merged: leave out `keep`")
+        if self.keep and (asked := self.merge_only()):
+            raise ValueError(f"{asked} can only be merged: leave out `keep`")
         return self
+
+    def merge_only(self) -> str | None:
+        """Return the name of a setting whose adapter is no product of two matrices, and so can't be kept, or None."""
+        return next((name for name in MERGE_ONLY if getattr(self, name, None)), None)
 
     def peft_fields(self) -> dict[str, Any]:
         """Return what goes to peft's LoraConfig."""
@@ -197,11 +202,16 @@ class LoRA(Method[LoRAConfig]):
             raise TargetError(
                 f"lora: {path}: an adapter beside a {type(module).__name__} can only be merged; ignore it"
             )
-        if keeps_codes(module) and (config.use_dora or config.init_lora_weights not in (True, False, "gaussian")):
-            what = "use_dora" if config.use_dora else f"init_lora_weights: {config.init_lora_weights}"
+        asked = config.merge_only()
+        if keeps_codes(module) and (asked or config.init_lora_weights not in (True, False, "gaussian")):
+            what = asked or f"init_lora_weights: {config.init_lora_weights}"
             raise TargetError(
-                f"lora: {path}: {what} needs float weights, and this layer holds codes; use init_lora_weights: true or "
-                "gaussian, or add adapters before quantizing, with `keep: true`"
+                f"lora: {path}: {what} needs float weights, and this layer holds codes; "
+                + (
+                    "leave it out, or add adapters before quantizing"
+                    if asked
+                    else "use init_lora_weights: true or gaussian, or add adapters before quantizing, with `keep: true`"
+                )
             )
 
     def _others(self, model: nn.Module) -> list[nn.Module]:

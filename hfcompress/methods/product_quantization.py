@@ -14,7 +14,15 @@ from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
 from ..core.targets import select
-from ..modules.clustered import count_clustered, start_clustered_, store_clustered_, words_group, wrap_clustered
+from ..modules.clustered import (
+    count_clustered,
+    gets_smaller,
+    refuse_uncodable,
+    start_clustered_,
+    store_clustered_,
+    words_group,
+    wrap_clustered,
+)
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
 
@@ -111,7 +119,8 @@ class ProductQuantization(Method[ProductQuantizationConfig]):
             tables = small
         chosen = select(tables, self.config.targets, self.config.ignore, "product_quantization.targets")
         for path, table in chosen:
-            if self._bytes(table) >= 4 * table.num_embeddings * table.embedding_dim:  # type: ignore[operator]
+            refuse_uncodable(path, table, self.config.book)
+            if not gets_smaller(table, self.config.book):
                 raise TargetError(f"{path}: its codewords would take more bytes than the table; set `codewords` lower")
         return [path for path, _ in chosen]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..core.config import StrictModel
@@ -16,6 +16,7 @@ from ..core.registry import register
 from ..modules.depth import block_influence
 from ..modules.sharing import (
     attach_shared,
+    chosen_groups,
     finish_sharing_,
     groups_of,
     shared_names,
@@ -28,8 +29,11 @@ _Index = Annotated[int, Field(ge=0)]
 class ShareLayersConfig(StrictModel):
     """Settings of layer sharing."""
 
-    group: int | Literal["all"] = Field(
-        "all", description="Neighbouring blocks that share one set of weights: 2 for pairs; all: those of a stack do."
+    group: int | Literal["all"] | list[Annotated[list[_Index], Field(min_length=2)]] = Field(
+        "all",
+        description="Neighbouring blocks that share one set of weights: 2 for pairs; all: those of a stack do; or "
+        "groups as lists of block numbers from 0, such as [[0, 1], [2, 3, 4, 5]]: neighbours or not, of one stack "
+        "each; blocks in no list keep their own.",
     )
     share: Literal["all", "attention", "ffn"] = Field(
         "all", description="What they share: everything in a block, norms included, or the layers of one part."
@@ -40,6 +44,16 @@ class ShareLayersConfig(StrictModel):
         "in its group (the last in a shorter one); importance: at those of the block that changes the hidden state "
         "most on calibration data.",
     )
+
+    @model_validator(mode="after")
+    def _each_block_once(self) -> ShareLayersConfig:
+        if isinstance(self.group, list):
+            if not self.group:
+                raise ValueError("group: an empty list shares nothing; give lists of block numbers, or all")
+            numbers = [i for group in self.group for i in group]
+            if twice := sorted({i for i in numbers if numbers.count(i) > 1}):
+                raise ValueError(f"group: block {twice[0]} is listed twice; a block shares with one group only")
+        return self
 
 
 @register
@@ -64,13 +78,8 @@ class ShareLayers(Method[ShareLayersConfig]):
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Find what can be shared, and make it shareable; TargetError when there is nothing."""
-        if self.config.group != "all" and self.config.group < 2:
-            raise TargetError("share_layers.group: one block shares nothing; give 2 or more, or all")
-        size = None if self.config.group == "all" else self.config.group
         self._blocks = len(blocks_of(model, ctx.family))
-        self._groups = groups_of(model, ctx.family, size)
-        if not self._groups:
-            raise TargetError(f"share_layers: none of this model's {self._blocks} blocks has a neighbour")
+        self._groups = self._find(model, ctx)
         self._names = [shared_names(model, group, self.config.share) for group in self._groups]
         self._shares = [self._weights(len(group), self.config.init) for group in self._groups]
         for names in self._names:
@@ -99,6 +108,21 @@ class ShareLayers(Method[ShareLayersConfig]):
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return the number of blocks, of groups that share, and of parameters that are stored no more."""
         return {"blocks": self._blocks, "groups": len(self._groups), "parameters_saved": self._saved}
+
+    def _find(self, model: nn.Module, ctx: Context) -> list[list[Block]]:
+        """Return the groups; TargetError where there is none, or a block that is not there."""
+        group = self.config.group
+        if isinstance(group, list):
+            try:
+                return chosen_groups(model, ctx.family, group)
+            except TargetError as error:
+                raise TargetError(f"share_layers.group: {error}") from error
+        if group != "all" and group < 2:
+            raise TargetError("share_layers.group: one block shares nothing; give 2 or more, or all")
+        groups = groups_of(model, ctx.family, None if group == "all" else group)
+        if not groups:
+            raise TargetError(f"share_layers: none of this model's {self._blocks} blocks has a neighbour")
+        return groups
 
     @staticmethod
     def _weights(size: int, init: Literal["mean", "importance"] | int) -> list[float]:

@@ -36,7 +36,7 @@ class SVD(Method[SVDConfig]):
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers; TargetError for one that does not split, or a rank that saves nothing."""
         self._split = Split.choose(model, self.config, self.info.name)
-        self._show = Show(model, self._split.paths)
+        self._show = Show(model, self._split.places)
         return self._split.paths
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ class Tucker(Method[TuckerConfig]):
         self._paths = choose_kernels(model, self.config, self.info.name)
         kernels = [model.get_submodule(path).weight for path in self._paths]
         self._before = sum(kernel.numel() for kernel in kernels)  # type: ignore[operator,misc]
-        self._show = Show(model, self._paths)
+        self._show = Show(model, {path: [path] for path in self._paths})
         return self._paths
 
     @torch.no_grad()

@@ -21,6 +21,8 @@ from .storage import Packed
 from .ties import sharers
 
 _NAME = "default"
+# fields of peft's LoraConfig with which an adapter is more than the product of two matrices
+MERGE_ONLY = ("use_dora", "lora_bias", "kasa_config")
 _PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 
 
@@ -142,7 +144,8 @@ def _share_(model: nn.Module, group: Sequence[tuple[str, nn.Module]]) -> None:
 
 def _beside(path: str, layer: Any, base: Any) -> Adapted:
     """Return the base layer with the adapter as a module of ours; TargetError for what is no sum of the two."""
-    if layer.use_dora[_NAME] or layer.lora_bias[_NAME] or not len(layer.lora_A):
+    more = layer.use_dora[_NAME] or layer.lora_bias[_NAME] or "lora_diag" in dict(layer.named_children())
+    if more or not len(layer.lora_A):
         raise TargetError(f"{path}: an adapter that is kept is a product of two matrices: no DoRA, bias or embedding")
     wide = isinstance(base, Conv1D | PackedConv1D) or getattr(base, "source_cls", None) is Conv1D
     down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight * layer.scaling[_NAME]

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
 from ..core.targets import matches
-from .packed import PackedLinear
+from .packed import PackedEmbedding, PackedLinear
 
 LINEAR = (nn.Linear, Conv1D, PackedLinear)
 Batch = Mapping[str, Any]
@@ -44,21 +44,23 @@ def target_layers(
     where: str,
     *,
     convolutions: bool = False,
+    tables_by: str = "",
 ) -> list[tuple[str, nn.Module]]:
     """Return what `targets` choose from: all layers of these kinds, or, without targets, the linear ones in the blocks.
 
     convolutions: where the blocks hold none, the convolutions instead. Raises TargetError where there are none at all,
-    and for targets that name convolutions where `kinds` has none.
+    and for targets that name convolutions or tables where `kinds` has none; `tables_by`: what takes tables instead.
     """
     others = [] if nn.Conv2d in kinds else layers_of(model, (nn.Conv2d,))
+    tables = [] if nn.Embedding in kinds else layers_of(model, (nn.Embedding, PackedEmbedding))
     if targets is not None:
         layers = layers_of(model, kinds)
         for pattern in targets:
-            named = [any(matches(pattern, *layer) for layer in group) for group in (layers, others)]
-            if named == [False, True]:
-                raise TargetError(
-                    f"{where}.targets: {pattern!r} names convolutions; {where} acts on linear layers only"
-                )
+            own, *not_ours = (any(matches(pattern, *layer) for layer in group) for group in (layers, others, tables))
+            if not own and any(not_ours):
+                named, instead = ("convolutions", "") if not_ours[0] else ("embedding tables", tables_by)
+                acts = "linear layers" + (" and convolutions" if nn.Conv2d in kinds else "")
+                raise TargetError(f"{where}.targets: {pattern!r} names {named}; {where} acts on {acts} only{instead}")
         return layers
     layers = block_layers(model) or (layers_of(model, (nn.Conv2d,)) if convolutions else [])
     if not layers and others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..core.errors import TargetError
 from ..ops.clustering import cluster
 from ..ops.codebooks import Clustered, Codebook
 from ..ops.kmeans import Init
+from ..ops.packing import packed_size
 from ..ops.quantization import SCALE_DTYPE
 from ..ops.straight_through import straight_through
 from .matrix import as_matrix, stored
@@ -124,6 +126,15 @@ def pack_clustered_(model: nn.Module, path: str, clustered: Clustered, mask: Ten
     replace_(model, group, new)
 
 
+def gets_smaller(module: nn.Module, book: Codebook) -> bool:
+    """Say whether codes and codebooks take fewer bytes than the weight, and the codebooks no more numbers than it."""
+    weight = stored(module)
+    matrix = (module.rows, module.columns) if isinstance(module, Packed) else as_matrix(module, weight).shape
+    words = book.numel(*matrix)
+    coded = packed_size(weight.numel() // book.dim, book.bits) + 2 * words
+    return words <= max(math.prod(matrix), 2**book.bits * book.dim) and coded < weight.numel() * weight.element_size()
+
+
 def wrap_clustered(model: nn.Module, path: str, book: Codebook) -> list[str]:
     """Put wrappers, switched off, on the layer at `path` and those its weight is tied to; return their paths, it first.
 
@@ -134,7 +145,7 @@ def wrap_clustered(model: nn.Module, path: str, book: Codebook) -> list[str]:
     paths = [path, *(where for where, _ in layers.values() if where != path)]
     for where in paths:
         module = model.get_submodule(where)
-        _refuse(where, module, book)
+        refuse_uncodable(where, module, book)
         attach(model, where, ClusteredWeight(module, _layout(module, stored(module)).shape, book), as_matrix=True)
         find(model, where, ClusteredWeight).words = find(model, path, ClusteredWeight).words
     return paths
@@ -189,7 +200,8 @@ def _seen(model: nn.Module, path: str) -> Tensor:
     return _layout(module, weight)
 
 
-def _refuse(path: str, module: nn.Module, book: Codebook) -> None:
+def refuse_uncodable(path: str, module: nn.Module, book: Codebook) -> None:
+    """Raise TargetError for a layer that can't be packed, is in few bits already, or has columns the book can't cut."""
     if form_of(module) is None:
         raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
     if isinstance(module, Packed) and module.grid is not None:

@@ -19,7 +19,8 @@ from .joined import joined_layers
 from .matrix import matrix
 from .packed import PackedEmbedding
 from .parametrizations import attach, detach, find
-from .splitting import PRODUCTS, refuse_unsplittable, split_
+from .splitting import PRODUCTS, refuse_unsplittable, split_tied_
+from .ties import places_of, sharers
 
 Shape = tuple[int, int]
 Ranks = dict[str, int | None]  # None: left whole
@@ -39,10 +40,14 @@ class Shown(nn.Module):
 
 @dataclass
 class Split:
-    """The layers a method splits into two factors, and how that came out; shapes are those of `matrix`."""
+    """The layers a method splits into two factors, and how that came out; shapes are those of `matrix`.
+
+    Layers that share a weight count once, by the path of the first, and share its factors.
+    """
 
     name: str
     config: RankConfig
+    places: dict[str, list[str]]  # of each path those with its weight, it first
     shapes: dict[str, Shape]
     ranks: Ranks
     joined: list[list[str]]  # paths of layers that a file holds as one
@@ -55,14 +60,19 @@ class Split:
         saves nothing.
         """
         kinds = (*LINEAR, *((nn.Embedding, PackedEmbedding) if tables else ()))
-        layers = target_layers(model, config.targets, kinds, name)
-        paths = [path for path, _ in select(layers, config.targets, config.ignore, f"{name}.targets")]
-        for path in paths:
-            refuse_unsplittable(model, path, PRODUCTS if tables else PRODUCTS[:2], name)
-        shapes = {path: _shape(model.get_submodule(path)) for path in paths}
+        instead = ": take a low-rank method for embedding tables"
+        layers = target_layers(model, config.targets, kinds, name, tables_by=instead)
+        places: dict[str, list[str]] = {}
+        for path, _ in select(layers, config.targets, config.ignore, f"{name}.targets"):
+            if not any(path in tied for tied in places.values()):
+                places[path] = places_of(model, path)
+                _refuse_mixed(model, places[path], name)
+                for place in places[path]:
+                    refuse_unsplittable(model, place, PRODUCTS if tables else PRODUCTS[:2], name, shared=True)
+        shapes = {path: _shape(model.get_submodule(path)) for path in places}
         if config.rank is not None:
             _refuse_rank(config.rank, shapes, name)
-        return cls(name, config, shapes, {}, joined_layers(model))
+        return cls(name, config, places, shapes, {}, joined_layers(model))
 
     @property
     def paths(self) -> list[str]:
@@ -117,11 +127,15 @@ class Split:
 
 
 class Show:
-    """Shows what layers will be before they are: a weight computed from factors, by path, at full strength."""
+    """Shows what layers will be before they are: a weight computed from factors, by path, at full strength.
 
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
-        self.paths = list(paths)
-        for path in paths:
+    places: of each path those of all layers that share its weight.
+    """
+
+    def __init__(self, model: nn.Module, places: Mapping[str, Sequence[str]]) -> None:
+        self.places = {path: list(tied) for path, tied in places.items()}
+        self.paths = [place for tied in self.places.values() for place in tied]
+        for path in self.paths:
             attach(model, path, Shown())
 
     def off(self, model: nn.Module) -> None:
@@ -135,7 +149,8 @@ class Show:
             module = model.get_submodule(path)
             own = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
             laid = values.T if isinstance(module, Conv1D) else values
-            find(model, path, Shown).values = laid.reshape(own.shape).to(own.dtype)
+            for place in self.places[path]:
+                find(model, place, Shown).values = laid.reshape(own.shape).to(own.dtype)
 
     def remove(self, model: nn.Module) -> None:
         """Take the wrappers off."""
@@ -145,10 +160,10 @@ class Show:
 
 @torch.no_grad()
 def split_all_(model: nn.Module, decompositions: Mapping[str, Decomposition], ranks: Ranks) -> None:
-    """Split the layers that have a rank by their decompositions, in place."""
+    """Split the layers that have a rank by their decompositions, in place, and those that share their weight."""
     for path, found in decompositions.items():
         if (rank := ranks[path]) is not None:
-            split_(model, path, *found.cut(rank))
+            split_tied_(model, sharers(model, path), *found.cut(rank))
 
 
 def _left(shape: Shape, rank: int | None) -> int:
@@ -158,6 +173,16 @@ def _left(shape: Shape, rank: int | None) -> int:
 def _shape(module: nn.Module) -> Shape:
     rows, columns = matrix(module).shape
     return rows, columns
+
+
+def _refuse_mixed(model: nn.Module, places: Sequence[str], name: str) -> None:
+    """Raise TargetError for a weight that is the table of tokens here and gives logits there."""
+    tables = {place: isinstance(model.get_submodule(place), nn.Embedding | PackedEmbedding) for place in places}
+    if len(set(tables.values())) > 1:
+        raise TargetError(
+            f"{name}: {places[0]}: its weight is both a table and the layer that gives logits ({', '.join(places)}): "
+            "split it by a low-rank method for embedding tables, which keeps the two tied, or untie them first"
+        )
 
 
 def _refuse_rank(rank: int, shapes: Mapping[str, Shape], name: str) -> None:

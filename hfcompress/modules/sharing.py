@@ -11,6 +11,10 @@ from torch.nn.utils import parametrize
 
 from ..core.errors import TargetError
 from ..core.families import Block, Family, blocks_of, stacks_of
+from ..ops.lowrank import decompose
+from .factorized import Factorized, FactorizedLinear
+from .matrix import stored
+from .storage import Packed
 from .ties import tie_
 
 PARTS = ("all", "attention", "ffn")
@@ -45,6 +49,20 @@ def groups_of(model: nn.Module, family: Family, size: int | None) -> list[list[B
     return [group for group in groups if len(group) > 1]
 
 
+def chosen_groups(model: nn.Module, family: Family, wanted: Sequence[Sequence[int]]) -> list[list[Block]]:
+    """Return blocks that are to share, by their numbers from 0; TargetError for one that is not there or elsewhere."""
+    blocks = blocks_of(model, family)
+    stacks = [stack.path for stack in stacks_of(model, family) for _ in range(stack.depth(model))]
+    for group in wanted:
+        if max(group) >= len(blocks):
+            raise TargetError(f"there is no block {max(group)}: this model has {len(blocks)}, counted from 0")
+        odd = next((i for i in group if stacks[i] != stacks[group[0]]), None)
+        if odd is not None:
+            places = f"{blocks[group[0]].path} and {blocks[odd].path}"
+            raise TargetError(f"blocks {group[0]} and {odd} are of two stacks, which do not share: {places}")
+    return [[blocks[i] for i in group] for group in wanted]
+
+
 def shared_names(model: nn.Module, group: Sequence[Block], part: str) -> list[list[str]]:
     """Return, for each parameter of this part of the blocks, its name in every block of the group.
 
@@ -60,11 +78,16 @@ def shared_names(model: nn.Module, group: Sequence[Block], part: str) -> list[li
         kinds = {type(model.get_submodule(n.rpartition(".")[0])) for n in names}
         if len(shapes) > 1 or len(kinds) > 1:
             raise TargetError(
-                f"{name}: it has other sizes or another kind in {group[1].path}, so they can't share it: share layers "
-                "before pruning or quantizing them one by one, or choose smaller groups"
+                f"{name}: it has other sizes or another kind in {_odd(model, group, names)}, so they can't share it: "
+                "share layers before pruning, quantizing or splitting them one by one, or choose other groups"
             )
-        if not model.get_parameter(name).is_floating_point() or model.get_parameter(name).numel() == 0:
+        owner = _owner(model, name)[0]
+        if isinstance(owner, Factorized):
+            continue  # an empty weight; what it stands for are the factors, which are shared one by one
+        if isinstance(owner, Packed):
             raise TargetError(f"{name}: it is packed in few bits already: share layers before that")
+        if not model.get_parameter(name).is_floating_point() or model.get_parameter(name).numel() == 0:
+            raise TargetError(f"{name}: a {type(owner).__name__} keeps its weight elsewhere: share layers before that")
         if len({id(model.get_parameter(n)) for n in names}) < len(names):
             raise TargetError(f"{name}: these blocks share it already")
         found.append(names)
@@ -82,19 +105,21 @@ def attach_shared(model: nn.Module, names: Sequence[Sequence[str]]) -> None:
 
 @torch.no_grad()
 def start_sharing_(model: nn.Module, names: Sequence[Sequence[str]], weights: Sequence[Sequence[float]]) -> None:
-    """Switch sharing on; each first parameter becomes the mean of all, weighted by the blocks' `weights`."""
+    """Switch sharing on; each first parameter becomes the mean of all, weighted by the blocks' `weights`.
+
+    Of layers in two factors it is the mean of their products that is kept, at the same rank.
+    """
+    if any(_wrappers(model, others[0])[0].on for _, *others in names):
+        return
+    factors = _mean_factors(model, names, weights)
     for (first, *others), shares in zip(names, weights, strict=True):
         owner, last = _owner(model, first)
         value = shares[0] * getattr(owner, last)
         for other, share in zip(others, shares[1:], strict=True):
-            module, name = _owner(model, other)
-            wrappers: Any = module.parametrizations[name]  # type: ignore[index]
-            wrapper = wrappers[0]
-            if wrapper.on:
-                return
+            wrappers = _wrappers(model, other)
             value = value + share * wrappers.original
-            wrapper.on.fill_(True)
-        getattr(owner, last).copy_(value)
+            wrappers[0].on.fill_(True)
+        getattr(owner, last).copy_(factors.get(first, value))
 
 
 def finish_sharing_(model: nn.Module, names: Sequence[Sequence[str]]) -> None:
@@ -117,6 +142,40 @@ def _parameters(model: nn.Module, block: Block, part: str) -> dict[str, str]:
     }[part]
     names = [f"{path}.{name}" for path in paths for name, _ in model.get_submodule(path).named_parameters()]
     return {name.removeprefix(f"{block.path}."): name for name in names}
+
+
+def _wrappers(model: nn.Module, name: str) -> Any:
+    module, last = _owner(model, name)
+    return module.parametrizations[last]  # type: ignore[index]
+
+
+def _mean_factors(
+    model: nn.Module, names: Sequence[Sequence[str]], weights: Sequence[Sequence[float]]
+) -> dict[str, Tensor]:
+    """Return the factors, by name, that are nearest to the mean product of layers, where more than one counts."""
+    found: dict[str, Tensor] = {}
+    for group, shares in zip(names, weights, strict=True):
+        paths = [name.removesuffix(".down.weight") for name in group]
+        if paths[0] == group[0] or sum(map(bool, shares)) == 1:
+            continue
+        layers: list[Any] = [model.get_submodule(path) for path in paths]
+        if isinstance(layers[0], FactorizedLinear):
+            products = [
+                share * (stored(layer.up) @ stored(layer.down)) for share, layer in zip(shares, layers, strict=True)
+            ]
+            mean = torch.stack(products).sum(0)
+            down, up = decompose(mean).cut(layers[0].rank)
+            found |= {group[0]: down, f"{paths[0]}.up.weight": up}
+    return found
+
+
+def _odd(model: nn.Module, group: Sequence[Block], names: Sequence[str]) -> str:
+    """Return the path of the first block whose parameter is unlike that of the first."""
+
+    def like(name: str) -> tuple[Any, ...]:
+        return model.get_parameter(name).shape, type(_owner(model, name)[0])
+
+    return next(block.path for block, name in zip(group, names, strict=True) if like(name) != like(names[0]))
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

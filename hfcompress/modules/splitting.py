@@ -90,10 +90,10 @@ def split_(model: nn.Module, path: str, down: Tensor, up: Tensor) -> None:
 
 
 def split_tied_(model: nn.Module, group: Sequence[tuple[str, nn.Module]], down: Tensor, up: Tensor) -> None:
-    """Split a token table as `split_` does, and every layer tied to it: other tables, and a layer that gives logits.
+    """Split a layer as `split_` does, and every one tied to it: they share both factors, which stay one tensor each.
 
-    The narrow table stays one, and so does the projection of tables among themselves. A layer that gives logits reads
-    it transposed, for which a plain linear layer needs a copy of its own; the two may come to differ in training, as in
+    Of a token table and a layer that gives logits only the narrow table stays one. The second reads the projection
+    transposed, for which a plain linear layer needs a copy of its own; the two may come to differ in training, as in
     ALBERT's head for masked words.
     """
     path, module = group[0]
@@ -103,12 +103,17 @@ def split_tied_(model: nn.Module, group: Sequence[tuple[str, nn.Module]], down: 
     for other, twin in group[1:]:
         if id(twin) not in made:
             split_(model, other, down, up)
-            new: Any = model.get_submodule(other)
-            table = isinstance(new, FactorizedEmbedding)
-            (new.down if table else new.up).weight = first.down.weight
-            if table:
-                new.up.weight = first.up.weight
-            new.weight = first.weight
-            made[id(twin)] = new
+            made[id(twin)] = model.get_submodule(other)
+            _share_factors_(made[id(twin)], first)
         model.set_submodule(other, made[id(twin)])
     declare_ties_(model)
+
+
+def _share_factors_(new: Any, first: Any) -> None:
+    tables = [isinstance(layer, FactorizedEmbedding) for layer in (new, first)]
+    if tables[0] == tables[1]:
+        new.down.weight, new.up.weight = first.down.weight, first.up.weight
+    else:
+        narrow = [layer.down if table else layer.up for layer, table in zip((new, first), tables, strict=True)]
+        narrow[0].weight = narrow[1].weight
+    new.weight = first.weight

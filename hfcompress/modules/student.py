@@ -23,7 +23,7 @@ from ..core.families import (
 from ..core.student import StudentConfig, resolve
 from ..ops.masks import keep_highest
 from .depth import droppable_stacks, keep_blocks_
-from .embedding_width import EmbeddingWidth
+from .embedding_width import EmbeddingWidth, has_own_width, narrow_table_
 from .importance import Batch, fisher
 from .matrix import matrix
 from .projection import Projection, principal_projection, project_channels_
@@ -58,14 +58,15 @@ def derive_student_(
     heads, units = _head_groups(model, blocks, config), _unit_groups(model, blocks, config)
     masks = _most_important(model, [*heads, *units], data, seed)
     channels = _channels(model, family, blocks, config, data)
-    embeddings = _embedding_channels(model, family, config, data)
+    bottleneck = config.embedding_size is not None and not has_own_width(model, family)
+    embeddings = None if bottleneck else _embedding_channels(model, family, config, data)
     left = _drop(model, family, blocks, chosen)
     if channels is not None:
         channels.apply_(model, family)
     if embeddings is not None:
         EmbeddingWidth(model, family).keep_(model, embeddings)
     # With blocks or channels gone, what layers read is not what their outputs were made for: fitting to it does harm.
-    fits = len(left) == len(blocks) and channels is None and embeddings is None
+    fits = len(left) == len(blocks) and channels is None and config.embedding_size is None
     _cut_blocks_(model, [(old, new, masks) for old, new in left], data if fits else None)
     notes = [_layers_note(stack, kept, depth) for stack, kept, depth in chosen]
     most = "of most Fisher information" + (", what reads them refitted" if fits else "")
@@ -74,6 +75,9 @@ def derive_student_(
     )
     notes += [] if channels is None else [channels.note]
     notes += [] if embeddings is None else [f"{_of(embeddings)} channels of embeddings, of largest mean |h|"]
+    if config.embedding_size is not None and bottleneck:
+        notes.append(narrow_table_(model, config.embedding_size, config.round_to, data))
+        return [*notes, "task head: the model's own"]
     return [*notes, "embeddings and task head: the model's own"]
 
 

@@ -43,6 +43,23 @@ def tie_(model: nn.Module, ties: Mapping[str, str]) -> None:
     _declare(model, ties)
 
 
+def places_of(model: nn.Module, path: str) -> list[str]:
+    """Return one path of every module with the weight of the one at `path`, which comes first; raises as `sharers`."""
+    first: dict[int, str] = {}
+    for where, module in sharers(model, path):
+        first.setdefault(id(module), where)
+    return list(first.values())
+
+
+def _declare(model: nn.Module, ties: Mapping[str, str]) -> None:
+    """Tell transformers that the parameters named on the left are those named on the right, beside its own ties."""
+    known: Any = getattr(model, "all_tied_weights_keys", None) or {}
+    model.all_tied_weights_keys = {**known, **ties}  # type: ignore[assignment]
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}  # type: ignore[assignment,dict-item]
+    keep_biases_(model)
+    declare_ties_(model)
+
+
 def own_ties(model: nn.Module) -> dict[str, str]:
     """Return the ties that `tie_` was told of and that hold, {name: name of the one it is}.
 
@@ -103,28 +120,20 @@ def declare_ties_(model: nn.Module) -> None:
     keep_biases_(model)
 
 
-def _declare(model: nn.Module, ties: Mapping[str, str]) -> None:
-    """Tell transformers that the parameters named on the left are those named on the right, beside its own ties."""
-    known: Any = getattr(model, "all_tied_weights_keys", None) or {}
-    model.all_tied_weights_keys = {**known, **ties}  # type: ignore[assignment]
-    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}  # type: ignore[assignment,dict-item]
-    keep_biases_(model)
-    declare_ties_(model)
-
-
 def _part_ties(model: nn.Module, target: str, source: str) -> dict[str, str]:
-    """Return the ties between parts of two tied layers that are both split: their table, and what else fits.
+    """Return the ties between parts of two tied layers that are both split: all, or of a table and a linear layer one.
 
     A table (num, rank) is the first part of an embedding and the last of a linear layer, which has the bias too.
     """
     if target.endswith(".bias"):
-        return {f"{target.removesuffix('bias')}up.bias": source} if _has_parts(model, target) else {}
+        names = [f"{n.removesuffix('bias')}up.bias" if _has_parts(model, n) else n for n in (target, source)]
+        return {names[0]: names[1]} if names[0] != target else {}
     owners = [_owner(model, name) for name in (target, source)]
     if not all(owner is not None and hasattr(owner, "rank") and hasattr(owner, "down") for owner in owners):
         return {}
     tables = [hasattr(owner, "num_embeddings") for owner in owners]
     names = ["down.weight" if table else "up.weight" for table in tables]
-    pairs = [names] + ([["up.weight", "up.weight"]] if all(tables) else [])
+    pairs = [["down.weight"] * 2, ["up.weight"] * 2] if tables[0] == tables[1] else [names]
     stems = [name.removesuffix("weight") for name in (target, source)]
     return {stems[0] + first: stems[1] + second for first, second in pairs}
 
@@ -173,8 +182,8 @@ def _sibling(name: str, last: str) -> str:
     return f"{name.rpartition('.')[0]}.{last}"
 
 
-def refuse_shared(model: nn.Module, path: str) -> None:
+def refuse_shared(model: nn.Module, path: str, mend: str = "add both to `ignore`") -> None:
     """Raise TargetError when another module has the weight of the one at `path`: replacing one would untie them."""
     others = [other for other, module in sharers(model, path) if module is not model.get_submodule(path)]
     if others:
-        raise TargetError(f"{path}: its weight is shared with {others[0]}; add both to `ignore`")
+        raise TargetError(f"{path}: its weight is shared with {others[0]}; {mend}")

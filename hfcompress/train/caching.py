@@ -92,8 +92,8 @@ class TeacherCacheMixin(TrainingBatchesMixin):
 
     def _why_live(self, teacher: Teacher) -> str | None:
         """Return why the teacher has to run on every batch, in words, or None."""
-        if self.lifecycle.wants:
-            names = " and ".join(sorted(self.lifecycle.wants)).replace("_", " ")
+        if wanted := self.lifecycle.ever_wants:  # not only now: the decision holds for the whole stage
+            names = " and ".join(sorted(wanted)).replace("_", " ")
             return f"a method learns from its {names}, which are not kept"
         if teacher.watched:
             return "a method reads what goes on inside it, which is not kept"
