@@ -8,18 +8,15 @@ from pydantic import Field
 from torch import nn
 
 from ..core.config import StrictModel
-from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
-from ..core.targets import select
 from ..modules.clustered import count_clustered, start_clustered_, store_clustered_, words_group, wrap_clustered
-from ..modules.packed import FORMS, PackedEmbedding
+from ..modules.packed import is_table, packable
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
 
 Clusters = Literal[2, 4, 8, 16, 32, 64, 128, 256]
-_KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
 
 
 class ClusterWeightsConfig(StrictModel):
@@ -82,11 +79,11 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
         self._seed = ctx.seed
         self._groups: dict[str, list[str]] = {}
         seen: set[int] = set()
-        for path in self._select(model):
+        for path, _ in packable(model, self.config.targets, self.config.ignore, self.info.name):
             if id(model.get_submodule(path)) not in seen:
                 group = sharers(model, path)
                 seen |= {id(module) for _, module in group}
-                table = any(isinstance(module, nn.Embedding | PackedEmbedding) for _, module in group)
+                table = any(is_table(module) for _, module in group)
                 self._groups[path] = wrap_clustered(model, path, self.config.book(table))
         return list(self._groups)
 
@@ -112,10 +109,3 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return the layers clustered, the weights in them, and their bits per weight before entropy coding."""
         return count_clustered(model, list(self._groups))
-
-    def _select(self, model: nn.Module) -> list[str]:
-        layers = [(p, m) for p, m in model.named_modules() if isinstance(m, _KINDS)]
-        if self.config.targets is None:
-            keep = output_layers(model)
-            layers = [(p, m) for p, m in layers if p not in keep]
-        return [p for p, _ in select(layers, self.config.targets, self.config.ignore, "cluster_weights.targets")]

@@ -10,12 +10,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.config import StrictModel
 from ..core.errors import TargetError
-from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
-from ..core.targets import select
-from ..modules.matrix import LAYERS, as_matrix, matrix, stored
-from ..modules.packed import PackedLinear, form_of, pack_
+from ..modules.matrix import as_matrix, stored
+from ..modules.packed import PackedConv2d, PackedLinear, is_table, pack_, packable, weight_matrix
 from ..modules.parametrizations import attach, detach, find
 from ..modules.sparse import pack_sparse_
 from ..modules.steps import LearnedSteps
@@ -69,14 +67,18 @@ class QAT(Method[QATConfig]):
     Config = QATConfig
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Wrap every target, switched off, and let linear layers follow the range of their inputs."""
+        """Wrap every target, switched off, and let linear layers follow the range of their inputs.
+
+        Layers that were pruned before train without their zeros, which stay. Raises TargetError for one in few bits
+        already, shared, or of a class that can't be packed.
+        """
         self._handles: list[RemovableHandle] = []
         self._paths = self._select(model)
         for path in self._paths:
             module = model.get_submodule(path)
             bits = self.config.activation_bits if _reads_floats(module) else None
-            grid = self.config.grid(isinstance(module, nn.Embedding))
-            wrapper = attach(model, path, LearnedSteps(matrix(module), grid, bits), as_matrix=True)
+            grid = self.config.grid(is_table(module))
+            wrapper = attach(model, path, LearnedSteps(weight_matrix(module), grid, bits), as_matrix=True)
             if bits is not None:
                 self._handles.append(module.register_forward_pre_hook(_rounding(wrapper)))
         return self._paths
@@ -134,14 +136,8 @@ class QAT(Method[QATConfig]):
         return as_matrix(module, stored(module)).detach()
 
     def _select(self, model: nn.Module) -> list[str]:
-        layers = [(p, m) for p, m in model.named_modules() if isinstance(m, LAYERS)]
-        if self.config.targets is None:
-            keep = output_layers(model)
-            layers = [(p, m) for p, m in layers if p not in keep]
-        chosen = select(layers, self.config.targets, self.config.ignore, "qat.targets")
-        for path, module in chosen:
-            if form_of(module) is None:
-                raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
+        chosen = packable(model, self.config.targets, self.config.ignore, self.info.name)
+        for path, _ in chosen:
             if len(sharers(model, path)) > 1:
                 raise TargetError(f"{path}: its weight is shared with another layer; add both to `ignore`")
         return [path for path, _ in chosen]
@@ -149,7 +145,7 @@ class QAT(Method[QATConfig]):
 
 def _reads_floats(module: nn.Module) -> bool:
     """Say whether the layer's inputs can be rounded: those of tables are indices, those of convolutions stay float."""
-    return not isinstance(module, nn.Embedding | nn.Conv2d)
+    return not (is_table(module) or isinstance(module, nn.Conv2d | PackedConv2d))
 
 
 def _rounding(wrapper: LearnedSteps) -> Any:
