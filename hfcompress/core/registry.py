@@ -55,19 +55,26 @@ def name_of(config: StrictModel) -> str:
 
 
 def explain(error: ValidationError, model: type[StrictModel], where: str = "") -> str:
-    """Turn pydantic's error into lines of ``path: what is wrong (got value). Did you mean …?``."""
-    return "\n".join(_line(item, model, where) for item in error.errors())
+    """Turn pydantic's error into lines of ``path: what is wrong (got value). Did you mean …?``, one for each key.
+
+    What may be one kind of value or another says of both why it is not.
+    """
+    lines: dict[str, list[tuple[str, str]]] = {}
+    for item in error.errors():
+        path = key_path(where, item["loc"], model)
+        lines.setdefault(path, []).append(_said(item, model))
+    return "\n".join(f"{path}: {'; or '.join(m for m, _ in said)}{said[0][1]}" for path, said in lines.items())
 
 
-def _line(item: Any, model: type[StrictModel], where: str) -> str:
-    path = key_path(where, item["loc"])
+def _said(item: Any, model: type[StrictModel]) -> tuple[str, str]:
+    """Return what is wrong with a value, and the end of the line."""
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
-        return f"{path}: unknown key (got {item['input']!r}).{nearest(str(key), _keys_at(model, tuple(parents)))}"
+        return "unknown key", f" (got {item['input']!r}).{nearest(str(key), _keys_at(model, tuple(parents)))}"
     if item["type"] == "missing":
-        return f"{path}: this key is required."
+        return "this key is required", "."
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[:1].lower() + message[1:]} (got {item['input']!r})."
+    return message[:1].lower() + message[1:], f" (got {item['input']!r})."
 
 
 def _keys_at(model: type[StrictModel], loc: tuple[Any, ...]) -> list[str]:

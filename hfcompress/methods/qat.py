@@ -28,8 +28,10 @@ class QATConfig(StrictModel):
 
     bits: Bits = Field(8, description="Bits per weight; ternary takes 1.6.")
     embedding_bits: Bits | None = Field(None, description="Bits in embedding tables; default: as `bits`.")
-    activation_bits: Literal[8, 4] | None = Field(
-        8, description="Bits of what linear layers read, one learned step per layer; null: activations stay float."
+    activation_bits: Literal[8, 4, 2] | None = Field(
+        8,
+        description="Bits of what linear layers read, one learned step per layer; null: activations stay float, as "
+        "what convolutions read always does.",
     )
     group_size: int | None = Field(None, ge=1, description="Columns that share a step; default: a row (channel) does.")
     start: float = Field(
@@ -119,15 +121,20 @@ class QAT(Method[QATConfig]):
                 packed.set_inputs(step, int(wrapper.input_zero), wrapper.input_bits or 8)
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Return the layers packed, the weights in them, their bits per weight on disk, and layers with input grids."""
+        """Return layers, their weights, bits per weight on disk, and how many read numbers on a grid, how many floats.
+
+        Convolutions are among the latter: they have no grid for inputs.
+        """
         modules: list[Any] = [model.get_submodule(path) for path in self._paths]
         weights = sum(m.rows * m.columns for m in modules)
+        grids = sum(getattr(m, "input_bits", None) is not None for m in modules)
         size = sum(p.nbytes for m in modules for name, p in m.named_parameters() if name.startswith("weight"))
         return {
             "layers": len(modules),
             "weights": weights,
             "bits_per_weight": round(8 * size / weights, 4),
-            "layers_with_quantized_inputs": sum(getattr(m, "input_bits", None) is not None for m in modules),
+            "layers_with_quantized_inputs": grids,
+            "layers_with_float_inputs": sum(not is_table(m) for m in modules) - grids,
         }
 
     def _weight(self, model: nn.Module, path: str) -> Tensor:
