@@ -171,11 +171,14 @@ def count_trained(base: nn.Module, model: nn.Module) -> Report:
     codes = [name.removesuffix("_codes") for name in state if name.endswith(".weight_codes")]
     weights = sum(before[name].numel() for name in codes)
     stored = sum(t.nbytes for name, t in state.items() if any(name.startswith(f"{c}_") for c in codes))
+    grids = sum(name.endswith(".input_scale") for name in state)
+    tables = sum(isinstance(module, nn.Embedding) for module in base.modules())
     return {
         "layers": len(codes),
         "weights": weights,
         "bits_per_weight": round(8 * stored / weights, 4),
-        "layers_with_quantized_inputs": sum(name.endswith(".input_scale") for name in state),
+        "layers_with_quantized_inputs": grids,
+        "layers_with_float_inputs": len(codes) - tables - grids,
     }
 
 

@@ -95,7 +95,7 @@ class Subject:
         model, processor = make(self.name), self.processor()
         stage = StageMethods("test", [self.new()], None)
         surroundings = {"processor": processor, "corpus": corpus(self.name)}
-        report = run_oneshot(model, stage, calibration=calibration(self.name), **surroundings)[1]
+        report = run_oneshot(model, stage, calibration=calibration(self.name), **surroundings)
         return Outcome(model, report, processor)
 
 

@@ -16,7 +16,7 @@ from hfcompress.export.bits import fold, planes
 from hfcompress.export.graph import Graph, lower
 from hfcompress.export.inputs import InputSpec, example_inputs
 from hfcompress.export.lower_float import FloatProducts
-from hfcompress.export.lower_int8 import Int8Products
+from hfcompress.export.lower_int8 import Int8Products, rounded
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.opening import NOTE, open_onnx
 from hfcompress.export.trace import DOMAIN, Logits, Traced
@@ -144,7 +144,7 @@ def test_int8_products_err_by_the_rounding_of_activations_only(weight):
     wanted = x @ values(weight).T
     step = (x.max() - x.min()) / 255
     bound = 0.5 * step * np.abs(values(weight)).sum(1).max()
-    if isinstance(weight, Dense) and weight.mask is None:
+    if isinstance(weight, Dense):
         bound += 0.5 * np.abs(weight.values).max() / 127 * np.abs(x).sum(-1).max()
     error = np.abs(run(proto, x) - wanted).max()
     assert (error < bound or weight.groups > 1) and error < 0.03 * np.abs(wanted).max()
@@ -160,7 +160,9 @@ def test_int8_products_use_the_integer_operators():
 
 
 @pytest.mark.parametrize("weight", [coded(8), coded(8, asymmetric=True), coded(3), coded(4, 64)], ids=name)
-@pytest.mark.parametrize("inputs", [Inputs(0.03, 120, 8), Inputs(0.3, 7, 4)], ids=lambda inputs: f"{inputs.bits}b")
+@pytest.mark.parametrize(
+    "inputs", [Inputs(0.03, 120, 8), Inputs(0.3, 7, 4), Inputs(1.5, 1, 2)], ids=lambda inputs: f"{inputs.bits}b"
+)
 @pytest.mark.parametrize("how", [FloatProducts(), Int8Products(reduce_range=False)], ids=lambda how: type(how).__name__)
 def test_inputs_with_a_grid_are_rounded_to_it_and_nothing_else(weight, inputs, how):
     x = 3 * RNG.standard_normal((2, 5, weight.shape[1])).astype(np.float32)
@@ -187,6 +189,20 @@ def test_unfolding_is_done_once_when_a_session_is_opened(weight):
     layer = Layer("a", "a", False, weight)
     assert executed(spelt(layer, FloatProducts())) == {"MatMul"}
     assert executed(spelt(layer, Int8Products(reduce_range=False))) == {"DynamicQuantizeMatMul"}
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_floats_without_their_zeros_are_computed_in_integers_and_stay_without(reduce_range):
+    weight = WIDTHS[-1]
+    proto = spelt(Layer("a", "a", False, weight), Int8Products(reduce_range))
+    assert executed(proto) == {"DynamicQuantizeMatMul"}
+    assert weight_bytes(proto) < 0.7 * weight.values.size  # a byte for each of half the weights, a bit for every one
+    on_grid = spelt(Layer("a", "a", False, weight, inputs=Inputs(0.03, 120, 8)), Int8Products(reduce_range))
+    assert "MatMulIntegerToFloat" in executed(on_grid)
+    found = rounded(weight)
+    assert (found.widened()[~weight.mask] == 0).all() and np.array_equal(found.mask, weight.mask)
+    (node,) = [p.value for p in proto.metadata_props if p.key == NOTE]
+    assert "8-bit without zeros" in node and "activations int8, dynamic (1)" in node
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])

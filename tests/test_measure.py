@@ -477,8 +477,49 @@ def test_an_export_that_loses_accuracy_is_named():
     ]
     worse = result().compressed.model_copy(update={"quality": rows})
     assert findings(result().baseline, worse, []) == [
-        "onnxruntime-int8 loses 0.100 f1 against the same model in PyTorch."
+        "In onnxruntime-int8 the f1 is 80.00, 10.00 points below PyTorch's."
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            0.8658,
+            "In onnxruntime-int8 the accuracy is 86.58, 1.26 points below PyTorch's: its kernels round activations",
+        ),
+        (0.8830, "In onnxruntime-int8 the accuracy is 88.30, 0.46 points above PyTorch's."),
+        (0.8755, ""),
+    ],
+)
+def test_an_export_of_another_accuracy_is_named_with_the_reason_where_it_is_known(value, words):
+    rows = [
+        Quality(engine=e, metric="accuracy", value=v, examples=872)
+        for e, v in (("pytorch", 0.8784), ("onnxruntime-int8", value))
+    ]
+    notes = {"onnxruntime-int8": "weights 8-bit; activations int8, static (2), dynamic (3)"}
+    found = findings(result().baseline, result().compressed.model_copy(update={"quality": rows, "runs_in": notes}), [])
+    assert len(found) == bool(words) and "".join(found).startswith(words)
+
+
+def test_more_memory_and_slower_loading_in_one_engine_are_named():
+    before = {"peak_memory_bytes": {"pytorch": 100e6, "onnxruntime": 100e6}, "load_seconds": {"pytorch": 0.2}}
+    after = {
+        "peak_memory_bytes": {"pytorch": 430e6, "onnxruntime": 124e6, "openvino": 900e6},
+        "load_seconds": {"pytorch": 0.5},
+        "runs_in": {"pytorch": "weights ternary (36), float32 (1); computed in float32", "onnxruntime-int8": "int8"},
+        "size_bytes": 500_000,
+    }
+    base = result().baseline.model_copy(update={**before, "size_bytes": 9_500_000})
+    assert findings(base, result().compressed.model_copy(update=after), []) == [
+        "19.0× smaller on disk, but 4.30× the original's peak memory in pytorch, where packed weights are widened: 430 "
+        "MB against 100 MB.",
+        "Loading takes 2.50× as long as the original's in pytorch: 0.50 s against 0.20 s.",
+    ]
+    whole = result().compressed.model_copy(update={**after, "size_bytes": 9_500_000, "runs_in": {}})
+    assert any(
+        f.startswith("The compressed model takes 4.30× the original's peak memory") for f in findings(base, whole, [])
+    )
 
 
 def test_energy_that_was_not_measured_is_said_so_with_the_reason(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from cases import MethodCase
@@ -12,6 +13,9 @@ from torch import nn
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import CheckpointError
 from hfcompress.core.lifecycle import Lifecycle
+from hfcompress.export.inputs import example_inputs
+from hfcompress.export.onnx import export_onnx
+from hfcompress.export.opening import open_onnx
 from hfcompress.methods.qat import QAT, QATConfig
 from hfcompress.modules.packed import PackedLinear
 from hfcompress.modules.spec import build, spec_of
@@ -22,7 +26,7 @@ from hfcompress.ops.quantization import Grid
 KINDS = {
     "ternary": {"bits": "ternary", "embedding_bits": 4, "activation_bits": 8},
     "4 bits in groups": {"bits": 4, "group_size": 8, "activation_bits": None, "start": 0.0},
-    "2 bits": {"bits": 2, "activation_bits": 4},
+    "2 bits": {"bits": 2, "activation_bits": 2},
 }
 
 
@@ -70,13 +74,15 @@ def test_what_was_trained_is_what_is_stored_inputs_included(name, tmp_path):
     assert torch.allclose(logits(load_model(first, auto), name), after, atol=1e-6)
 
 
-def test_inputs_really_are_on_a_grid():
-    wrapper = LearnedSteps(torch.randn(4, 8), Grid(8), input_bits=4).train()
+@pytest.mark.parametrize("bits", [4, 2])
+def test_inputs_really_are_on_a_grid(bits):
+    wrapper = LearnedSteps(torch.randn(4, 8), Grid(8), input_bits=bits).train()
     x = torch.randn(64, 8)
     wrapper.round_inputs(x)
     wrapper.start(torch.randn(4, 8))
     rounded = wrapper.round_inputs(x)
-    assert len(rounded.unique()) <= 16 and (rounded - x).abs().max() < (x.max() - x.min()) / 15
+    last = 2**bits - 1
+    assert len(rounded.unique()) <= last + 1 and (rounded - x).abs().max() < (x.max() - x.min()) / last
     assert 0.0 in rounded  # a padding of zeros stays zero
 
 
@@ -85,6 +91,25 @@ def test_without_inputs_seen_they_stay_float():
     lifecycle = Lifecycle([QAT(QATConfig())], training=True)
     lifecycle.prepare(model)
     assert lifecycle.finalize(model)["qat"]["layers_with_quantized_inputs"] == 0
+
+
+def test_two_bit_inputs_are_the_same_in_a_checkpoint_and_in_int8(tmp_path):
+    model, lifecycle = observed("bert", activation_bits=2)
+    lifecycle.finalize(model)
+    loaded = load_model(save_checkpoint(model, tmp_path / "one"), "AutoModelForSequenceClassification")
+    assert sum(getattr(m, "input_bits", None) == 2 for m in loaded.modules()) > 10
+    inputs = example_inputs(model, 4, 9)
+    wanted = loaded(**inputs).logits.detach().numpy()
+    file = export_onnx(loaded, tmp_path / "onnx", reduce_range=False)["onnxruntime-int8"]
+    got = open_onnx(file, 1)({name: value.numpy() for name, value in inputs.items()})
+    assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_what_convolutions_read_stays_float_and_is_counted():
+    model, lifecycle = observed("vit")
+    report = lifecycle.finalize(model)["qat"]
+    assert report["layers_with_float_inputs"] == 1  # the patches' projection
+    assert report["layers"] - report["layers_with_quantized_inputs"] == 1
 
 
 def test_a_spec_with_other_input_bits_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.models.bert.modeling_bert import BertForMaskedLM
 
 from hfcompress import compress
 from hfcompress.checkpoint import load_model, save_checkpoint
-from hfcompress.core.errors import CheckpointError, FamilyError, LifecycleError, TargetError
+from hfcompress.core.errors import CheckpointError, FamilyError, LifecycleError, RecipeError, TargetError
 from hfcompress.core.families import blocks_of, family_of
 from hfcompress.core.lifecycle import Lifecycle
 from hfcompress.core.registry import create
@@ -217,3 +218,33 @@ def test_sizes_are_bounded(tmp_path):
         with pytest.raises(CheckpointError, match=r"is not between 1 and|is not the config's"):
             load_model(folder, auto_class(name))
         (folder / "config.json").write_text(text)
+
+
+@pytest.mark.parametrize("name", ["width", "layers"])
+def test_a_value_of_neither_kind_is_one_line_about_its_key(name):
+    with pytest.raises(RecipeError) as caught:
+        create(name, {"keep": 1.5}, "stages.0.methods")
+    assert str(caught.value) == (
+        f"stages.0.methods.{name}.keep: input should be a valid integer, got a number with a fractional part; or input "
+        "should be less than 1 (got 1.5)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"logits": {"weight": -1}}, "logits.weight: "),
+        ({"logits": -1}, "logits: "),
+        ({"logits": {"wieght": 1}}, "logits.wieght: unknown key"),
+        ({"relations": {"layers": {0: "x"}}}, "relations.layers"),
+        ({"relations": {"of": ["query", "kez"]}}, "relations.of.1: "),
+    ],
+    ids=str,
+)
+def test_paths_name_keys_not_branches(settings, key):
+    with pytest.raises(RecipeError) as caught:
+        create("distill", settings)
+    for line in str(caught.value).splitlines():
+        assert line.startswith(f"methods.distill.{key}") and not {"int", "literal", "dict"} & set(
+            re.split(r"\W", line.split(": ")[0])
+        )

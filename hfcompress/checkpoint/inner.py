@@ -10,8 +10,9 @@ from torch import nn
 from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.quantizers.base import HfQuantizer
 
-from ..core.config import StrictModel, explain
+from ..core.config import StrictModel
 from ..core.errors import CheckpointError
+from ..core.explain import explain
 from ..modules.bnb import BnbFormat, bnb_format, library
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,8 +29,19 @@ class Lifecycle:
     def __init__(self, methods: Iterable[Method], *, training: bool) -> None:
         """Take the stage's methods; LifecycleError when one of them does not go with (or without) training."""
         self.methods = sorted(methods, key=lambda m: (m.info.phase, m.info.name))
-        self.state = State.NEW
+        self.training, self.state = training, State.NEW
         _refuse_misfits(self.methods, training)
+
+    def passes(self) -> list[Lifecycle]:
+        """Return what the stage is made of, one after the other: itself if it trains, else a life cycle per phase.
+
+        Without training each phase is done before the next looks at the model: what a later method measures, chooses
+        and packs are the layers that the earlier ones leave, and nothing is packed that is still to be cut.
+        """
+        if self.training:
+            return [self]
+        phases = groupby(self.methods, lambda method: method.info.phase)
+        return [Lifecycle(methods, training=False) for _, methods in phases]
 
     @property
     def needs_teacher(self) -> bool:
@@ -149,6 +161,11 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
                 "changes the tokenizer or image processor, and what is trained on is read already: give it a stage of "
                 "its own without `train:`, or call hfcompress.compress(model, …, processor=processor)"
             )
+        elif needs.calibration and (before := _changing_inputs(methods, method.info.phase)):
+            reason = (
+                f"reads calibration data, which {before}, done before it, makes the model read otherwise: put {name} "
+                "in a later stage"
+            )
         elif method.info.alone and len(permanent) > 1:
             reason = (
                 f"changes the paths or sizes of modules that {', '.join(permanent)} would act on together: give it a "
@@ -156,6 +173,11 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
             )
         if reason:
             raise LifecycleError(f"{name} {reason}")
+
+
+def _changing_inputs(methods: list[Method], phase: Phase) -> str:
+    """Return the method of an earlier phase that changes the tokenizer or image processor; "" for none."""
+    return next((m.info.name for m in methods if m.needs.processor and m.info.phase < phase), "")
 
 
 def _title(method: Method) -> str:

@@ -132,7 +132,7 @@ class Method(Generic[C]):
         raise NotImplementedError
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """Collect statistics from calibration batches; the model is at strength zero, and in evaluation mode.
+        """Collect statistics from calibration batches; this phase is at strength zero, the model in evaluation mode.
 
         A one-shot method may already change weights here, in place, so that a model is never held twice: from then on
         it stands at full strength, and `finalize` only stores what is there more tightly.

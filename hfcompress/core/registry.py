@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from .config import StrictModel, explain
+from .config import StrictModel
 from .errors import RecipeError, nearest
+from .explain import explain
 from .method import Method
 
 _METHODS: dict[str, type[Method]] = {}

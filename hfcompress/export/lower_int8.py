@@ -96,15 +96,15 @@ class Int8Products:
 
 
 def rounded(weight: Weight) -> Weight:
-    """Return a plain weight in 8 bits, unless it is small or without its zeros, and any other as it is."""
-    if not isinstance(weight, Dense) or weight.values.size < SMALL or weight.mask is not None:
+    """Return a plain weight in 8 bits, unless it is small, and any other as it is; zeros that are left out stay so."""
+    if not isinstance(weight, Dense) or weight.values.size < SMALL:
         return weight
-    return coded8(weight.values)
+    return replace(coded8(weight.values), mask=weight.mask)
 
 
 def rounded_kernel(weight: Weight) -> Weight:
     """Return a plain kernel in 8 bits, small or not: a float one amid integers would cost two conversions."""
-    return coded8(weight.values) if isinstance(weight, Dense) and weight.mask is None else weight
+    return replace(coded8(weight.values), mask=weight.mask) if isinstance(weight, Dense) else weight
 
 
 def integer_kernel(weight: Weight) -> TypeGuard[Coded]:

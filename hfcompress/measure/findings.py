@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..core.method import Category
 from .result import Method, ModelResult, Quality, Speedup
@@ -14,10 +14,14 @@ MANY_ZEROS = 0.10
 BUSY = 0.05
 EXPORT_LARGER = 1.10  # of the checkpoint's bytes, from here on an export is named
 NOT_IN_FILE = 1.10  # how far the file's share may lie above that of the parameters
-EXPORT_LOSS = 0.01  # of the metric, or a share of it where lower is better: an export against PyTorch
+ANOTHER = 0.003  # of a metric that is a share: from here on an export's answers are not PyTorch's
+ANOTHER_SHARE = 0.01  # the same as a share of a metric of which lower is better
+GREW = 1.25  # memory or time to load against the original's in the same engine
 
-# What the notes in `ModelResult.runs_in` call few bits, and products that are computed in them.
+# What the notes in `ModelResult.runs_in` call few bits or packed, and products that are computed in integers.
 _FEW_BITS = re.compile(r"\b\d-bit")
+_PACKED = re.compile(r"\b\d-bit|ternary|without zeros|codebook", re.IGNORECASE)
+_AS_THEY_COME = re.compile(r"activations int8, .*dynamic")
 _INTEGER = re.compile(r"activations int8|kernels .*(Integer|Quantize|NBits|QLinear|\b[iu]8\b)")
 
 
@@ -28,7 +32,7 @@ def findings(
     waiting: float = 0.0,
     methods: Sequence[Method] = (),
 ) -> list[str]:
-    """Return a sentence for each thing that got no smaller, no faster, or worse only in an export.
+    """Return a sentence for each thing that got no smaller, no faster, larger elsewhere, or another in an export.
 
     `waiting` is the share of the timing in which other processes held the processor; `methods` are those of the run.
     """
@@ -40,6 +44,8 @@ def findings(
         *_bits(baseline, compressed, methods),
         *_large_exports(compressed),
         *_exports(compressed),
+        *_memory(baseline, compressed),
+        *_loading(baseline, compressed),
         *_disturbance(waiting),
     ]
 
@@ -125,17 +131,57 @@ def _exports(compressed: ModelResult) -> list[str]:
     pytorch = compressed.quality_in("pytorch")
     if pytorch is None:
         return []
-    return [_export(q, pytorch) for q in compressed.quality if q.shortfall(pytorch) > EXPORT_LOSS]
+    return [
+        _export(q, pytorch, compressed.runs_in.get(q.engine, ""))
+        for q in compressed.quality
+        if abs(q.shortfall(pytorch)) > (ANOTHER if q.higher_is_better else ANOTHER_SHARE)
+    ]
 
 
-def _export(quality: Quality, pytorch: Quality) -> str:
+def _export(quality: Quality, pytorch: Quality, note: str) -> str:
     loss = quality.shortfall(pytorch)
+    why = ""
+    if loss > 0 and _AS_THEY_COME.search(note):
+        why = ": its kernels round activations as they come; grids trained or calibrated beforehand come closer"
     if quality.higher_is_better:
-        return f"{quality.engine} loses {loss:.3f} {quality.metric} against the same model in PyTorch."
+        side = "below" if loss > 0 else "above"
+        return (
+            f"In {quality.engine} the {quality.metric} is {100 * quality.value:.2f}, {100 * abs(loss):.2f} points "
+            f"{side} PyTorch's{why}."
+        )
+    word = "more" if loss > 0 else "less"
     return (
-        f"{quality.engine} has {loss:.1%} more {quality.metric} than the same model in PyTorch "
-        f"({quality.value:.2f} against {pytorch.value:.2f})."
+        f"{quality.engine} has {abs(loss):.1%} {word} {quality.metric} than the same model in PyTorch "
+        f"({quality.value:.2f} against {pytorch.value:.2f}){why}."
     )
+
+
+def _memory(baseline: ModelResult, compressed: ModelResult) -> list[str]:
+    """Name engines in which the smaller file takes more memory, as where packed weights are widened."""
+    smaller = baseline.size_bytes / compressed.size_bytes
+    disk = f"{smaller:.1f}× smaller on disk, but" if smaller > 1 / SAME_SIZE else "the compressed model takes"
+    found = []
+    for engine, (before, after) in _grown(baseline.peak_memory_bytes, compressed.peak_memory_bytes).items():
+        note = compressed.runs_in.get(engine, "")
+        why = ", where packed weights are widened" if _PACKED.search(note) and not _INTEGER.search(note) else ""
+        found.append(
+            f"{disk} {after / before:.2f}× the original's peak memory in {engine}{why}: {after / 1e6:.0f} MB against "
+            f"{before / 1e6:.0f} MB."
+        )
+    return [sentence[:1].upper() + sentence[1:] for sentence in found]
+
+
+def _loading(baseline: ModelResult, compressed: ModelResult) -> list[str]:
+    return [
+        f"Loading takes {after / before:.2f}× as long as the original's in {engine}: {after:.2f} s against "
+        f"{before:.2f} s."
+        for engine, (before, after) in _grown(baseline.load_seconds, compressed.load_seconds).items()
+    ]
+
+
+def _grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Return, by engine, both numbers where the second is much the larger."""
+    return {e: (before[e], x) for e, x in after.items() if e in before and x > GREW * before[e]}
 
 
 def _disturbance(waiting: float) -> list[str]:

@@ -16,7 +16,7 @@ from ..core.registry import register
 from ..core.targets import select
 from ..modules.bnb import BnbFormat, bnb_format, can_quantize, library, stored_bytes
 from ..modules.bnb_quantized import BnbRounded, quantize_bnb_
-from ..modules.matrix import matrix
+from ..modules.packed import PackedLinear, weight_matrix
 from ..modules.parametrizations import attach, detach, find
 from ..modules.ties import refuse_shared
 
@@ -57,7 +57,8 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
 
     The rounding is switched on at the end of the stage, so what is evaluated there is what will be stored. LLM.int8
     rounds activations as well, which only its own layer does: there the two differ, by 1% of the hidden states or so.
-    Pruning belongs in a stage before this one: columns that go would shift the blocks that share a scale.
+    Pruning belongs in a stage before this one: columns that go would shift the blocks that share a scale. Single zeros
+    stay zero, and take the bits of any other weight.
     """
 
     info = MethodInfo(
@@ -71,7 +72,10 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
     Config = BitsandbytesConfig
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Wrap every target, switched off: training before this point is not slowed or changed."""
+        """Wrap every target, switched off: training before this point is not slowed or changed.
+
+        Raises TargetError for layers in few bits already, and for what the library or the model class can't have so.
+        """
         library()
         self._form = BnbFormat(
             self.config.mode, self.config.double_quant, self.config.threshold, self.config.block_size
@@ -97,7 +101,7 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
         self._weights = 0
         for path in self._paths:
             detach(model, path, BnbRounded)
-            self._weights += matrix(model.get_submodule(path)).numel()
+            self._weights += weight_matrix(model.get_submodule(path)).numel()
             quantize_bnb_(model, path, self._form)
 
     def report(self, model: nn.Module) -> dict[str, float]:
@@ -110,12 +114,20 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
         }
 
     def _select(self, model: nn.Module) -> list[str]:
-        layers = [(p, m) for p, m in model.named_modules() if can_quantize(m)]
+        layers = [(p, m) for p, m in model.named_modules() if can_quantize(m) or isinstance(m, PackedLinear)]
         if self.config.targets is None:
             prefix = base_prefix(model)
             layers = [(p, m) for p, m in layers if p.startswith(prefix) and "pooler" not in p.split(".")]
             layers = [(p, m) for p, m in layers if not _stays_float(model, p)]
-        return [p for p, _ in select(layers, self.config.targets, self.config.ignore, "bitsandbytes.targets")]
+        chosen = select(layers, self.config.targets, self.config.ignore, "bitsandbytes.targets")
+        packed = [p for p, m in chosen if isinstance(m, PackedLinear) and m.grid is not None]
+        if packed:
+            more = f" and {len(packed) - 1} more layers" if len(packed) > 1 else ""
+            raise TargetError(
+                f"bitsandbytes: the weight of {packed[0]}{more} is in few bits already: add what is to stay so to "
+                "`ignore` (PackedLinear names all), or leave out what quantized it"
+            )
+        return [p for p, _ in chosen]
 
     def _refuse_another_format(self, model: nn.Module) -> None:
         found = bnb_format(model)

@@ -9,11 +9,9 @@ from torch import nn
 
 from ..core.config import StrictModel
 from ..core.errors import TargetError
-from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
-from ..core.targets import select
 from ..modules.clustered import (
     count_clustered,
     gets_smaller,
@@ -23,12 +21,11 @@ from ..modules.clustered import (
     words_group,
     wrap_clustered,
 )
-from ..modules.packed import FORMS, PackedEmbedding
+from ..modules.packed import is_table, packable
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
 
 Clusters = Literal[2, 4, 8, 16, 32, 64, 128, 256]
-_KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
 
 
 class ClusterWeightsConfig(StrictModel):
@@ -93,11 +90,11 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
         self._groups: dict[str, list[str]] = {}
         self._whole: list[str] = []
         seen: set[int] = set()
-        for path in self._select(model):
+        for path, _ in packable(model, self.config.targets, self.config.ignore, self.info.name):
             if id(model.get_submodule(path)) not in seen:
                 group = sharers(model, path)
                 seen |= {id(module) for _, module in group}
-                table = any(isinstance(module, nn.Embedding | PackedEmbedding) for _, module in group)
+                table = any(is_table(module) for _, module in group)
                 book = self.config.book(table)
                 refuse_uncodable(path, model.get_submodule(path), book)
                 if gets_smaller(model.get_submodule(path), book):
@@ -134,10 +131,3 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return the layers clustered, their weights, the bits of each before entropy coding, and layers left whole."""
         return count_clustered(model, list(self._groups)) | {"layers_left_whole": len(self._whole)}
-
-    def _select(self, model: nn.Module) -> list[str]:
-        layers = [(p, m) for p, m in model.named_modules() if isinstance(m, _KINDS)]
-        if self.config.targets is None:
-            keep = output_layers(model)
-            layers = [(p, m) for p, m in layers if p not in keep]
-        return [p for p, _ in select(layers, self.config.targets, self.config.ignore, "cluster_weights.targets")]

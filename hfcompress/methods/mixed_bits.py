@@ -13,19 +13,15 @@ from torch import Tensor, nn
 
 from ..core.config import StrictModel
 from ..core.errors import TargetError
-from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
-from ..core.targets import select
-from ..modules.packed import FORMS, form_of, pack_
+from ..modules.packed import pack_, packable
 from ..modules.sensitivity import output_divergences, stored_bytes
 from ..modules.sparse import pack_sparse_
 from ..modules.storage import Packed
 from ..modules.ties import sharers
 from ..ops.allocation import allocate
 from ..ops.quantization import Grid
-
-_KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
 
 
 class MixedBitsConfig(StrictModel):
@@ -149,17 +145,9 @@ class MixedBits(Method[MixedBitsConfig]):
         return round((self.config.average_bits or 0.0) * self._weights / 8)
 
     def _select(self, model: nn.Module) -> list[str]:
-        layers = [(p, m) for p, m in model.named_modules() if isinstance(m, _KINDS)]
-        if self.config.targets is None:
-            keep = output_layers(model)
-            layers = [(p, m) for p, m in layers if p not in keep]
         chosen: dict[str, None] = {}
         seen: set[int] = set()
-        for path, module in select(layers, self.config.targets, self.config.ignore, "mixed_bits.targets"):
-            if form_of(module) is None:
-                raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
-            if _is_packed(module):
-                raise TargetError(f"{path}: its weight is in few bits already; add it to `ignore`")
+        for path, module in packable(model, self.config.targets, self.config.ignore, self.info.name):
             if id(module) not in seen:
                 seen |= {id(tied) for _, tied in sharers(model, path)}
                 chosen[path] = None
@@ -174,10 +162,6 @@ def _spend_rest_(chosen: list[int], errors: Tensor, costs: list[Tensor], budget:
         affordable = int((costs[i] <= costs[i][chosen[i]] + left).sum()) - 1
         left -= int(costs[i][affordable] - costs[i][chosen[i]])
         chosen[i] = affordable
-
-
-def _is_packed(module: Any) -> bool:
-    return isinstance(module, Packed) and module.grid is not None
 
 
 def _weights(module: Any) -> int:

@@ -10,12 +10,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.config import StrictModel
 from ..core.errors import TargetError
-from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
-from ..core.targets import select
-from ..modules.matrix import LAYERS, as_matrix, matrix, stored
-from ..modules.packed import PackedLinear, form_of, pack_
+from ..modules.matrix import as_matrix, stored
+from ..modules.packed import PackedConv2d, PackedLinear, is_table, pack_, packable, weight_matrix
 from ..modules.parametrizations import attach, detach, find
 from ..modules.sparse import pack_sparse_
 from ..modules.steps import LearnedSteps
@@ -30,8 +28,10 @@ class QATConfig(StrictModel):
 
     bits: Bits = Field(8, description="Bits per weight; ternary takes 1.6.")
     embedding_bits: Bits | None = Field(None, description="Bits in embedding tables; default: as `bits`.")
-    activation_bits: Literal[8, 4] | None = Field(
-        8, description="Bits of what linear layers read, one learned step per layer; null: activations stay float."
+    activation_bits: Literal[8, 4, 2] | None = Field(
+        8,
+        description="Bits of what linear layers read, one learned step per layer; null: activations stay float, as "
+        "what convolutions read always does.",
     )
     group_size: int | None = Field(None, ge=1, description="Columns that share a step; default: a row (channel) does.")
     start: float = Field(
@@ -69,14 +69,18 @@ class QAT(Method[QATConfig]):
     Config = QATConfig
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Wrap every target, switched off, and let linear layers follow the range of their inputs."""
+        """Wrap every target, switched off, and let linear layers follow the range of their inputs.
+
+        Layers that were pruned before train without their zeros, which stay. Raises TargetError for one in few bits
+        already, shared, or of a class that can't be packed.
+        """
         self._handles: list[RemovableHandle] = []
         self._paths = self._select(model)
         for path in self._paths:
             module = model.get_submodule(path)
             bits = self.config.activation_bits if _reads_floats(module) else None
-            grid = self.config.grid(isinstance(module, nn.Embedding))
-            wrapper = attach(model, path, LearnedSteps(matrix(module), grid, bits), as_matrix=True)
+            grid = self.config.grid(is_table(module))
+            wrapper = attach(model, path, LearnedSteps(weight_matrix(module), grid, bits), as_matrix=True)
             if bits is not None:
                 self._handles.append(module.register_forward_pre_hook(_rounding(wrapper)))
         return self._paths
@@ -117,15 +121,20 @@ class QAT(Method[QATConfig]):
                 packed.set_inputs(step, int(wrapper.input_zero), wrapper.input_bits or 8)
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Return the layers packed, the weights in them, their bits per weight on disk, and layers with input grids."""
+        """Return layers, their weights, bits per weight on disk, and how many read numbers on a grid, how many floats.
+
+        Convolutions are among the latter: they have no grid for inputs.
+        """
         modules: list[Any] = [model.get_submodule(path) for path in self._paths]
         weights = sum(m.rows * m.columns for m in modules)
+        grids = sum(getattr(m, "input_bits", None) is not None for m in modules)
         size = sum(p.nbytes for m in modules for name, p in m.named_parameters() if name.startswith("weight"))
         return {
             "layers": len(modules),
             "weights": weights,
             "bits_per_weight": round(8 * size / weights, 4),
-            "layers_with_quantized_inputs": sum(getattr(m, "input_bits", None) is not None for m in modules),
+            "layers_with_quantized_inputs": grids,
+            "layers_with_float_inputs": sum(not is_table(m) for m in modules) - grids,
         }
 
     def _weight(self, model: nn.Module, path: str) -> Tensor:
@@ -134,14 +143,8 @@ class QAT(Method[QATConfig]):
         return as_matrix(module, stored(module)).detach()
 
     def _select(self, model: nn.Module) -> list[str]:
-        layers = [(p, m) for p, m in model.named_modules() if isinstance(m, LAYERS)]
-        if self.config.targets is None:
-            keep = output_layers(model)
-            layers = [(p, m) for p, m in layers if p not in keep]
-        chosen = select(layers, self.config.targets, self.config.ignore, "qat.targets")
-        for path, module in chosen:
-            if form_of(module) is None:
-                raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
+        chosen = packable(model, self.config.targets, self.config.ignore, self.info.name)
+        for path, _ in chosen:
             if len(sharers(model, path)) > 1:
                 raise TargetError(f"{path}: its weight is shared with another layer; add both to `ignore`")
         return [path for path, _ in chosen]
@@ -149,7 +152,7 @@ class QAT(Method[QATConfig]):
 
 def _reads_floats(module: nn.Module) -> bool:
     """Say whether the layer's inputs can be rounded: those of tables are indices, those of convolutions stay float."""
-    return not isinstance(module, nn.Embedding | nn.Conv2d)
+    return not (is_table(module) or isinstance(module, nn.Conv2d | PackedConv2d))
 
 
 def _rounding(wrapper: LearnedSteps) -> Any:

@@ -9,12 +9,10 @@ from torch import nn
 
 from ..core.config import StrictModel
 from ..core.errors import TargetError
-from ..core.families import output_layers
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
-from ..core.targets import select
-from ..modules.packed import FORMS, Packed, PackedEmbedding, form_of, pack_
+from ..modules.packed import Packed, is_table, pack_, packable, refuse_unpackable
 from ..modules.parametrizations import attach, detach, find
 from ..modules.rounding import RoundedWeight, rounding_for
 from ..modules.sparse import pack_sparse_
@@ -22,7 +20,6 @@ from ..modules.ties import sharers
 from ..ops.quantization import Grid
 
 Bits = Literal[8, 6, 4, 3, 2, "ternary", "binary"]
-_KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
 
 
 class QuantizeWeightsConfig(StrictModel):
@@ -87,7 +84,7 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
         self._grids: dict[str, Grid] = {}
         self._wrapped: list[str] = []  # those of tied layers too
         seen: set[int] = set()
-        for path in self._select(model):
+        for path, _ in packable(model, self.config.targets, self.config.ignore, self.info.name):
             if id(model.get_submodule(path)) not in seen:
                 group = sharers(model, path)
                 seen |= {id(module) for _, module in group}
@@ -114,15 +111,8 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
         stored = sum(p.nbytes for m in modules for name, p in m.named_parameters() if name != "bias")
         return {"layers": len(modules), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
 
-    def _select(self, model: nn.Module) -> list[str]:
-        layers = [(p, m) for p, m in model.named_modules() if isinstance(m, _KINDS)]
-        if self.config.targets is None:
-            keep = output_layers(model)
-            layers = [(p, m) for p, m in layers if p not in keep]
-        return [p for p, _ in select(layers, self.config.targets, self.config.ignore, "quantize_weights.targets")]
-
     def _wrap(self, model: nn.Module, group: list[tuple[str, nn.Module]]) -> None:
-        grid = self.config.grid(any(isinstance(m, nn.Embedding | PackedEmbedding) for _, m in group))
+        grid = self.config.grid(any(is_table(module) for _, module in group))
         self._grids[group[0][0]] = grid
         for path, module in {id(m): (p, m) for p, m in reversed(group)}.values():
             _check(path, module, grid)
@@ -131,9 +121,6 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
 
 
 def _check(path: str, module: nn.Module, grid: Grid) -> None:
-    if form_of(module) is None:
-        raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
-    if isinstance(module, Packed) and module.grid is not None:
-        raise TargetError(f"{path}: its weight is in {module.grid.bits} bits already; add it to `ignore`")
+    refuse_unpackable(path, module)
     if isinstance(module, Packed) and not grid.has_zero:
         raise TargetError(f"{path}: its weight is pruned, and binary weights have no zero; add it to `ignore`")

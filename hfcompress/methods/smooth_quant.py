@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from ..core.config import StrictModel
 from ..core.errors import FamilyError, TargetError
-from ..core.families import blocks_of, family_of, output_layers
+from ..core.families import blocks_of, family_of
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
-from ..core.targets import select
 from ..modules.blockwise import observe_all
-from ..modules.chains import LINEAR, layers_of
-from ..modules.matrix import LAYERS, matrix
-from ..modules.packed import form_of, pack_
+from ..modules.chains import LINEAR
+from ..modules.packed import pack_, packable, weight_matrix
 from ..modules.smoothing import Fold, fold_, norm_folds
+from ..modules.sparse import pack_sparse_
 from ..modules.ties import sharers
 from ..ops.smoothing import InputRange, input_grid, smoothing
 
@@ -57,16 +56,10 @@ class SmoothQuant(Method[SmoothQuantConfig]):
     Config = SmoothQuantConfig
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Choose the layers; TargetError for one that is packed already, shared, or of a class that can't be packed."""
-        layers = layers_of(model, LAYERS)
-        if self.config.targets is None:
-            keep = output_layers(model)
-            layers = [(path, module) for path, module in layers if path not in keep]
-        self._paths = [p for p, m in select(layers, self.config.targets, self.config.ignore, "smooth_quant.targets")]
+        """Choose the layers; TargetError for one in few bits already, shared, or of a class that can't be packed."""
+        chosen = packable(model, self.config.targets, self.config.ignore, self.info.name)
+        self._paths = [path for path, _ in chosen]
         for path in self._paths:
-            module = model.get_submodule(path)
-            if form_of(module) is None:
-                raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
             if len(shared := sharers(model, path)) > 1:
                 raise TargetError(f"{path}: its weight is shared with {shared[1][0]}; add both to `ignore`")
         self._linear = [path for path in self._paths if isinstance(model.get_submodule(path), LINEAR)]
@@ -94,7 +87,9 @@ class SmoothQuant(Method[SmoothQuantConfig]):
                 model.get_submodule(path).set_inputs(torch.ones(1), 0, 8)  # type: ignore[operator]
 
     def finalize(self, model: nn.Module) -> None:
-        """Everything is in place."""
+        """Leave out the zeros of layers that were pruned before, where that is smaller still."""
+        for path in self._paths:
+            pack_sparse_(model, path)
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return the layers packed, the weights in them, and the layers with quantized and with smoothed inputs."""
@@ -113,7 +108,7 @@ class SmoothQuant(Method[SmoothQuantConfig]):
         trial = {name: value[:_TRIAL] for name, value in batch.items()}
         factors: dict[str, Tensor] = {}
         for fold in [*_value_folds(model, self._linear), *norm_folds(model, trial, self._linear)]:
-            weights = [matrix(model.get_submodule(path)) for path in fold.readers]
+            weights = [weight_matrix(model.get_submodule(path)) for path in fold.readers]
             s = smoothing(ranges[fold.readers[0]].largest(), weights, self.config.alpha)
             if fold_(model, fold, s, trial):
                 factors |= dict.fromkeys(fold.readers, s)
@@ -127,5 +122,5 @@ def _value_folds(model: nn.Module, paths: list[str]) -> list[Fold]:
     except FamilyError:
         return []
     pairs = [(b.value, b.output) for b in blocks if not b.fused and {b.value, b.output} <= set(paths)]
-    sizes = {path: matrix(model.get_submodule(path)).shape for pair in pairs for path in pair}
+    sizes = {path: weight_matrix(model.get_submodule(path)).shape for pair in pairs for path in pair}
     return [Fold(value, (output,)) for value, output in pairs if sizes[value][0] == sizes[output][1]]

@@ -12,6 +12,7 @@ from ..core.errors import TargetError
 from ..ops.straight_through import straight_through
 from .bnb import BnbFormat, can_quantize, empty_layer, library, settle, widened
 from .matrix import matrix
+from .packed import PackedLinear, widen_
 from .ties import refuse_shared
 
 
@@ -35,14 +36,18 @@ class BnbRounded(nn.Module):
 def quantize_bnb_(model: nn.Module, path: str, form: BnbFormat) -> None:
     """Replace the linear layer (nn.Linear or GPT-2's Conv1D) at `path` by the library's, in place; its bias stays.
 
-    Raises TargetError for another kind of layer, a weight that another module shares, or one that a method computes.
+    One that was pruned before is stored with its zeros, for the library has no other form. Raises TargetError for
+    another kind of layer, a weight that another module shares, or one that a method computes.
     """
     module = model.get_submodule(path)
     refuse_shared(model, path)
-    if not can_quantize(module):
-        raise TargetError(f"{path}: a {type(module).__name__} can't be quantized by bitsandbytes; linear layers can")
     if is_parametrized(module):
         raise TargetError(f"{path}: two methods of this stage claim its weight; add it to the `ignore` of one")
+    if isinstance(module, PackedLinear) and module.grid is None:  # pruned: its zeros are codes like others
+        widen_(model, path)
+        module = model.get_submodule(path)
+    if not can_quantize(module):
+        raise TargetError(f"{path}: a {type(module).__name__} can't be quantized by bitsandbytes; linear layers can")
     new = empty_layer(module, form)
     new.weight = _parameter(matrix(module).detach(), form, new)
     if new.bias is not None:

@@ -18,7 +18,7 @@ from ..ops.packing import packed_size
 from ..ops.quantization import SCALE_DTYPE
 from ..ops.straight_through import straight_through
 from .matrix import as_matrix, stored
-from .packed import form_of, packed_like, replace_
+from .packed import packed_like, refuse_unpackable, replace_
 from .parametrizations import attach, detach, find
 from .storage import Packed
 from .ties import sharers
@@ -146,7 +146,8 @@ def wrap_clustered(model: nn.Module, path: str, book: Codebook) -> list[str]:
     for where in paths:
         module = model.get_submodule(where)
         refuse_uncodable(where, module, book)
-        attach(model, where, ClusteredWeight(module, _layout(module, stored(module)).shape, book), as_matrix=True)
+        wrapper = ClusteredWeight(module, _layout(module, stored(module)).shape, book)
+        attach(model, where, wrapper, as_matrix=not isinstance(module, Packed))
         find(model, where, ClusteredWeight).words = find(model, path, ClusteredWeight).words
     return paths
 
@@ -202,10 +203,7 @@ def _seen(model: nn.Module, path: str) -> Tensor:
 
 def refuse_uncodable(path: str, module: nn.Module, book: Codebook) -> None:
     """Raise TargetError for a layer that can't be packed, is in few bits already, or has columns the book can't cut."""
-    if form_of(module) is None:
-        raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
-    if isinstance(module, Packed) and module.grid is not None:
-        raise TargetError(f"{path}: its weight is in {module.grid.bits} bits already; add it to `ignore`")
+    refuse_unpackable(path, module)
     if book.dim == 1:
         return
     if isinstance(module, Packed):

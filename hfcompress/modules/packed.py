@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
-from ..core.families import direct_weights
+from ..core.families import direct_weights, output_layers
+from ..core.targets import select
 from ..ops.codebooks import Codebook
 from ..ops.quantization import Clip, Grid, Quantized, quantize
 from .matrix import matrix
@@ -156,6 +158,37 @@ FORMS = (
         ("kernel_size", "stride", "padding", "dilation", "bias"),
     ),
 )
+_KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
+
+
+def packable(
+    model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str], where: str
+) -> list[tuple[str, nn.Module]]:
+    """Return the layers that `targets` names, by default all but those that give the logits, less those of `ignore`.
+
+    Those a pruning left without their zeros are among them. Raises TargetError as `select` and `refuse_unpackable` do.
+    """
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, _KINDS)]
+    if targets is None:
+        keep = output_layers(model)
+        layers = [(path, module) for path, module in layers if path not in keep]
+    chosen = select(layers, targets, ignore, f"{where}.targets")
+    for path, module in chosen:
+        refuse_unpackable(path, module)
+    return chosen
+
+
+def refuse_unpackable(path: str, module: nn.Module) -> None:
+    """Raise TargetError for a layer of a class without a packed form, and for one whose weight is in few bits."""
+    if form_of(module) is None:
+        raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
+    if isinstance(module, Packed) and module.grid is not None:
+        raise TargetError(f"{path}: its weight is in {module.grid.bits} bits already; add it to `ignore`")
+
+
+def is_table(module: nn.Module) -> bool:
+    """Say whether a layer, plain or packed, looks rows up."""
+    return isinstance(module, nn.Embedding | PackedEmbedding)
 
 
 def form_of(module: nn.Module) -> Form | None:
@@ -247,6 +280,12 @@ def check_masks(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, Packed):
             module.check(path)
+
+
+def widen_(model: nn.Module, path: str) -> None:
+    """Replace the packed layer at `path`, whose weight no other module shares, by its plain form, in place."""
+    module: Any = model.get_submodule(path)
+    model.set_submodule(path, _widened(module, {}))
 
 
 def _widened(module: Packed, weights: dict[int, nn.Parameter]) -> nn.Module:

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import LifecycleError, TargetError
+from .storage import Packed
 
 P = TypeVar("P", bound=nn.Module)
 TENSOR = "weight"
@@ -27,6 +28,24 @@ class Transposed(nn.Module):
         return self.inner(weight.T).T
 
 
+class Scattered(nn.Module):
+    """Parametrization that shows `inner` the floats of a layer that keeps them without its zeros as a whole matrix.
+
+    What it makes of the zeros is dropped: they stay zero.
+    """
+
+    mask: Tensor
+
+    def __init__(self, inner: nn.Module, mask: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("mask", mask, persistent=False)  # the layer holds it
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return what `inner` makes of the values `weight` (nonzeros,), as flat as they are."""
+        return self.inner(weight.new_zeros(self.mask.shape).masked_scatter(self.mask, weight))[self.mask]
+
+
 def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) -> P:
     """Let `wrapper` compute the weight of the layer at `path`, after any wrapper that is there already.
 
@@ -39,9 +58,15 @@ def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) 
     device: torch.device = module.weight.device  # type: ignore[assignment]
     # On the meta device there is nothing to compute with, but what a wrapper decides is still wanted.
     wrapper.to("cpu" if device.type == "meta" else device).train(module.training)
-    registered = Transposed(wrapper) if as_matrix and isinstance(module, Conv1D) else wrapper
+    registered = _as_matrix(wrapper, module) if as_matrix else wrapper
     parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)
     return wrapper
+
+
+def _as_matrix(wrapper: nn.Module, module: nn.Module) -> nn.Module:
+    if isinstance(module, Packed):
+        return Scattered(wrapper, module.mask())
+    return Transposed(wrapper) if isinstance(module, Conv1D) else wrapper
 
 
 def refuse_composite(path: str, module: nn.Module) -> None:
@@ -118,4 +143,4 @@ def _registered(module: nn.Module) -> list[nn.Module]:
 
 
 def _inner(registered: nn.Module) -> nn.Module:
-    return registered.inner if isinstance(registered, Transposed) else registered
+    return registered.inner if isinstance(registered, Transposed | Scattered) else registered

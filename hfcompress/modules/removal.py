@@ -22,6 +22,7 @@ from .cut import BiasCut, ColumnCut, attach_cut, bake_cut_, cuts, switch
 from .importance import Batch, Importance, fisher
 from .matrix import matrix
 from .parametrizations import refuse_composite
+from .shrink import refuse_uncuttable
 from .ties import refuse_shared
 
 
@@ -46,13 +47,16 @@ class Removal:
     ) -> None:
         """Wrap the layers, switched off, with a choice as if the groups of every layer were worth the same.
 
-        multiple: what the groups kept of a layer are a multiple of. Raises TargetError when so much can't be removed.
+        multiple: what the groups kept of a layer are a multiple of. Raises TargetError when so much can't be removed,
+        and for a layer that can't be cut.
         """
         self.layers, self.config, self.multiple, self.seed = list(layers), config, multiple, seed
         for layer in self.layers:
             refuse_shared(model, layer.path)
             module: Any = model.get_submodule(layer.path)
             refuse_composite(layer.path, module)
+            for path in (layer.path, *layer.feeds):
+                refuse_uncuttable(path, model.get_submodule(path))
             groups = width_in(module) // layer.size
             attach_cut(model, layer.path, ColumnCut(matrix(module), groups, layer.size, config.tune, config.ridge))
         ramps = [torch.arange(len(keep), 0, -1) / len(keep) for keep in self.keep(model)]

@@ -62,6 +62,15 @@ def keep_units_(model: nn.Module, block: Block, keep: Tensor) -> None:
     _replace(model, block.down, keep_columns, index)
 
 
+def refuse_uncuttable(path: str, module: nn.Module) -> None:
+    """Raise TargetError for a layer that no rows or columns can be taken out of."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise TargetError(
+            f"{path}: a {type(module).__name__} can't be cut; prune heads and units first, before layers are packed or "
+            "factorized"
+        )
+
+
 def _spread(keep: Tensor, size: int) -> Tensor:
     """Return the indices of the rows, `size` for each head, of the heads kept."""
     return torch.arange(len(keep) * size).view(len(keep), -1)[keep].flatten()
@@ -69,8 +78,7 @@ def _spread(keep: Tensor, size: int) -> Tensor:
 
 def _replace(model: nn.Module, path: str, cut: Any, index: Tensor) -> None:
     old: Any = model.get_submodule(path)
-    if not isinstance(old, nn.Linear | Conv1D):
-        raise TargetError(f"{path}: a {type(old).__name__} can't be cut; prune before layers are packed or factorized")
+    refuse_uncuttable(path, old)
     model.set_submodule(path, cut(old, index.to(old.weight.device)))
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .chains import Batch, hooks
-from .matrix import matrix, set_matrix_
+from .matrix import set_matrix_
+from .packed import weight_matrix
 
 _SAME = 1e-4  # of the largest output: what a fold may change by rounding
 
@@ -56,7 +57,7 @@ def fold_(model: nn.Module, fold: Fold, s: Tensor, batch: Mapping[str, Any]) -> 
     _divide_(writer, s)
     for path in fold.readers:
         reader = model.get_submodule(path)
-        set_matrix_(reader, matrix(reader) * s)
+        set_matrix_(reader, weight_matrix(reader) * s)
     if (_answer(model, batch) - before).abs().max() <= _SAME * before.abs().max():
         return True
     for tensor, old in zip(changed, kept, strict=True):
@@ -79,7 +80,7 @@ def _divide_(writer: nn.Module, s: Tensor) -> None:
     if _is_norm(writer):
         weight.div_(s)
     else:
-        set_matrix_(writer, matrix(writer) / s[:, None])
+        set_matrix_(writer, weight_matrix(writer) / s[:, None])
     if getattr(writer, "bias", None) is not None:
         writer.bias.div_(s)  # type: ignore[operator]
 

@@ -245,8 +245,8 @@ def _check_storage(kind: Kind, spec: Spec, total: int, where: str) -> None:
     nonzeros = spec.get("nonzeros")
     if "nonzeros" in spec and (type(nonzeros) is not int or not 1 <= nonzeros <= total):
         raise CheckpointError(f"{where}: nonzeros={nonzeros!r} is not between 1 and the {total} weights")
-    if "input_bits" in spec and spec["input_bits"] not in (4, 8):
-        raise CheckpointError(f"{where}: input_bits={spec['input_bits']!r} is neither 4 nor 8")
+    if "input_bits" in spec and spec["input_bits"] not in (2, 4, 8):
+        raise CheckpointError(f"{where}: input_bits={spec['input_bits']!r} is none of 2, 4 and 8")
     if grid is None and nonzeros is None:
         raise CheckpointError(f"{where}: neither a grid nor a number of nonzeros: the layer would not be packed")
 

@@ -14,8 +14,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 
-from ..core.config import explain
 from ..core.errors import RecipeError, nearest
+from ..core.explain import explain
 from ..core.registry import create, list_methods
 from .schema import Recipe
 from .training import train_schema

@@ -165,10 +165,12 @@ def _walk(
     lifecycle: Lifecycle, scratch: nn.Module, surroundings: dict[str, Any], by_shape: bool
 ) -> dict[str, list[str]] | None:
     """Apply a stage at full strength and return what it acts on; None when that takes values and there are none."""
+    targets: dict[str, list[str]] = {}
     try:
-        targets = lifecycle.prepare(scratch, **surroundings)
-        lifecycle.assume(scratch)
-        lifecycle.finalize(scratch)
+        for part in lifecycle.passes():
+            targets |= part.prepare(scratch, **surroundings)
+            part.assume(scratch)
+            part.finalize(scratch)
         attach_structure_(scratch)
     except RuntimeError:  # what torch raises when it is asked for the values of a meta tensor
         if by_shape:

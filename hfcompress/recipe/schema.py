@@ -67,7 +67,7 @@ def _check_config(fields: dict[str, Any]) -> None:
 
 
 class Stage(StrictModel):
-    """One pass in which its methods act together; stages follow each other."""
+    """One pass, in which its methods act together if it trains, else phase by phase; stages follow each other."""
 
     name: str | None = Field(None, description="Name in logs and on the card; by default its methods' names.")
     methods: dict[str, dict[str, Any]] = Field(min_length=1, description="Settings by method name.")

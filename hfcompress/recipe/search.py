@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ..core.config import EITHER, MAPPING, PLAIN, StrictModel, explain
+from ..core.config import EITHER, MAPPING, PLAIN, StrictModel
 from ..core.errors import RecipeError
+from ..core.explain import explain
 from .load import LoadedRecipe, digest, load_recipe, read_yaml
 from .schema import Bound
 

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
-from ..core.config import StrictModel, explain
+from ..core.config import StrictModel
 from ..core.errors import RecipeError, nearest
+from ..core.explain import explain
 from ..core.method import Category
 from .load import LoadedRecipe, load_recipe, overridden, read_yaml
 from .schema import Recipe

@@ -95,7 +95,7 @@ def _oneshot(run: Run, model: nn.Module, stage: StageMethods, processor: Any) ->
             processor=processor,
             corpus=setup.corpus,
             on_progress=progress,
-        )[1]
+        )
 
 
 def _train_stage(

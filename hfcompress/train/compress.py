@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,32 +63,34 @@ def run_oneshot(
     processor: Any = None,
     corpus: Corpus | None = None,
     on_progress: OnProgress = silent,
-) -> tuple[Lifecycle, dict[str, dict[str, float]]]:
-    """Run one stage without training and return its life cycle and what its methods report."""
+) -> dict[str, dict[str, float]]:
+    """Run one stage without training and return what its methods report; LifecycleError where that takes data."""
     lifecycle = Lifecycle(stage.methods, training=False)
+    if lifecycle.needs_calibration and calibration is None:
+        raise LifecycleError(f"stage {stage.title!r} reads data: pass calibration=<batches of model inputs>")
+    batches: list[Any] = list(calibration or ()) if lifecycle.needs_calibration else []
+    report: dict[str, dict[str, float]] = {}
     training = model.training
     model.eval()
     try:
-        lifecycle.prepare(model, seed=seed, processor=processor, corpus=corpus)
         with listening(on_progress):
-            report = _apply(lifecycle, model, stage.title, calibration)
+            for part in track(lifecycle.passes(), lambda _: stage.title):
+                part.prepare(model, seed=seed, processor=processor, corpus=corpus)
+                report |= _apply(part, model, stage.title, batches)
     except BaseException:  # Ctrl-C included: what is left has to be a model that runs
         strip_(model)
         raise
     finally:
         model.train(training)
     attach_structure_(model)
-    return lifecycle, report
+    return report
 
 
 def _apply(
-    lifecycle: Lifecycle, model: nn.Module, title: str, calibration: Iterable[Mapping[str, torch.Tensor]] | None
+    lifecycle: Lifecycle, model: nn.Module, title: str, batches: Sequence[Mapping[str, torch.Tensor]]
 ) -> dict[str, dict[str, float]]:
     if not lifecycle.needs_calibration:
         return lifecycle.finalize(model)
-    if calibration is None:
-        raise LifecycleError(f"stage {title!r} reads data: pass calibration=<batches of model inputs>")
-    batches: list[Any] = list(calibration)
     report: dict[str, dict[str, float]] = {}
     for phase in track(["observe", "finalize"], lambda _: title):
         if phase == "observe":

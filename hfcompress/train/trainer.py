@@ -97,7 +97,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         self.compression_report = self.lifecycle.finalize(model)
         attach_structure_(model)
         for stage in self._after:
-            report = run_oneshot(model, stage, calibration=self._calibration(stage), **self._surroundings)[1]
+            report = run_oneshot(model, stage, calibration=self._calibration(stage), **self._surroundings)
             self.compression_report |= report
         model.add_model_tags(["hfcompress", *self.compression_report])
 
