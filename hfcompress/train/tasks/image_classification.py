@@ -11,9 +11,9 @@ import torch
 from datasets import Array3D, Dataset, Features, Image, Value
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
-from ...core.errors import DataError
-from ...core.position_tables import usual_image_size
-from ...modules.pixels import pixels_of, resize_
+from ...core.errors import DataError, RecipeError, TargetError
+from ...core.position_tables import only_image_size, usual_image_size
+from ...modules.pixels import fit_pixels_, pixels_of, require_pixels, resize_
 from ...recipe.data import Data
 from ...recipe.schema import Shape
 from ..augmentation import Augmenter
@@ -50,6 +50,33 @@ class ImageClassification(Classification):
         if data.image_size is not None:
             resize_(processor, data.image_size)
         return processor
+
+    def fit_config_(self, config: Any, processor: Any, given: Mapping[str, Any]) -> None:
+        """Let a config from scratch, where the recipe says nothing, be for images of the size the processor gives."""
+        pixels = pixels_of(processor)
+        if "image_size" not in given and hasattr(config, "image_size") and pixels is not None:
+            config.image_size = pixels
+
+    def fit_model_(self, model: Any, encoded: Dataset, key: str, *, trains: bool) -> None:
+        """Interpolate the positions of a model that takes one size of images to those it is to be trained on.
+
+        Raises RecipeError where it is not trained, or its patches do not divide them.
+        """
+        own = only_image_size(model.config)
+        height, width = np.shape(encoded[0]["pixel_values"])[-2:]
+        if own is None or own == (height, width):
+            return
+        if not trains or height != width:
+            raise RecipeError(
+                f"{key}: this {type(model).__name__} takes images of {own[0]} x {own[1]} pixels only, its image "
+                f"processor gives {height} x {width}: set data.image_size to {own[0]}, and for smaller images add a "
+                "stage that changes the size of images; or `finetune` the model, which fits it to square ones."
+            )
+        try:
+            require_pixels(model, height)
+        except TargetError as error:
+            raise RecipeError(f"{key}: {error}") from error
+        fit_pixels_(model, height)
 
     def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
         """Return the dataset with `image` decoded on access from files, bytes or {bytes, path}; else DataError."""
