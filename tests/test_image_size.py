@@ -171,10 +171,13 @@ def test_a_model_of_one_image_size_is_fitted_to_the_recipes_before_it_is_fine_tu
     given = {"data": {"path": str(tmp_path / "data"), "image_size": 8}, "finetune": {"train": train}, "benchmark": None}
     stages = [{"methods": {"distill": {}}, "train": train}]
     path = image_project(tmp_path, **given, stages=stages, student=str(tmp_path / "base"), teacher_cache=False)
-    result = run_recipe(load_recipe(path), tmp_path / "out")
-    assert (result.baseline.image_size, result.compressed.image_size) == (8, 8)
-    for name in ("baseline", "model"):
-        assert load_model(tmp_path / "out" / name, auto_class("vit")).config.image_size == 8
+    setup = open_recipe(load_recipe(path))
+    with torch.no_grad():
+        wanted = make("vit")(pixel_values=pixels(8), interpolate_pos_encoding=True, output_hidden_states=True)
+        for model in (setup.model, setup.student):
+            found = model(pixel_values=pixels(8), output_hidden_states=True)
+            assert torch.allclose(found.hidden_states[-1], wanted.hidden_states[-1], atol=1e-6)
+            assert model.config.image_size == 8
     one_shot = ["stages=[{methods: {quantize_weights: {}}}]", "student=null"]
     with pytest.raises(RecipeError, match=r"data\.image_size: .* 16 x 16 pixels only, .* gives 8 x 8"):
         open_recipe(load_recipe(path, [*one_shot, "finetune=null"]))
@@ -182,5 +185,5 @@ def test_a_model_of_one_image_size_is_fitted_to_the_recipes_before_it_is_fine_tu
         open_recipe(load_recipe(path, ["data.image_size=10"]))
     with pytest.raises(RecipeError, match=r"teacher: .* 16 x 16 pixels only"):
         open_recipe(load_recipe(path, [f"teacher={tmp_path / 'base'}"]))
-    scratch = open_recipe(load_recipe(path, ["model={model_type: deit, patch_size: 4}", *one_shot]))
+    scratch = open_recipe(load_recipe(path, ["model={model_type: vit, patch_size: 4}", *one_shot]))
     assert scratch.model.config.image_size == scratch.plan.image_size == 8
