@@ -215,3 +215,33 @@ def test_kernels_of_single_channels_stay_as_they_are(method):
     assert all((type(model.get_submodule(path)) is nn.Conv2d) == (count > 1) for path, count in groups.items())
     with pytest.raises(TargetError, match=r"channels are in \d+ groups"):
         apply("convnext", make("convnext"), method, keep=0.6, targets=[max(groups, key=groups.get)])
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_hidden_states_of_fewer_channels_are_projected_to_the_teachers(name, tmp_path):
+    student, teacher = make(name), make(name)
+    for group in channels_of(student, 32).groups:
+        keep_channels_of_(student, group, torch.arange(group.width) < group.width // 2)
+    args = TrainingArguments(str(tmp_path), max_steps=2, remove_unused_columns=False, save_strategy="no", seed=0)
+    common = {"args": args, "train_dataset": Examples(name), "teacher": teacher}
+    settings = {"hidden": 1.0, "cosine": {"weight": 0.5, "layers": "uniform"}}
+    trainer = HFCompressTrainer(model=student, recipe=create("distill", settings).config, **common)
+    with torch.no_grad():
+        sizes = [
+            [state.shape[1] for state in m(pixel_values=torch.zeros(1, 3, 16, 16), output_hidden_states=True)[-1]]
+            for m in (student.eval(), teacher)
+        ]
+    (projections,) = student.training_companions.values()
+    differ = [pair for pair in zip(*sizes, strict=True) if pair[0] != pair[1]]
+    assert [(p.weight.shape[1], p.weight.shape[0]) for p in projections] == differ != []
+    before = copy.deepcopy(projections.state_dict())
+    trainer.train()
+    assert any(not torch.equal(before[key], value) for key, value in projections.state_dict().items())
+    assert not hasattr(student, "training_companions")
+    nearest = create("distill", {"hidden": {"weight": 1, "layers": "nearest"}}).config
+    with pytest.raises(LifecycleError, match=r"distill\.hidden\.layers: nearest compares every layer"):
+        HFCompressTrainer(model=student, recipe=nearest, **common)
+    depth = len(sizes[0]) - 1
+    crossed = {"hidden": {"weight": 1, "layers": {0: depth - 1}, "embeddings": False}}
+    with pytest.raises(LifecycleError, match=r"distill\.hidden: the student has \d+ tokens here, the teacher \d+"):
+        HFCompressTrainer(model=student, recipe=create("distill", crossed).config, **common)

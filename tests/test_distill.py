@@ -233,9 +233,8 @@ def test_a_model_that_returns_no_attention_is_an_error(monkeypatch):
 
 
 def test_attention_of_other_numbers_of_heads_is_refused_before_training_or_averaged():
-    with pytest.raises(
-        LifecycleError, match="layer 1 of the teacher has 6 heads, layer 0 of the model 4; set heads: mean"
-    ):
+    told = r"has 6 heads, layer 0 of the model 4; set `attention: \{weight: 0\.1, heads: mean\}`"
+    with pytest.raises(LifecycleError, match=told):
         loss_of(make("bert"), bert(), {"attention": 1})
     assert loss_of(make("bert"), bert(), {"attention": {"heads": "mean"}})[1]["distill/attention"] > 0
 

@@ -164,3 +164,26 @@ def test_export_takes_the_processors_size_unless_told(command: Any, tmp_path: Pa
     save_checkpoint(make("bert"), tmp_path / "text")
     status, _, errors = command("export", tmp_path / "text", "--format", "onnxruntime", "--image-size", 8)
     assert status == 2 and "--image-size 8" in errors and "takes no images" in errors
+
+
+def test_a_model_of_one_image_size_is_fitted_to_the_recipes_before_it_is_fine_tuned(tmp_path: Path) -> None:
+    train = {"max_steps": 1, "per_device_train_batch_size": 8}
+    given = {"data": {"path": str(tmp_path / "data"), "image_size": 8}, "finetune": {"train": train}, "benchmark": None}
+    stages = [{"methods": {"distill": {}}, "train": train}]
+    path = image_project(tmp_path, **given, stages=stages, student=str(tmp_path / "base"), teacher_cache=False)
+    setup = open_recipe(load_recipe(path))
+    with torch.no_grad():
+        wanted = make("vit")(pixel_values=pixels(8), interpolate_pos_encoding=True, output_hidden_states=True)
+        for model in (setup.model, setup.student):
+            found = model(pixel_values=pixels(8), output_hidden_states=True)
+            assert torch.allclose(found.hidden_states[-1], wanted.hidden_states[-1], atol=1e-6)
+            assert model.config.image_size == 8
+    one_shot = ["stages=[{methods: {quantize_weights: {}}}]", "student=null"]
+    with pytest.raises(RecipeError, match=r"data\.image_size: .* 16 x 16 pixels only, .* gives 8 x 8"):
+        open_recipe(load_recipe(path, [*one_shot, "finetune=null"]))
+    with pytest.raises(RecipeError, match=r"data\.image_size: image size 10 is not a multiple"):
+        open_recipe(load_recipe(path, ["data.image_size=10"]))
+    with pytest.raises(RecipeError, match=r"teacher: .* 16 x 16 pixels only"):
+        open_recipe(load_recipe(path, [f"teacher={tmp_path / 'base'}"]))
+    scratch = open_recipe(load_recipe(path, ["model={model_type: vit, patch_size: 4}", *one_shot]))
+    assert scratch.model.config.image_size == scratch.plan.image_size == 8

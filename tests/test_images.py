@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 import pickle
 from pathlib import Path
@@ -14,13 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from pydantic import ValidationError
+from rich.console import Console
 from tiny import LABELS, make
-from transformers import TrainingArguments, ViTImageProcessorPil
+from transformers import BitImageProcessorPil, TrainingArguments, ViTConfig, ViTImageProcessorPil
 
 from hfcompress import DistillConfig, HFCompressTrainer
 from hfcompress.core.errors import DataError, MeasureError, RecipeError
+from hfcompress.measure.batches import read_batches
 from hfcompress.measure.examples import EXAMPLES, Examples, read_examples, write_examples
 from hfcompress.ops.images import blended, flip, pasted, resized_boxes, shift
 from hfcompress.ops.losses import soft_label_cross_entropy
@@ -28,9 +32,13 @@ from hfcompress.ops.reductions import IGNORED
 from hfcompress.publish.examples import GRID, caption, draw, write_grid
 from hfcompress.recipe import Data
 from hfcompress.recipe.data import Augment
-from hfcompress.run.training import _workers
+from hfcompress.run.folder import RunFolder
+from hfcompress.run.reporter import Reporter
+from hfcompress.run.training import _tell_waiting, _workers
+from hfcompress.run.verify import write_split
+from hfcompress.train import data
 from hfcompress.train.augmentation import Augmenter
-from hfcompress.train.batches import SOFT_LABELS
+from hfcompress.train.batches import SOFT_LABELS, Waiting
 from hfcompress.train.checkpointing import PlainTrainer
 from hfcompress.train.data import load_data
 from hfcompress.train.tasks import get_task, image_classification
@@ -175,6 +183,62 @@ def test_images_decoded_as_they_are_read_get_workers(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert _workers(lazy) == {"dataloader_num_workers": 3, "dataloader_persistent_workers": True}
     assert pickle.loads(pickle.dumps(lazy))[0]["pixel_values"].shape == (3, 16, 16)
+    asked = []
+
+    def loader(*given: Any, **named: Any) -> Any:
+        asked.append(named["num_workers"])
+        return torch.utils.data.DataLoader(*given, **{**named, "num_workers": 0})
+
+    monkeypatch.setattr(data, "DataLoader", loader)
+    collate = IMAGE.collator(PROCESSOR)
+    assert len(list(data.calibration_batches(lazy, collate, 4, 2, 0))) == 2
+    assert write_split(tmp_path / "b", lazy, collate, 5).tolist() == [0, 0, 0, 1, 1, 1]
+    assert asked == [3, 3]
+
+
+def test_many_images_are_read_by_several_processes_to_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def png(value: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (20, 20), (value, 0, 99)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def encode(images: list[bytes]) -> Dataset:  # in memory, so that no result of before is found in a cache
+        rows = {"image": [{"bytes": image, "path": None} for image in images], "label": list(range(len(images)))}
+        return IMAGE.encode(IMAGE.check_inputs(Dataset.from_dict(rows), "train"), PROCESSOR, Data(path="x"))
+
+    images = [png(20 * i) for i in range(6)]
+    plain, asked, mapped = encode(images), [], Dataset.map
+    monkeypatch.setattr(Dataset, "map", lambda *a, **named: asked.append(named.get("num_proc")) or mapped(*a, **named))
+    monkeypatch.setattr(image_classification, "PARALLEL", 6)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    several = encode(images)
+    assert asked == [2] and several["labels"][:].tolist() == plain["labels"][:].tolist() == list(range(6))
+    assert np.array_equal(several["pixel_values"][:], plain["pixel_values"][:])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        encode([*images[:4], images[4][:-30], images[5]])
+
+
+def test_the_time_that_training_waits_for_data_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = examples(12)
+    args = TrainingArguments(str(tmp_path), max_steps=3, remove_unused_columns=False, save_strategy="no")
+    clock = iter([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])  # in and out of each batch: 1 s of every 2
+    waiting = Waiting()
+    monkeypatch.setattr("hfcompress.train.batches.time.perf_counter", lambda: next(clock))
+    assert waiting.share == 0
+    for _ in range(3):
+        with waiting:
+            pass
+    assert waiting.share == 0.5
+    monkeypatch.undo()
+    trainer = PlainTrainer(make("vit"), args, data_collator=IMAGE.collator(PROCESSOR), train_dataset=rows)
+    trainer.train()
+    assert 0 < trainer.waiting.share < 1
+    said = io.StringIO()
+    for share in (0.04, 0.31):
+        _tell_waiting(share, "fine-tuning", RunFolder(tmp_path), Reporter(Console(file=said, width=200)))
+    assert "waited for its data 31% of the time" in said.getvalue() and "4%" not in said.getvalue()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["waited_for_data"] for line in lines] == [0.04, 0.31]
 
 
 # ------------------------------------------------------------------ kinds of data
@@ -204,6 +268,102 @@ def test_a_folder_of_images(tmp_path: Path, mode: str, splits: tuple[str, ...]) 
     assert pixels.shape == (3, 16, 16)
     if mode not in ("L", "LA", "1", "P"):
         assert np.abs(pixels.mean((1, 2)) - (200, 40, 90)).max() < 4
+
+
+@pytest.mark.parametrize("processor", [PROCESSOR, ViTImageProcessorPil(do_normalize=False)])
+def test_stored_batches_are_the_models_bit_by_bit(tmp_path: Path, processor: Any) -> None:
+    rows = [{"pixel_values": np.arange(768).reshape(3, 16, 16) % 256, "labels": 1}] * 3
+    collate = IMAGE.collator(processor)
+    assert write_split(tmp_path / "b", rows, collate, 2).tolist() == [1, 1, 1]  # type: ignore[arg-type]
+    read = list(read_batches(tmp_path / "b"))
+    for found, examples in zip(read, (rows[:2], rows[2:]), strict=True):
+        wanted = collate(examples)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(torch.from_numpy(found[name]), wanted[name]) for name in wanted)
+    pixels = torch.tensor(rows[0]["pixel_values"], dtype=torch.float64) / 255
+    mean, std = (0.5, 0.5) if processor.do_normalize else (0.0, 1.0)
+    assert torch.allclose(torch.from_numpy(read[0]["pixel_values"][0]).double(), (pixels - mean) / std, atol=1e-6)
+    assert (tmp_path / "b").stat().st_size < 4 * 768
+
+
+def encoded(image: Image.Image, processor: Any = PROCESSOR, suffix: str = "PNG") -> np.ndarray:
+    buffer = io.BytesIO()
+    image.save(buffer, suffix)
+    small = io.BytesIO()
+    Image.new("L", (30, 20)).save(small, "PNG")
+    rows = {"image": [{"bytes": b.getvalue(), "path": None} for b in (buffer, small)], "label": [0, 0]}
+    dataset = IMAGE.check_inputs(Dataset.from_dict(rows), "train")
+    return np.asarray(IMAGE.encode(dataset, processor, Data(path="x"))[0]["pixel_values"])
+
+
+def test_grey_of_16_bits_is_not_white() -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    assert np.array_equal(encoded(Image.fromarray(ramp))[0].ravel(), np.arange(256))
+    for mode in ("I", "F"):
+        with pytest.raises(DataError, match=rf"32 bits \(mode {mode}\)"):
+            encoded(Image.new(mode, (16, 16)), suffix="TIFF")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"do_resize": False}, {"size": {"shortest_edge": 16}, "do_center_crop": False}, {}], ids=str
+)
+def test_images_of_different_sizes_are_told_and_data_image_size_mends_it(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    kind = BitImageProcessorPil if "do_center_crop" in changed else ViTImageProcessorPil
+    nothing = {} if changed else {"do_normalize": False, "size": {"height": 16, "width": 16}}
+    kind(**changed, **nothing).save_pretrained(tmp_path)
+    if nothing:  # as some checkpoints have it
+        said = json.loads((tmp_path / "preprocessor_config.json").read_text())
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(said | {"image_mean": None, "image_std": None}))
+    for channels, config in ((3, make("vit").config), (1, ViTConfig(num_channels=1))):
+        processor = IMAGE.load_processor(str(tmp_path), config, Data(path="x"))
+        if not nothing:
+            with pytest.raises(DataError, match=r"different sizes, such as .* set data\.image_size"):
+                encoded(picture("RGB", (64, 20)), processor)
+            processor = IMAGE.load_processor(str(tmp_path), config, Data(path="x", image_size=16))
+        wanted = channels if nothing else 3
+        assert encoded(picture("RGB", (64, 20)), processor).shape == (wanted, 16, 16)
+
+
+def test_layouts_of_a_folder(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture("RGB").save(buffer, "PNG")
+    rows = pa.table({"image": [{"bytes": buffer.getvalue(), "path": None}] * 4, "label": [0, 1, 0, 1]})
+
+    def found(name: str, **settings: Any) -> tuple[list[str] | None, str, int]:
+        splits = load_data(Data(path=str(tmp_path / name), validation_fraction=0.34, **settings), IMAGE, 0)
+        return splits.label_names, splits.evaluate_split, len(splits.train)
+
+    def tables(place: str, *names: str) -> Path:
+        (tmp_path / place).mkdir(parents=True)
+        for name in names:
+            pq.write_table(rows, tmp_path / place / f"{name}.parquet")
+        return tmp_path / place
+
+    tables("snapshot/plain_text", "train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")
+    assert found("snapshot") == (None, "test", 8)
+    tables("two/a", "train"), tables("two/b", "train")
+    with pytest.raises(DataError, match=r"several data sets \(a, b\): name one"):
+        found("two")
+    model = tables("model", "train", "validation", "more")
+    for name in ("config", "tokenizer", "train"):
+        (model / f"{name}.json").write_text('{"a": {"b": [1]}}')
+    assert found("model") == (None, "validation", 4)
+    assert found("model", splits={"train": "train+more", "evaluate": "validation"})[2] == 8
+    stray = folder_of_images(tmp_path / "stray", ())
+    (stray / "annotations.csv").write_text("file,x\na,1\n")
+    held = "train (held-out 34%)"
+    assert found("stray") == (["cat", "dog"], held, 4)
+    food = folder_of_images(tmp_path / "food" / "images", ()).parent
+    (food / "meta").mkdir()
+    for name in ("train.json", "train.txt", "classes.txt"):
+        (food / "meta" / name).write_text('{"cat": ["cat/0"]}')
+    assert found("food") == (["cat", "dog"], held, 4)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").write_text("")
+    with pytest.raises(DataError, match=r"nor folders of images, but notes\.txt"):
+        found("none")
 
 
 def test_parquet_with_encoded_images(tmp_path: Path) -> None:

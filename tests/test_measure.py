@@ -4,6 +4,7 @@ import getpass
 import io
 import json
 import platform
+import weakref
 from math import comb
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from transformers import BertConfig, BertForSequenceClassification
 from hfcompress.core.errors import MeasureError, RecipeError
 from hfcompress.export.inputs import example_inputs
 from hfcompress.export.runtime import Source as StoredModel
-from hfcompress.measure.batches import read_batches, write_batches
+from hfcompress.measure.batches import batch_files, count_batches, read_batches, write_batches
 from hfcompress.measure.bench import Bench
 from hfcompress.measure.energy import energy, why_absent
 from hfcompress.measure.environment import environment
 from hfcompress.measure.findings import findings
 from hfcompress.measure.flops import count_flops
+from hfcompress.measure.kept import _digest as digest
 from hfcompress.measure.kept import keeping, prediction_key
 from hfcompress.measure.latency import latency_row, speedups
 from hfcompress.measure.layout import layout_of
@@ -265,6 +267,36 @@ def test_batches_come_back_in_order(tmp_path):
         list(read_batches(tmp_path / "bad.safetensors"))
     save_file({"00000.x": np.zeros(1)}, str(tmp_path / "one.safetensors"))
     assert len(list(read_batches(tmp_path / "one.safetensors"))) == 1
+
+
+def test_batches_beyond_a_bound_go_to_files_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfcompress.measure.batches.SHARD_BYTES", 100)
+    alive = []
+
+    def made(count):
+        for index in range(count):
+            array = np.full((4, 2), index, dtype=np.float32)
+            alive.append(weakref.ref(array))
+            yield {"x": array}
+            del array
+            assert sum(ref() is not None for ref in alive) <= 5
+
+    path = tmp_path / "b.safetensors"
+    assert write_batches(path, made(11)) == 11 == count_batches(path)
+    assert [file.name for file in batch_files(path)] == ["b.00000.safetensors", "b.00001.safetensors", path.name]
+    assert [int(batch["x"][0, 0]) for batch in read_batches(path)] == list(range(11))
+    key = [digest(file) for file in batch_files(path)]
+    write_batches(path, made(9))
+    assert count_batches(path) == 9 and digest(batch_files(path)[0]) == key[0]
+    (tmp_path / "b.00001.safetensors").unlink()
+    with pytest.raises(MeasureError, match=r"b.00001.safetensors does not hold evaluation batches"):
+        list(read_batches(path))
+    broken = (b for b in made(9) if b["x"][0, 0] < 6 or b["no such name"])
+    with pytest.raises(KeyError):
+        write_batches(path, broken)
+    assert not path.exists()  # what is not whole is not there
+    write_batches(path, made(2))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_inputs_for_several_models_fit_the_smallest():

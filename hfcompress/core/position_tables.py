@@ -47,6 +47,14 @@ def usual_image_size(config: Any) -> int | tuple[int, int]:
     return getattr(config, "image_size", None) or 224
 
 
+def only_image_size(config: Any) -> tuple[int, int] | None:
+    """Return the (height, width) of the only images a model of this config takes; None where there are others."""
+    table, size = _TABLES.get(str(config.model_type)), usual_image_size(config)
+    if table is None or not table.fixed:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
 def first_position(config: Any, table: PositionTable | None) -> int:
     """Return the row of the first token."""
     pad = getattr(config, "pad_token_id", None)

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..core.files import writing
 from ..export.runtime import Source, engine
+from .batches import batch_files
 from .environment import environment
 from .size import local_folder, weight_files
 from .statistics import Array
@@ -35,7 +36,7 @@ def keeping(folder: Path | None, key: Callable[[], str], compute: Callable[[], A
 
 def prediction_key(source: Source, engine_name: str, batches: Path, threads: int, reduction: str) -> str:
     """Return the SHA-256 of what decides a model's predictions: its files' contents, the batches, engine, machine."""
-    parts = [_digest(file) for file in [*model_files(source, engine_name), batches]]
+    parts = [_digest(file) for file in [*model_files(source, engine_name), *batch_files(batches)]]
     settings = [engine_name, source.dtype, reduction, environment(threads)]
     return hashlib.sha256(json.dumps([*parts, *settings], sort_keys=True).encode()).hexdigest()
 

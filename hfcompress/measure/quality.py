@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from ..core.errors import MeasureError
 from ..core.metric import Metric
 from ..export.runtime import Source, engine
+from .batches import count_batches
 from .kept import keeping, prediction_key
 from .process import Progress, WorkerProcess, part, quietly
 from .result import ClassRow, Difference, McNemar, Quality
@@ -87,7 +87,7 @@ def predict(
             "any_shape": True,
         }
         with WorkerProcess(job, f"evaluating in {engine_name}") as worker:
-            count = _count(batches_file)
+            count = count_batches(batches_file)
             worker.ask("predict", on_progress, output=str(output), count=count, reduction=reduction)
         return np.load(output, allow_pickle=False)
 
@@ -192,11 +192,3 @@ def _class_rows(a: Array, b: Array, data: EvaluationSet) -> list[ClassRow]:
         for name, n, x, y in zip(data.classes, examples, before, after, strict=True)
         if n
     ]
-
-
-def _count(batches_file: str | Path) -> int:
-    try:
-        with safe_open(str(batches_file), framework="numpy") as file:
-            return len({key.partition(".")[0] for key in file.keys()})  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise MeasureError(f"{batches_file} does not hold evaluation batches: {error}") from error

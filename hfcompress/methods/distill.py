@@ -18,18 +18,16 @@ from ..core.registry import register
 from ..core.schedule import Weighted
 from ..core.teaching import AttentionPart, CosinePart, HiddenPart, LogitsPart, MapsPart, RelationsPart
 from ..modules.capture import KEY, QUERY, VALUE, AttentionMaps, Capture
-from ..modules.companion import ProjectedStates, Projection, attach_companion_, detach_companion_
+from ..modules.companion import ProjectedStates, attach_companion_, detach_companion_
 from ..modules.pairing import (
     attentions_of,
-    depth_of,
-    hidden_widths,
     relation_heads,
     require_same,
     require_same_heads,
     require_same_labels,
-    token_tables,
 )
 from ..modules.seen import Seen, mean_over, require_same_tokens
+from ..modules.state_pairs import projections_to, state_pairs
 from ..ops.losses import hard_cross_entropy, hidden_cosine, hidden_mse, logits_mse, nearest_pairs, soft_cross_entropy
 from ..ops.relations import activation_map_mse, attention_kl, attention_mse, attention_scores_mse, relation_kl
 
@@ -213,21 +211,13 @@ class Distill(Method[DistillConfig]):
 
     def _project(self, model: nn.Module, ctx: Context) -> None:
         """Attach the projections from the student's width to the teacher's, where they differ."""
-        names = [name for name in ("hidden", "cosine") if name in self._parts]
-        ours, theirs = hidden_widths(model), hidden_widths(ctx.teacher)
-        if not names or ours == theirs:
+        parts: dict[str, Any] = {f"distill.{name}": self._parts[name] for name in _STATES if name in self._parts}
+        if not parts or ctx.teacher is None:
             return
-        if max(len(ours), len(theirs)) != 1:
-            raise LifecycleError(f"distill.{names[0]}: hidden states differ in width, {theirs} and {ours}, by stage")
-        depth = depth_of(model)
-        count = 1 if self.config.projection == "shared" or depth is None else depth + 1
-        generator = torch.Generator().manual_seed(ctx.seed)
-        modules = [Projection(ours[0], theirs[0], generator) for _ in range(count)]
-        tables = token_tables(model, ctx.teacher)
-        if tables is not None:
-            for module in modules:  # the hidden states of all layers lie in the space that the tokens come in by
-                module.fit_(*tables)
-        attach_companion_(model, NAME, nn.ModuleList(modules))
+        modules = projections_to(ctx.teacher, model, parts, ctx, each=self.config.projection == "each")
+        if not modules:
+            return
+        attach_companion_(model, NAME, nn.ModuleList(module for module in modules if module is not None))
         self._projected = ProjectedStates(model, modules, self._wanted)
         self._watchers.append(self._projected)
 
@@ -247,7 +237,7 @@ class Distill(Method[DistillConfig]):
         for name, part in self._parts.items():
             weight = part.at(self._fraction)
             # what trains beside the model has to be in every step's graph, or distributed training waits for it
-            if weight > 0 or (name in ("hidden", "cosine") and self._projected is not None):
+            if weight > 0 or (name in _STATES and self._projected is not None):
                 yield name, weight
 
     def _logits(self, part: LogitsPart, seen: Seen) -> Tensor:
@@ -268,15 +258,13 @@ class Distill(Method[DistillConfig]):
     def _states(self, part: HiddenPart, seen: Seen, loss: Callable[..., Tensor], where: str) -> Tensor:
         """Return the mean over pairs of hidden states, the student's through its projection."""
         own, theirs = self._hidden_states(seen, where)
-        ours, depth = self._wide or dict(enumerate(own)), len(own) - 1
+        ours, depth = {**dict(enumerate(own)), **self._wide}, len(own) - 1
         if part.layers == "nearest":
             require_same_tokens(((ours[i + 1], states) for i in range(depth) for states in theirs[1:]), where)
-            pairs = nearest_pairs([ours[i + 1] for i in range(depth)], theirs[1:], seen.mask(ours[1]))
+            found = nearest_pairs([ours[i + 1] for i in range(depth)], theirs[1:], seen.mask(ours[1]))
+            pairs = [(s + 1, t + 1) for s, t in found]
         else:
-            pairs = layer_pairs(part.layers, depth, len(theirs) - 1, f"{where}.layers")
-        pairs = [(s + 1, t + 1) for s, t in pairs]
-        if part.embeddings and part.layers != "nearest":
-            pairs = [(0, 0), *pairs]
+            pairs = state_pairs(part, depth, len(theirs) - 1, where)
         return mean_over(pairs, lambda s, t: loss(s, t, seen.mask(s)), ours, theirs, where)
 
     def _hidden_states(self, seen: Seen, where: str) -> tuple[list[Tensor], list[Tensor]]:
@@ -338,6 +326,7 @@ _PARTS: dict[str, type[Weighted]] = {
     "attention": AttentionPart,
     "relations": RelationsPart,
 }
+_STATES = ("hidden", "cosine")  # parts that compare states of one width
 _WANTS = {"hidden": "hidden_states", "cosine": "hidden_states", "maps": "hidden_states", "attention": "attentions"}
 _INSIDE = (*_WANTS, "relations")  # parts that look inside the models
 _OUTPUTS = {"hidden": "hidden_states"}

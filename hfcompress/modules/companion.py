@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import LifecycleError
 from .plain_names import COMPANIONS
+from .seen import as_tokens
 
 
 class Projection(nn.Module):
@@ -44,11 +45,11 @@ class ProjectedStates:
 
     They are computed inside the forward pass, and lie behind the others in the same tuple: there distributed training
     looks for the parameters to wait for. What no loss reads must not be among them for the same reason; `wanted` says
-    which are, of so many. One projection serves all; of several each has its own.
+    which are, of so many. One projection serves all; of several each has its own, and None stays as it is.
     """
 
     def __init__(
-        self, model: nn.Module, projections: Sequence[nn.Module], wanted: Callable[[int], Collection[int]]
+        self, model: nn.Module, projections: Sequence[nn.Module | None], wanted: Callable[[int], Collection[int]]
     ) -> None:
         self._projections, self._wanted = projections, wanted
         self._indices: list[int] = []
@@ -66,8 +67,11 @@ class ProjectedStates:
     def _after(self, model: nn.Module, _: Any, outputs: Any) -> None:
         states = outputs.get("hidden_states") if model.training and isinstance(outputs, Mapping) else None
         if states:
-            last, self._indices = len(self._projections) - 1, sorted(self._wanted(len(states)))
-            projected = (self._projections[min(i, last)](states[i]) for i in self._indices)
+            last = len(self._projections) - 1
+            found = {i: self._projections[min(i, last)] for i in sorted(self._wanted(len(states)))}
+            chosen = {i: module for i, module in found.items() if module is not None}
+            self._indices = list(chosen)
+            projected = (module(as_tokens(states[i])) for i, module in chosen.items())
             outputs["hidden_states"] = (*states, *projected)
 
 

@@ -33,13 +33,15 @@ def require_same_labels(model: Any, teacher: Any, where: str) -> None:
 
 
 def hidden_widths(model: Any) -> list[int]:
-    """Return the widths of hidden states, each once: one number, but for models that widen stage by stage."""
+    """Return the widths of hidden states, each once: one number, but for models that widen stage by stage.
+
+    None of those whose config does not say it in one number, as of convolutional networks.
+    """
     try:
         blocks = blocks_of(model, family_of(model))
     except FamilyError:
         width = getattr(model.config, "hidden_size", None)
-        stages: Any = getattr(model.config, "hidden_sizes", None) or ([] if width is None else [width])
-        return sorted({int(w) for w in stages})
+        return [width] if isinstance(width, int) else []
     return sorted({width_in(model.get_submodule(block.query)) for block in blocks})
 
 
@@ -82,9 +84,11 @@ def require_same_heads(
     for s, t in pairs:
         counts = [_heads(m, a) for m, a in ((teacher, theirs[t]), (model, ours[s]))]
         if counts[0] != counts[1]:
+            key = where.rpartition(".")[2]
             raise LifecycleError(
                 f"{where}: layer {t} of the teacher has {counts[0]} heads, layer {s} of the model {counts[1]}; set "
-                "heads: mean, or compare relations of queries, keys and values, which may differ"
+                f"`{key}: {{weight: 0.1, heads: mean}}`, or compare relations of queries, keys and values, which may "
+                "differ"
             )
 
 

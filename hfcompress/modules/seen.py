@@ -63,7 +63,7 @@ class Seen:
             raise LifecycleError(
                 f"{where}: the {whose} returns no {key.replace('_', ' ')}, so there is nothing to compare; set it to 0"
             )
-        return [_as_tokens(layer) for layer in found] if key == "hidden_states" else list(found)
+        return [as_tokens(layer) for layer in found] if key == "hidden_states" else list(found)
 
     def mask(self, hidden: Tensor) -> Tensor | None:
         """Return 1 for real tokens (batch, length) of (batch, length, …); None where nothing is padded."""
@@ -88,7 +88,7 @@ class Seen:
         return torch.stack(masks).all(0) if masks else None
 
 
-def _as_tokens(state: Tensor) -> Tensor:
+def as_tokens(state: Tensor) -> Tensor:
     """Return the maps (batch, channels, height, width) of a convolutional network as (batch, length, width)."""
     return state.flatten(2).transpose(1, 2) if state.ndim == 4 else state
 

@@ -15,14 +15,13 @@ from ..recipe.load import LoadedRecipe
 from ..recipe.schema import Benchmark, Recipe
 from ..train.data import calibration_batches, load_data
 from ..train.tasks import get_task
-from ..train.tasks.base import Collator
+from ..train.tasks.base import Collator, stored
 
 
 def write_calibration(path: Path, train: Dataset, collator: Collator, recipe: Recipe) -> None:
     """Store examples of an encoded training split, one to a batch so that none is padded."""
     count = (recipe.benchmark or Benchmark()).calibration
-    batches = calibration_batches(train, collator, count, 1, recipe.seed)
-    write_batches(path, ({k: v.numpy() for k, v in batch.items()} for batch in batches))
+    write_batches(path, calibration_batches(train, stored(collator), count, 1, recipe.seed))
 
 
 def calibrated(source: Source, engines: Sequence[str], recipe: LoadedRecipe | None, scratch: Path) -> Source:

@@ -91,7 +91,12 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
     model, processor = _open_model(recipe, task, splits)
     train, mixed, evaluate = _encode(task, splits, processor, recipe)
     task.check_encoded(model.config, mixed, evaluate)
+    task.fit_model_(model, mixed, "data.image_size", trains=recipe.finetune is not None)
     student, teacher = _open_student(recipe, task, model, processor), _look_at_teacher(recipe, task, model, processor)
+    if student is not None:
+        task.fit_model_(student, mixed, "student", trains=True)
+    if teacher is not None:
+        task.fit_model_(teacher, mixed, "teacher", trains=False)
     plan = make_plan(
         recipe,
         model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..core.method import Method
 from ..core.progress import listening
 from ..recipe.training import SAVE_STRATEGY
 from ..train.checkpointing import PlainTrainer
+from ..train.data import workers_for
 from ..train.interrupt import SaveOnInterrupt
 from ..train.tasks import metric_key
 from ..train.trainer import HFCompressTrainer
@@ -26,7 +26,7 @@ from .reporter import Reporter, TrainingBar
 from .setup import Setup
 
 _SELECTION_SHARE = 0.1
-_MOST_WORKERS = 8
+_WAITS = 0.05  # share of the time that training may wait for data before it is said
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
         "compute_metrics": setup.task.compute_metrics(setup.metric),
         "preprocess_logits_for_metrics": setup.task.reduce_logits(),
     }
-    trainer: Trainer
+    trainer: HFCompressTrainer | PlainTrainer
     if methods:
         trainer = HFCompressTrainer(
             **common,
@@ -78,6 +78,7 @@ def train(
         reporter.say(str(note))
         folder.log(stage=title, note=note)
     _train(trainer, scratch, TrainingBar(reporter, title, folder.log))
+    _tell_waiting(trainer.waiting.share, title, folder, reporter)
     return trainer
 
 
@@ -111,10 +112,18 @@ def training_arguments(arguments: Mapping[str, Any], scratch: Path, seed: int) -
 
 def _workers(train: Dataset) -> dict[str, Any]:
     """Return what has examples that are decoded as they are read made ready in other processes, while one trains."""
-    if train.format["type"] != "custom":
-        return {}
-    count = max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) - 1))
-    return {"dataloader_num_workers": count, "dataloader_persistent_workers": True}
+    count = workers_for(train)
+    return {"dataloader_num_workers": count, "dataloader_persistent_workers": True} if count else {}
+
+
+def _tell_waiting(share: float, title: str, folder: RunFolder, reporter: Reporter) -> None:
+    """Log the share of the time in which training waited for data, and say it where it is worth a mend."""
+    folder.log(stage=title, waited_for_data=round(share, 4))
+    if share > _WAITS:
+        reporter.say(
+            f"Training waited for its data {share:.0%} of the time: more processes that make it ready "
+            "(dataloader_num_workers under `train`) may help, or smaller images (data.image_size)."
+        )
 
 
 def _train(trainer: Trainer, scratch: Path, bar: TrainingBar) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
-from torch.utils.data import DataLoader
 
 from ..core.errors import MeasureError, PublishError
 from ..core.files import writing
@@ -16,8 +17,9 @@ from ..measure.batches import write_batches
 from ..measure.quality import predict
 from ..measure.result import Quality, Result, read_result
 from ..publish.verify import run_snippet
+from ..train.data import loader
 from ..train.tasks import get_task
-from ..train.tasks.base import Collator
+from ..train.tasks.base import Collator, stored
 from .folder import RunFolder
 
 TOLERANCE = 1e-9  # of the metric: same machine, same code, same file
@@ -30,10 +32,16 @@ def write_labels(folder: RunFolder, labels: np.ndarray) -> None:
 
 
 def write_split(path: Path, examples: Dataset, collate: Collator, batch_size: int) -> np.ndarray:
-    """Store an encoded evaluation split as batches every engine reads, and return its labels."""
-    batches = list(DataLoader(examples, batch_size=batch_size, collate_fn=collate))
-    write_batches(path, [{k: v.numpy() for k, v in batch.items()} for batch in batches])
-    return np.concatenate([batch["labels"].numpy() for batch in batches])
+    """Store an encoded evaluation split as batches every engine reads, one by one, and return its labels."""
+    labels: list[np.ndarray] = []
+
+    def batches() -> Iterator[Mapping[str, Any]]:
+        for batch in loader(examples, batch_size, stored(collate)):
+            labels.append(np.asarray(batch["labels"]))
+            yield batch
+
+    write_batches(path, batches())
+    return np.concatenate(labels)
 
 
 def verify_run(folder: RunFolder) -> Result:

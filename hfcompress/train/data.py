@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from ..core.method import Corpus
 from ..ops.reductions import IGNORED
 from ..recipe.data import Columns, Data, Origin
 from .sources import Source, open_source
-from .tasks.base import Collator, Task
+from .tasks.base import Task
 
 _EVALUATION_NAMES = ("validation", "valid", "val", "dev", "evaluate", "eval", "test")
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,27 @@ def _place(data: Origin) -> tuple[str | None, ...]:
     return data.dataset, data.config, str(Path(data.path).expanduser().resolve()) if data.path else None
 
 
+def loader(dataset: Dataset, batch_size: int, collate: Callable[[list[Any]], Any]) -> DataLoader[Any]:
+    """Return a loader of batches in order; examples that are decoded as they are read are so in other processes."""
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=workers_for(dataset))
+
+
+def workers_for(dataset: Any) -> int:
+    """Return how many processes should make examples ready while the batch before is computed with: 0 for stored ones.
+
+    One core is left to what computes.
+    """
+    if not isinstance(dataset, Dataset) or dataset.format["type"] != "custom":
+        return 0
+    return max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) - 1))
+
+
 def calibration_batches(
-    dataset: Dataset, collator: Collator, count: int, batch_size: int, seed: int
-) -> Iterator[dict[str, torch.Tensor]]:
+    dataset: Dataset, collator: Callable[[list[Any]], Any], count: int, batch_size: int, seed: int
+) -> Iterator[Any]:
     """Yield batches over at most `count` examples drawn with the seed, in a fixed order."""
     order = np.random.default_rng(seed).permutation(len(dataset))[:count]
-    loader: DataLoader[Any] = DataLoader(dataset.select(order), batch_size=batch_size, collate_fn=collator)
-    yield from loader
+    yield from loader(dataset.select(order), batch_size, collator)
 
 
 def corpus_of(encoded: Callable[[], Any], texts: Callable[[], Iterable[str]] = tuple) -> Corpus:

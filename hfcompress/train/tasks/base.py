@@ -120,6 +120,9 @@ class Task(ABC):
     def fit_config_(self, config: Any, processor: Any, given: Mapping[str, Any]) -> None:  # noqa: B027 - by default nothing
         """Set what the config of a model from scratch has to know of its processor, but nothing that is `given`."""
 
+    def fit_model_(self, model: Any, encoded: Dataset, key: str, *, trains: bool) -> None:  # noqa: B027 - by default nothing
+        """Fit a model that `trains` to the size of its encoded inputs; RecipeError naming `key` when it cannot be."""
+
     def check_encoded(self, config: Any, *splits: Dataset) -> None:  # noqa: B027 - by default nothing
         """Raise RecipeError when the model cannot take what the processor made of the data."""
 
@@ -158,6 +161,11 @@ class Task(ABC):
             return torch.from_numpy(kept).to(labels.device)
 
         return keep
+
+
+def stored(collate: Collator) -> Callable[[list[Any]], Mapping[str, Any]]:
+    """Return what makes batches to be kept in files: the collator's own way, where it knows one of fewer bytes."""
+    return getattr(collate, "stored", collate)
 
 
 def metric_key(name: str) -> str:
