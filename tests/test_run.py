@@ -9,20 +9,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from project import text_project
 from safetensors.torch import load_file, save_file
+from test_card import make_result
 from tiny import LAYERS
 
 from hfcompress import cli
 from hfcompress.checkpoint import load_model
+from hfcompress.measure.latency import Latency, Opened
 from hfcompress.measure.result import read_result
+from hfcompress.run import claims_times
 from hfcompress.run.check import check_card, unchecked
-from hfcompress.run.claims import find_place
+from hfcompress.run.claims import Place, find_place
 from hfcompress.run.claims_text import TEXT, text_claims
+from hfcompress.run.claims_times import time_claims
+from hfcompress.run.folder import RunFolder
 
 AUTO = "AutoModelForSequenceClassification"
 
@@ -135,6 +141,34 @@ def _check_what_is_falsified(out: Path, text: str) -> None:
     (out / "result.json").write_text(text)
     assert {name: found[name] for name in changes} == dict.fromkeys(changes, False)
     assert found[TEXT] is False and found["parameters"] is True
+
+
+def test_ratios_memory_and_loading_are_measured_again_against_any_engine(monkeypatch, tmp_path):
+    result = make_result(control=None)
+    before, after = result.baseline, result.compressed
+    at = Place(result, RunFolder(tmp_path), tmp_path, str(tmp_path))
+    waiting = 0.0
+
+    def latency(*_, **__):
+        return Latency({"original": before.latency, "compressed": after.latency}, waiting)
+
+    opened = Opened.of(["original", "compressed"])
+    opened.peak_bytes.update({"original": before.peak_memory_bytes, "compressed": {"pytorch": 1}})
+    opened.load_seconds.update({"original": before.load_seconds, "compressed": {"pytorch": 99.0}})
+    monkeypatch.setattr(claims_times, "measure_latency", latency)
+    monkeypatch.setattr(claims_times, "measure_opening", lambda *_, **__: opened)
+    found = {line.name: line.holds for line in time_claims(at, 0.25)}
+    across = "times faster, 1 × 32 tokens, ONNX Runtime int8 against PyTorch"
+    assert found[across] is found["original: peak memory, PyTorch"] is True
+    assert found["peak memory, PyTorch"] is found["from file to first output, PyTorch"] is False
+    false = [
+        s.model_copy(update={"ratio": 50 * s.ratio}) if s.engine != s.baseline_engine else s for s in result.speedup
+    ]
+    lying = replace(at, result=result.model_copy(update={"speedup": false}))
+    assert {line.name: line.holds for line in time_claims(lying, 0.25)}[across] is False
+    waiting = 0.5
+    busy = time_claims(at, 0.25)
+    assert {line.name: line.holds for line in busy}[across] is None and "on a busy machine (" in unchecked(busy)
 
 
 def _holds(folder: Path) -> dict[str, bool | None]:
