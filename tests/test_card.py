@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hub_server import metadata_errors
 from huggingface_hub import ModelCard
 from PIL import Image
+from rich.console import Console
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -41,8 +43,9 @@ from hfcompress.publish.card import metadata, render_card, write_card
 from hfcompress.publish.figures import FIGURE, draw, write_figure
 from hfcompress.publish.layers_figure import draw_layers, layer_rows
 from hfcompress.publish.pareto import PARETO, Point, draw_pareto, frontier
-from hfcompress.publish.snippet import fastest_onnx, loading_snippet, onnx_snippet
+from hfcompress.publish.snippet import fastest_onnx, fastest_where, loading_snippet, onnx_snippet
 from hfcompress.publish.verify import run_snippet
+from hfcompress.run.inspect_bars import layer_bars
 
 MINUS = "−"
 
@@ -409,6 +412,10 @@ def test_the_onnx_code_runs_the_fastest_engine_timed_everywhere() -> None:
     fast = [latency("onnxruntime", 1, 32, 4.0), latency("onnxruntime", 8, 128, 20.0)]
     timed = result.compressed.model_copy(update={"latency": slow + fast})
     assert fastest_onnx(timed) == large
+    said = "the fastest of the ONNX files over all that was timed (geometric mean), and at 8 × 128 tokens"
+    assert fastest_where(timed) == said
+    assert f"The code runs {said}." in render_card(result.model_copy(update={"compressed": timed}))
+    assert fastest_where(timed.model_copy(update={"latency": fast})) == "the fastest of the ONNX files"
     assert fastest_onnx(timed.model_copy(update={"latency": []})) == small
     assert f'"{large}"' in onnx_snippet(result.model_copy(update={"compressed": timed}), "x", hub=True)
 
@@ -499,6 +506,25 @@ def test_layers_show_what_is_left_shared_and_gone() -> None:
     assert_readable(figure)
 
 
+def test_blocks_keep_the_numbers_of_the_original_where_the_run_tells_which_are_left() -> None:
+    result = with_layout()
+    kept = {"block0_kept": 0.0, "block1_kept": 1.0, "block2_kept": 1.0}
+    stage = StageRecord(name="s", methods={}, report={"drop": kept, "other": {"x": 1.0}}, seconds=1)
+    told = result.model_copy(update={"stages": [stage]})
+    found = layer_rows(told)
+    assert [row.name for row in found] == ["embeddings", "block 0, gone", "block 1", "block 2"]
+    assert found[2].after is not None and found[2].after.heads == 7
+    assert {"block 0, gone", "as block 1"} <= set(texts_of(draw_layers(told)))
+    again = stage.model_copy(update={"report": {"drop": {"block0_kept": 0.0, "block1_kept": 1.0}}})
+    only = result.compressed.model_copy(update={"layout": result.compressed.layout[:2]})
+    twice = told.model_copy(update={"stages": [stage, again], "compressed": only})
+    assert [row.name for row in layer_rows(twice)] == ["embeddings", "block 0, gone", "block 1, gone", "block 2"]
+    console = Console(width=120, file=io.StringIO())
+    console.print(layer_bars(told.baseline.layout, told.compressed.layout, told.stages))
+    lines = [line.split("  ")[0].split(" │")[0].strip() for line in console.file.getvalue().splitlines()]
+    assert [line for line in lines if line.startswith("block")] == ["block 0, gone", "block 1", "block 2"]
+
+
 def test_the_frontier_is_what_no_other_run_beats() -> None:
     points = [Point("a", 1, 80), Point("b", 2, 79), Point("c", 3, 90), Point("d", 3, 85), Point("e", 9, 90)]
     assert [p.name for p in frontier(points)] == ["a", "c"]
@@ -547,6 +573,12 @@ def test_write_card_puts_card_and_figure_beside_the_weights(tmp_path: Path) -> N
         assert "Software" not in image.info
     assert [p.name for p in (run / "model").iterdir() if p.name.startswith(".")] == []
     assert 'location = "user/small"' in write_card(run, "user/small").read_text(encoding="utf-8")
+
+
+def test_a_card_published_without_its_model_is_written_where_it_lies(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "cards", make_result())
+    (run / "README.md").write_text("old")
+    assert write_card(run) == run / "README.md" and not (run / "model").exists()
 
 
 def test_write_card_needs_a_result(tmp_path: Path) -> None:

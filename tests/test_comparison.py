@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from test_card import make_result, write_run
+from test_card import make_result, speedups, write_run
 from typer.testing import CliRunner
 
 from hfcompress.cli import app
 from hfcompress.core.errors import MeasureError
 from hfcompress.core.machine import Stopwatch
+from hfcompress.measure.findings import findings
 from hfcompress.measure.result import StageRecord
 from hfcompress.publish.comparison import compare, comparison_markdown, find_results
 
@@ -34,6 +35,31 @@ def test_a_row_says_bytes_quality_times_and_minutes():
     # 145.2 ms in PyTorch; 88.6 ms and 20.1 ms in ONNX Runtime int8, before and after
     assert row["8 × 128 tokens"] == "20.1 ms, 7.21x / 4.40x, at 87.16"
     assert row["1 × 32 tokens"] == "0.85 ms, 7.21x / 4.40x, at 87.16" and row["minutes"] == "13.6"
+
+
+def test_an_engine_that_computes_in_int8_for_the_compressed_model_alone_is_no_gain_of_compression():
+    """Its own grids make an engine compute in int8: like for like is the original in int8, or in its fastest engine."""
+    result = make_result()
+    note = {"onnxruntime-int8": "activations int8, static (37)"}
+    small = result.compressed.model_copy(update={"runs_in": {"onnxruntime": "activations int8, static (37)"}})
+    fast = [row for row in small.latency if row.engine == "onnxruntime"]
+    small = small.model_copy(update={"latency": fast})
+    before = result.baseline.model_copy(update={"runs_in": note})
+    slow = fast[0].model_copy(update={"p50_ms": 4.0})
+    before = before.model_copy(update={"latency": [*before.latency, slow]})
+    found = result.model_copy(update={"baseline": before, "compressed": small})
+    found = found.model_copy(update={"speedup": speedups(before, small)})
+    assert "1.83 ms, 3.35x / 2.04x" in compare({"run": found})[0].rows[0], "the int8 twin takes 3.74 ms"
+    alone = found.model_copy(update={"baseline": before.model_copy(update={"runs_in": {}})})
+    assert "1.83 ms, 3.35x / 2.04x" in compare({"run": alone})[0].rows[0], "of all engines that is the fastest"
+    usual = found.model_copy(update={"compressed": small.model_copy(update={"runs_in": {}})})
+    assert "1.83 ms, 3.35x / 2.19x" in compare({"run": usual})[0].rows[0]
+
+
+def test_times_of_a_busy_machine_are_marked():
+    busy = findings(make_result().baseline, make_result().compressed, [], waiting=0.2)
+    (table,) = compare({"run": make_result(findings=busy)})
+    assert "20.1 ms, ~7.21x / ~4.40x, at 87.16" in table.rows[0]
 
 
 def test_minutes_of_a_busy_machine_are_an_upper_bound():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
 import pytest
 from hub_server import TOKEN, Hub
 from huggingface_hub import constants
+from rich.console import Console
 from test_hub import hub  # noqa: F401 - a fixture
 
 from hfcompress import cli
@@ -71,3 +73,15 @@ def test_the_exit_status_tells_whether_something_needed_is_broken(monkeypatch, c
     assert stopped.value.code == status
     assert json.loads(capsys.readouterr().out) == [line.model_dump()]
     assert doctor_table([line]).row_count == 1
+
+
+def test_names_stay_whole_in_a_narrow_terminal_and_every_engine_is_told_of(monkeypatch) -> None:
+    name = "engine onnxruntime-static-int8"
+    console = Console(width=80, file=io.StringIO())
+    console.print(doctor_table([Line(name=name, state="missing", found="of " * 60, mend="pip install " * 9)]))
+    assert name in console.file.getvalue()
+    told: list[str] = []
+    monkeypatch.setattr(doctor, "_tiny", lambda folder, batches: None)
+    monkeypatch.setattr(doctor, "_engine", lambda name, *_: Line(name=name, state="ok", found=told[-1]))
+    lines = list(doctor._engines(["pytorch", "openvino"], told.append))
+    assert [line.found for line in lines] == told and "openvino" in told[1]

@@ -20,6 +20,7 @@ from hfcompress.measure.result import read_result
 from hfcompress.publish.card import figures_beside, render_card
 from hfcompress.publish.comparison import comparison_markdown, find_results
 from hfcompress.publish.examples import said_of
+from hfcompress.publish.pareto import PARETO, comparable
 from hfcompress.publish.suite import render_report
 from hfcompress.recipe.load import load_recipe
 from hfcompress.run.show_methods import methods_markdown
@@ -205,13 +206,16 @@ def test_the_measured_table_is_that_of_the_published_results(page, link):
 
 
 def test_published_cards_are_rendered_from_their_results():
+    others = find_results([ROOT / "model_cards"])
     for result in sorted((ROOT / "model_cards").glob("*/result.json")):
         found = read_result(result)
         figures = figures_beside(found, result.parent)
         same = (result.parent / "README.md").read_text(encoding="utf-8") == render_card(
             found, *figures, examples=said_of(result.parent)
         )
-        assert same, f"out of date: hfcompress card {result.parent.relative_to(ROOT)}"
+        mend = f"out of date: hfcompress card {result.parent.relative_to(ROOT)} --beside model_cards"
+        assert same, mend
+        assert (PARETO in figures) == bool(comparable(found, others)), mend
         assert all((result.parent / name).is_file() for name in figures), result.parent.name
 
 

@@ -570,3 +570,27 @@ def test_environment_tells_the_machine_but_not_whose_it_is():
     assert found["threads"] == 2 and found["torch"] == torch.__version__ and found["cores"] >= 1
     said = json.dumps(found)
     assert platform.node() not in said and str(Path.home()) not in said and getpass.getuser() not in said
+
+
+def test_a_speedup_counts_only_where_the_loss_that_the_run_allows_holds():
+    worse = result().difference[0].model_copy(update={"engine": "onnxruntime", "value": -0.05})
+    both = result(difference=[result().difference[0], worse])
+    wanted = {"speedup": ">=6", "speedup_1": ">=6", "speedup_8": ">=12", "accuracy_drop": "<=0.02"}
+    found = {line.name: line.measured for line in check(both, wanted)}
+    assert (found["speedup"], found["speedup_1"], found["speedup_8"]) == pytest.approx((3, 3, 6)), "PyTorch alone"
+    assert not any(line.met for line in check(both, wanted) if line.name.startswith("speedup"))
+    free = {line.name: line.measured for line in check(both, {k: v for k, v in wanted.items() if "drop" not in k})}
+    assert (free["speedup"], free["speedup_1"], free["speedup_8"]) == pytest.approx((6, 6, 12))
+    assert check(both, {"speedup": ">=1", "accuracy_drop": "<=0.001"})[0].measured == 0, "no engine is left"
+    with pytest.raises(MeasureError, match=r"require.speedup_3: this run timed nothing at that batch"):
+        check(both, {"speedup_3": ">=1"})
+    assert parse_requirement("speedup_8", ">=2", batches=[1, 8]).bound == 2
+    with pytest.raises(RecipeError, match=r"require.speedup_16: no such number"):
+        parse_requirement("speedup_16", ">=2", batches=[1, 8])
+
+
+def test_statistics_at_their_edges():
+    with pytest.raises(MeasureError, match="no examples"):
+        paired_bootstrap(accuracy, np.array([]), np.array([]), np.array([]))
+    p, q = np.array([[0.0, -np.inf]]), np.array([[0.0, -np.inf], [0.0, 0.0]])
+    assert kl_divergence(p, q[:1]) == 0 and kl_divergence(p, q[1:]) == pytest.approx(np.log(2))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from matplotlib.transforms import Bbox
 from project import text_project
 from test_card import make_result
 from typer.testing import CliRunner
@@ -16,6 +18,8 @@ from hfcompress.core.errors import HFCompressError, RecipeError
 from hfcompress.core.method import Category
 from hfcompress.measure.cells import CELLS, RECORD, CellRecord, State, SuiteRecord, read_suite
 from hfcompress.measure.result import read_result
+from hfcompress.publish import pareto, suite
+from hfcompress.publish.comparison import find_results
 from hfcompress.publish.suite import render_report, write_report
 from hfcompress.publish.suite_figure import Dot, draw_dots
 from hfcompress.recipe.shared import control_key
@@ -237,19 +241,74 @@ def test_a_report_is_written_again_from_its_files_alone(tmp_path):
     assert done.exit_code == 0 and (page.read_bytes(), (tmp_path / "bert.png").read_bytes()) == before
 
 
-def test_no_two_names_overlap_in_the_figure():
+def assert_names_are_clear(figure, names):
+    """Check that no name covers another, a foreign point or the line, and none leaves its panel."""
+    for axis in figure.axes:
+        boxes = {t.get_text(): t.get_window_extent() for t in axis.texts if t.get_text() in names}
+        assert set(boxes) == set(names)
+        dots = [axis.transData.transform((line.get_xdata()[0], line.get_ydata()[0])) for line in axis.lines
+                if line.get_marker() == "o" and len(line.get_xdata())]  # fmt: skip
+        (dashed,) = (line for line in axis.lines if line.get_linestyle() == "--" and len(line.get_xdata()))
+        path = [axis.transData.transform(point) for point in zip(*dashed.get_data(), strict=True)]
+        edges = [Bbox([np.minimum(a, b), np.maximum(a, b)]) for a, b in itertools.pairwise(path)]
+        for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+            assert not a.overlaps(b), (one, other)
+        for name, box in boxes.items():
+            assert not any(box.contains(*dot) for dot in dots), f"{name} covers a point"
+            assert not any(box.overlaps(edge) for edge in edges), f"the line runs through {name}"
+            assert axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1, name
+
+
+def test_no_name_overlaps_another_a_point_or_the_line():
     names = [f"method-{i}" for i in range(14)]
     dots = [
-        Dot(name, str(list(Category)[i % 7]), 8 + i % 5, 0.1 + 0.02 * (i % 4), 0.87 + 0.001 * (i % 3))
+        Dot(name, str(list(Category)[i % 7]), 8 + i % 5, value := 0.87 + 0.001 * (i % 3), 0.1 + 0.02 * (i % 4), value)
         for i, name in enumerate(names)
     ]
     figure = draw_dots(dots, make_result())
     assert len(figure.axes) == 2
-    for axis in figure.axes:
-        boxes = {t.get_text(): t.get_window_extent() for t in axis.texts if t.get_text() in names}
-        assert set(boxes) == set(names)
-        for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
-            assert not a.overlaps(b), (one, other)
+    assert_names_are_clear(figure, [*names, "original"])
+
+
+@pytest.mark.parametrize("model", ["sst2", "banking77", "dinov2", "resnet"])
+def test_names_are_clear_in_the_survey(model):
+    record, results = read_suite(SHIPPED[0].parents[2] / "model_cards" / "survey")
+    entries = suite._entries(record, results)[model]
+    figure = draw_dots(suite._dots(entries), next(suite._results(entries)))
+    assert_names_are_clear(figure, [*(e.method for e in entries if e.results), "original"])
+
+
+def test_numbers_are_clear_in_the_figure_of_a_card():
+    others = find_results([SHIPPED[0].parents[2] / "model_cards"])
+    result = others["bert-sst2"]
+    runs = {"this run": result} | pareto.comparable(result, others)
+    figure = pareto.draw_pareto(result, others)
+    for axis in figure.axes[:-1]:
+        boxes = [t.get_window_extent() for t in axis.texts if t.get_text().strip()]
+        assert len(boxes) >= len(runs) - 2
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        dots = [line for line in axis.lines if line.get_marker() == "o"]
+        places = [axis.transData.transform((d.get_xdata()[0], d.get_ydata()[0])) for d in dots]
+        assert not any(box.contains(*place) for box in boxes for place in places)
+
+
+def test_a_point_in_time_has_the_metric_of_the_engine_that_takes_it():
+    result = make_result()  # 87.04 in PyTorch, 87.16 in the engine that is the fastest
+    (dot,) = suite._dots(suite._entries(record_of({"m-1": 0}), {"m-1": result})["bert"])
+    assert (dot.value, dot.timed_value) == (0.8704, 0.8716) and dot.time == pytest.approx(0.61 / 4.4)
+    assert "7.21x / 4.40x, at 87.16" in render_report(record_of({"m-1": 0}), {"m-1": result}, {})
+    (_, point) = pareto._times(result, {"this run": result, "other": result})
+    assert point.value == pytest.approx(87.16)
+
+
+def test_what_failed_is_a_row_and_a_missing_seed_is_told():
+    record = record_of({"m-1": 0, "m-2": 0, "other-1": 0})
+    rows = [line for line in render_report(record, {"m-1": make_result()}, {}).splitlines() if line.startswith("| ")]
+    assert any("| `m`, 1 of 2 seeds |" in row for row in rows)
+    (failed,) = [row for row in rows if "`other`" in row]
+    assert "| none: done |" in failed and failed.count("|") == rows[0].count("|")
+    nothing = render_report(record, {}, {})
+    assert "| parameter pruning | `other` | none: done |" in nothing
 
 
 def test_the_readmes_suite_loads(tmp_path):

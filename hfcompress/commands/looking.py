@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import console, quiet_libraries
+from .shared import console, errors, quiet_libraries
 
 
 def methods(
@@ -54,7 +54,7 @@ def doctor(
     quiet_libraries()
     from ..run.doctor import doctor_table, examine
 
-    lines = examine(engine)
+    lines = examine(engine, tell=errors.print)
     if json_:
         typer.echo(json.dumps([line.model_dump() for line in lines], indent=2))
     else:

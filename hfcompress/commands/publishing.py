@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import UNMET, Folder, console, errors, quiet_libraries
+from .shared import UNMET, Folder, console, errors, escape, quiet_libraries
 
 
 def card(
@@ -45,10 +45,12 @@ def card(
         console.print(f"Card   {write_card(path, others=others)}", soft_wrap=True)
         return
     quiet_libraries()
-    from ..run.check import check_card, check_table
+    from ..run.check import check_card, check_table, unchecked
 
     found = check_card(path, time=not no_time, baseline=baseline, overrides=set_ or ())
     console.print(check_table(found, f"{path.name}: what the card claims, measured again"))
+    if open_ := unchecked(found):
+        console.print(f"[yellow]{escape(open_)}[/]")
     if any(line.holds is False for line in found):
         errors.print("[red]error:[/] a number of the card no longer holds")
         raise typer.Exit(UNMET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.errors import MeasureError, RecipeError, nearest
@@ -16,6 +16,7 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+_SPEEDUP_OF = re.compile(r"speedup_([1-9]\d*)")
 _EXPRESSION = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
@@ -29,13 +30,15 @@ class Bound:
     bound: float
 
 
-def parse_requirement(name: str, text: str, metric: str = "accuracy") -> Bound:
+def parse_requirement(name: str, text: str, metric: str = "accuracy", batches: Collection[int] | None = None) -> Bound:
     """Return the requirement; RecipeError names the nearest when `name` is none, or shows how a bound is written.
 
-    `metric` is the run's: its `<metric>_drop` and `<metric>_ratio` may be asked for.
+    `metric` is the run's: its `<metric>_drop` and `<metric>_ratio` may be asked for, and `speedup_<batch>` of
+    `batches`, those it times (None: any).
     """
-    known = quantities(metric)
-    if name not in known:
+    timed = _SPEEDUP_OF.fullmatch(name)
+    known = [*quantities(metric), *(f"speedup_{batch}" for batch in batches or ())]
+    if name not in known and (timed is None or batches is not None):
         raise RecipeError(f"require.{name}: no such number is measured.{nearest(name, known)}")
     match = _EXPRESSION.fullmatch(str(text))
     if match is None:
@@ -50,9 +53,10 @@ def check(result: Result, wanted: Mapping[str, str]) -> list[Requirement]:
     """
     checked = []
     metric = result.difference[0].metric if result.difference else "accuracy"
-    known = quantities(metric)
-    for bound in [parse_requirement(name, text, metric) for name, text in wanted.items()]:
-        measured = known[bound.name](result)
+    bounds = [parse_requirement(name, text, metric) for name, text in wanted.items()]
+    drops = [bound for bound in bounds if bound.name in ("metric_drop", f"{metric}_drop")]
+    for bound in bounds:
+        measured = _measured(result, bound.name, metric, drops)
         met = bound.compare(measured, bound.bound)
         checked.append(Requirement(name=bound.name, wanted=bound.text, measured=measured, met=met))
     return checked
@@ -100,12 +104,34 @@ def agreement(result: Result) -> float:
     return result.headline().agreement
 
 
-def speedup(result: Result) -> float:
-    """Best engine against the baseline in PyTorch, on the workload that gains least, real examples included."""
-    rows = result.best_speedups()
+def speedup(result: Result, batch: int | None = None, drops: Sequence[Bound] = ()) -> float:
+    """Best engine against the baseline in PyTorch, on the workload that gains least, real examples included.
+
+    `batch` leaves out all other workloads. An engine in which `drops`, what the run may lose, does not hold is not
+    counted: no run may meet its requirements by the time of one engine and the metric of another. Where none is left
+    the speedup is zero.
+    """
+    name = "speedup" if batch is None else f"speedup_{batch}"
+    rows = [row for row in result.speedup if row.baseline_engine == "pytorch" and batch in (None, row.batch)]
     if not rows:
-        raise MeasureError("require.speedup: this run timed nothing; add shapes to `benchmark`.")
-    return min(row.ratio for row in rows)
+        raise MeasureError(f"require.{name}: this run timed nothing{'' if batch is None else ' at that batch'}; add "
+                           "shapes to `benchmark`.")  # fmt: skip
+    lost = {row.engine: row.loss for row in result.difference}
+    good = {e for e in {row.engine for row in rows}
+            if not drops or (e in lost and all(bound.compare(lost[e], bound.bound) for bound in drops))}  # fmt: skip
+    workloads = dict.fromkeys(row.workload for row in rows)
+    return min(
+        max((row.ratio for row in rows if row.workload == one and row.engine in good), default=0.0) for one in workloads
+    )
+
+
+def _measured(result: Result, name: str, metric: str, drops: Sequence[Bound]) -> float:
+    """Return the number called `name`; speedups are those of engines in which `drops` hold."""
+    if name == "speedup":
+        return speedup(result, drops=drops)
+    if timed := _SPEEDUP_OF.fullmatch(name):
+        return speedup(result, int(timed[1]), drops)
+    return quantities(metric)[name](result)
 
 
 def quantities(metric: str) -> dict[str, Callable[[Result], float]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
+from ..core.errors import MeasureError
 from ..core.metric import MeanMetric, Parts
 
 Array = np.ndarray
@@ -27,7 +28,10 @@ def paired_bootstrap(
 
     `a`, `b`, `labels`: (N, …), one row an example. Both models are scored on the same resample, so that what is hard
     for both cancels. `score` takes predictions and labels; of a MeanMetric only the examples' parts are resampled.
+    Raises MeasureError where there is no example.
     """
+    if not len(labels):
+        raise MeasureError("two models cannot be compared on no examples: the evaluation split is empty")
     value = score(b, labels) - score(a, labels)
     generator = np.random.default_rng(seed)
     if isinstance(score, MeanMetric):
@@ -48,7 +52,9 @@ def agreement(a: Array, b: Array) -> float:
 def kl_divergence(p_logits: Array, q_logits: Array) -> float:
     """Return the mean over examples of KL(p ‖ q) in nats; logits: (N, C)."""
     p, q = (special.log_softmax(logits.astype(np.float64), axis=-1) for logits in (p_logits, q_logits))
-    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
+    with np.errstate(invalid="ignore"):  # a class that p rules out, by a logit of -inf, adds nothing: p log p -> 0
+        terms = np.where(np.isneginf(p), 0.0, np.exp(p) * (p - q))
+    return float(np.mean(np.sum(terms, axis=-1)))
 
 
 def mcnemar(a: Array, b: Array, labels: Array) -> tuple[int, int, float]:
@@ -58,8 +64,13 @@ def mcnemar(a: Array, b: Array, labels: Array) -> tuple[int, int, float]:
     """
     only_a = int(np.sum((a == labels) & (b != labels)))
     only_b = int(np.sum((a != labels) & (b == labels)))
+    return only_a, only_b, mcnemar_p(only_a, only_b)
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """Return the exact two-sided p-value of so many examples that only one of two models gets right."""
     discordant = only_a + only_b
-    return only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    return float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
 
 
 def calibration_error(logits: Array, labels: Array, bins: int = BINS) -> float:

@@ -18,7 +18,7 @@ from .figures import FIGURE, write_figure
 from .layers_figure import LAYERS, describe_layers, write_layers
 from .pareto import PARETO, comparable, write_pareto
 from .shifts import shift_lines
-from .snippet import loading_snippet, onnx_snippet
+from .snippet import fastest_where, loading_snippet, onnx_snippet
 from .template import render
 
 LOCAL = "./model"  # as seen from the run folder; a leading dot cannot be taken for a Hub id
@@ -27,12 +27,13 @@ LOCAL = "./model"  # as seen from the run folder; a leading dot cannot be taken 
 def write_card(folder: Path, repo_id: str | None = None, others: Mapping[str, Result] | None = None) -> Path:
     """Write `model/README.md` and its figures from `folder/result.json`; return the card's path.
 
+    A folder that holds a card beside its result and no model, as those published without weights, keeps it there.
     `repo_id` is where the model is (to be) published: the card's code then loads from there, otherwise from the folder.
     `others` are runs by name, of which those of the same model and data are drawn beside this one.
     Raises MeasureError when there is no valid result, HFCompressError when the folder cannot be written.
     """
     result = read_result(folder / "result.json")
-    model = folder / "model"
+    model = folder if (folder / "README.md").is_file() and not (folder / "model").exists() else folder / "model"
     figures = write_figures(result, model, others)
     examples = write_grid(folder, model)
     write_text(model / "README.md", render_card(result, *figures, repo_id=repo_id, examples=examples))
@@ -88,6 +89,7 @@ def render_card(
         libraries=libraries,
         location=location,
         onnx_code=onnx_snippet(result, location, hub=repo_id is not None),
+        onnx_where=fastest_where(result.compressed),
         environment=list(_flatten(result.environment)),
         rows=rows,
         shifts=shift_lines(result),

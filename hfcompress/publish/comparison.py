@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import MeasureError
-from ..measure.result import LatencyRow, Result, Speedup, read_result
+from ..measure.result import Result, Speedup, read_result
 from . import rows
+from .best import best_on, otherwise, ratios
 
 BUSY = 0.1  # of the processor time a stage was ready for; from here on its minutes are an upper bound
 
@@ -94,30 +95,16 @@ def _quality(result: Result) -> str:
 
 
 def _time(result: Result, shape: Speedup) -> str:
-    """Return the time in the best engine, and how many times faster: than PyTorch as found, and than that engine.
+    """Return the time in the best engine, and how many times faster: than PyTorch as found, and like for like.
 
     Then what the metric is in that engine, where it is not what the row says: int8 kernels round activations too.
     """
-    best = next((s for s in result.best_speedups() if rows.shape_name(s) == rows.shape_name(shape)), None)
+    best = best_on(result, shape)
     after = rows.find_latency(result.compressed, best.engine, best) if best else None
     if best is None or after is None:
         return rows.NONE
-    same = _same_engine(result, after)
-    ratios = rows.ratio(best.ratio) + (f" / {rows.ratio(same)}" if same else "")
-    return f"{rows.milliseconds(after.time_ms)}, {ratios}{_otherwise(result, after.engine)}"
-
-
-def _otherwise(result: Result, engine: str) -> str:
-    told = result.compressed.quality_in(result.headline().engine)
-    there = result.compressed.quality_in(engine)
-    if told is None or there is None or rows.metric(result, told.value) == rows.metric(result, there.value):
-        return ""
-    return f", at {rows.metric(result, there.value)}"
-
-
-def _same_engine(result: Result, after: LatencyRow) -> float | None:
-    before = rows.find_latency(result.baseline, after.engine, after)
-    return before.time_ms / after.time_ms if before else None
+    times = f"{rows.milliseconds(after.time_ms)}, {ratios([result], [best])}"
+    return times + otherwise([result], [best.engine])
 
 
 def minutes(results: Sequence[Result]) -> str:

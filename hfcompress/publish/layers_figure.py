@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..measure.result import Part, Result
+from ..measure.result import Part, Result, StageRecord
 from . import rows
 from .canvas import AFTER, WIDTH, Bar, bars, drawing, rows_of, save
 
@@ -34,11 +34,12 @@ class Row:
 
     after: Part | None
     before: Part | None
+    gone: str = _GONE
 
     @property
     def name(self) -> str:
-        """What the row is called in the compressed model."""
-        return self.after.name if self.after else _GONE
+        """What the row is called: as in the original where it is known what became of its parts."""
+        return self.after.name if self.after else self.gone
 
 
 BYTES = Column("size", lambda part: part.size_bytes, lambda value: rows.si(value, "B"))
@@ -54,14 +55,45 @@ COLUMNS = (
 
 
 def layer_rows(result: Result) -> list[Row]:
-    """Return the parts of the compressed model beside those of the original, then what of that has no counterpart.
+    """Return the parts of both models side by side; see `paired`."""
+    return paired(result.baseline.layout, result.compressed.layout, result.stages)
 
-    Where blocks were dropped, the numbers are those of the compressed model: which of the original's they were is
-    not known here.
+
+def paired(before: Sequence[Part], after: Sequence[Part], stages: Sequence[StageRecord] = ()) -> list[Row]:
+    """Return the parts of the compressed model beside those of the original, dropped ones at their place.
+
+    Blocks keep the original's numbers where the stages report which of them are left; where they do not, the numbers
+    are the compressed model's, and what of the original has no counterpart comes last.
     """
-    before = {part.name: part for part in result.baseline.layout}
-    found = [Row(part, before.pop(part.name, None)) for part in result.compressed.layout]
-    return found + [Row(None, part) for part in before.values()]
+    names = _numbers(before, after, stages)
+    if names is None:
+        left = {part.name: part for part in before}
+        found = [Row(part, left.pop(part.name, None)) for part in after]
+        return found + [Row(None, part) for part in left.values()]
+    called = {
+        part.name: part.model_copy(
+            update={
+                "name": names.get(part.name, part.name),
+                "shares": part.shares and names.get(part.shares, part.shares),
+            }
+        )
+        for part in after
+    }
+    by_name = {part.name: part for part in called.values()}
+    found = [Row(by_name.pop(part.name, None), part, f"{part.name}, {_GONE}") for part in before]
+    return found + [Row(part, None) for part in by_name.values()]
+
+
+def _numbers(before: Sequence[Part], after: Sequence[Part], stages: Sequence[StageRecord]) -> dict[str, str] | None:
+    """Return what each block of the compressed model is called in the original; None where no stage tells."""
+    left = [part.name for part in before if part.width is not None]
+    blocks = [part.name for part in after if part.width is not None]
+    for numbers in (report for stage in stages for report in stage.report.values()):
+        flags = [numbers.get(f"block{i}_kept") for i in range(len(left))]
+        if left and None not in flags and f"block{len(left)}_kept" not in numbers:
+            left = [name for name, kept in zip(left, flags, strict=True) if kept]
+    told = len(left) == len(blocks) and len(left) < sum(part.width is not None for part in before)
+    return dict(zip(blocks, left, strict=True)) if told else None
 
 
 def changed_columns(found: list[Row]) -> list[Column]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,12 +13,13 @@ from matplotlib.ticker import LogLocator
 
 from ..measure.result import Result
 from . import rows
+from .best import best_on, value_in
 from .canvas import BEFORE, BEST, INK, drawing, save
+from .labels import Label, write_labels
 
 PARETO = "pareto.png"
 _OURS, _ORIGINAL = "this run", "original"
 _LEGEND = ["orange: this run", "ring: the original", "dashed: best at each cost", ""]
-_AWAY = [(9.0 * math.cos(a), 9.0 * math.sin(a)) for a in (0.7 + k * math.pi / 4 for k in range(8))]  # points from a dot
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ def frontier(points: Sequence[Point], *, higher_is_better: bool = True) -> list[
     return best
 
 
+def steps(points: Sequence[Point], result: Result) -> list[tuple[float, float]]:
+    """Return the corners of the line that joins the best at each cost; `result` says which way its metric runs."""
+    front = frontier(points, higher_is_better=result.headline().higher_is_better)
+    corners = [(front[0].cost, front[0].value)]
+    for last, point in pairwise(front):
+        corners += [(point.cost, last.value), (point.cost, point.value)]
+    return corners
+
+
 def write_pareto(result: Result, others: Mapping[str, Result], path: Path) -> None:
     """Write the figure as PNG, atomically."""
     save(draw_pareto(result, others), path)
@@ -62,23 +71,26 @@ def draw_pareto(result: Result, others: Mapping[str, Result]) -> Figure:
     timed = _times(result, runs)
     if len(timed) > 1:
         shape = rows.where(result.best_speedups()[0])
-        panels.append((f"ms {shape}, best engine", timed))
+        panels.append((f"ms {shape}, best engine,\nand the metric in that engine", timed))
 
     def fill(figure: Figure) -> None:
         axes = figure.subplots(1, len(panels) + 1, width_ratios=[1.0] * len(panels) + [0.55], squeeze=False)[0]
         for axis, (title, points) in zip(axes, panels, strict=False):
-            _scatter(axis, title, points, numbers, result)
+            _scatter(axis, title, points, result)
         axes[0].set_ylabel(rows.metric_name(result))
         axes[-1].set_axis_off()
         names = [f"{number}  {name}" for name, number in list(numbers.items())[1:]]
         axes[-1].text(0.0, 1.0, "\n".join([*_LEGEND, *names]), va="top", fontsize=8.5)
+        figure.draw_without_rendering()  # numbers are placed where the axes finally lie
+        for axis, (_, points) in zip(axes, panels, strict=False):
+            _name(axis, points, numbers, result)
 
-    return drawing(fill, max(4.2, 0.17 * len(runs) + 1.4), width=4.0 * len(panels) + 2.2)
+    return drawing(fill, max(4.2, 0.17 * len(runs) + 1.4), width=4.6 * len(panels) + 2.2)
 
 
-def _scatter(axis: Axes, title: str, points: Sequence[Point], numbers: Mapping[str, str], result: Result) -> None:
-    front = frontier(points, higher_is_better=result.headline().higher_is_better)
-    axis.step([p.cost for p in front], [p.value for p in front], where="post", color=INK, linewidth=1, linestyle="--")
+def _scatter(axis: Axes, title: str, points: Sequence[Point], result: Result) -> None:
+    x, y = zip(*steps(points, result), strict=True)
+    axis.plot(x, y, color=INK, linewidth=1, linestyle="--")
     for point in points:
         ours = point.name == _OURS
         open_ = point.name == _ORIGINAL
@@ -93,7 +105,13 @@ def _scatter(axis: Axes, title: str, points: Sequence[Point], numbers: Mapping[s
         )
     log_axis(axis, title)
     axis.margins(0.12)
-    _label(axis, [point for point in points if point.name in numbers and point.name != _OURS], points, numbers)
+
+
+def _name(axis: Axes, points: Sequence[Point], numbers: Mapping[str, str], result: Result) -> None:
+    """Write each point's number beside it; this run and the original are told by their looks."""
+    plain = {_OURS: " ", _ORIGINAL: " "}
+    labels = [Label(plain.get(p.name) or numbers[p.name], p.cost, p.value, INK) for p in points]
+    write_labels(axis, labels, steps(points, result), size=8, radius=3.5)
 
 
 def log_axis(axis: Axes, title: str) -> None:
@@ -103,22 +121,6 @@ def log_axis(axis: Axes, title: str) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
     axis.set_xlabel(title)
-
-
-def _label(axis: Axes, named: Sequence[Point], points: Sequence[Point], numbers: Mapping[str, str]) -> None:
-    """Write each point's number where it is farthest from the other points and from numbers already written."""
-    axis.autoscale_view()
-    taken: list[Any] = [axis.transData.transform((p.cost, p.value)) for p in points]
-    for point in named:
-        here = axis.transData.transform((point.cost, point.value))
-        scale = axis.figure.get_dpi() / 72
-        spots = [(here[0] + x * scale, here[1] + y * scale) for x, y in _AWAY]
-        best = max(range(len(spots)), key=lambda k: min(math.dist(spots[k], t) for t in taken))
-        taken.append(spots[best])
-        axis.annotate(
-            numbers[point.name], (point.cost, point.value), _AWAY[best], textcoords="offset points",
-            ha="center", va="center", fontsize=8,
-        )  # fmt: skip
 
 
 def _sizes(runs: Mapping[str, Result]) -> list[Point]:
@@ -134,10 +136,11 @@ def _times(result: Result, runs: Mapping[str, Result]) -> list[Point]:
         return []
     found = []
     for name, run in runs.items():
-        best = next((s for s in run.best_speedups() if rows.shape_name(s) == rows.shape_name(wanted)), None)
+        best = best_on(run, wanted)
         row = rows.find_latency(run.compressed, best.engine, best) if best else None
-        if row is not None:
-            found.append(Point(name, row.time_ms, _value(run)))
+        if best is not None and row is not None:
+            value = rows.metric_scale(result) * value_in(run, best.engine)
+            found.append(Point(name, row.time_ms, value))  # the metric of the engine that takes this time
     return found
 
 

@@ -8,6 +8,7 @@ from ..export.runtime import ENGINES
 from ..measure.environment import OPTIMUM
 from ..measure.result import ModelResult, Result
 from ..train.tasks import tasks
+from . import rows
 from .template import render
 
 
@@ -64,6 +65,22 @@ def fastest_onnx(model: ModelResult) -> str | None:
     most = max(map(len, times.values()), default=0)
     means = {file: sum(logs) / most for file, logs in times.items() if len(logs) == most}
     return min(means or sizes, key=lambda name: (means.get(name, 0), sizes[name], name), default=None)
+
+
+def fastest_where(model: ModelResult) -> str:
+    """Say at what the file of `fastest_onnx` is the fastest of the ONNX files: at all that was timed, or where."""
+    file, best = fastest_onnx(model), {}
+    for row in model.latency:
+        if row.engine in ENGINES and str(ENGINES[row.engine].file).endswith(".onnx"):
+            known = best.setdefault(row.workload, row)
+            best[row.workload] = row if row.time_ms < known.time_ms else known
+    if not best:
+        return "the smallest of the ONNX files; none was timed"
+    won = [rows.where(row) for row in best.values() if ENGINES[row.engine].file == file]
+    if len(won) == len(best):
+        return "the fastest of the ONNX files"
+    alone = f", and {' and '.join(won)}" if won else ""
+    return f"the fastest of the ONNX files over all that was timed (geometric mean){alone}"
 
 
 def takes_images(result: Result) -> bool:

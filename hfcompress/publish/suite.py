@@ -11,10 +11,10 @@ from ..core.method import Category
 from ..measure.cells import CELLS, CellRecord, State, SuiteRecord, read_suite
 from ..measure.result import Result, Speedup
 from ..measure.statistics import Spread, spread
-from . import rows
+from . import rows, template
+from .best import best_on, otherwise, ratios, value_in
 from .comparison import minutes
 from .suite_figure import Dot, write_dots
-from .template import render
 
 REPORT = "README.md"
 _TEMPLATE = "suite.md.jinja"
@@ -28,6 +28,13 @@ class Entry:
     category: Category
     results: list[Result]
     reasons: list[str]  # of cells that failed or were not run
+
+    @property
+    def name(self) -> str:
+        """The method, and where some of its seeds are missing how many there are."""
+        cells = len(self.results) + len(self.reasons)
+        seeds = f", {len(self.results)} of {cells} seeds" if self.results and self.reasons else ""
+        return f"`{self.method}`{seeds}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def render_report(record: SuiteRecord, results: Mapping[str, Result], figures: M
     done = [cell for cell in record.cells if cell.state is State.DONE]
     first = next(iter(results.values()), None)
     seeds = len({cell.seed for cell in record.cells})
-    return render(
+    return template.render(
         _TEMPLATE,
         record=record,
         sections=sections,
@@ -88,8 +95,8 @@ def _entries(record: SuiteRecord, results: Mapping[str, Result]) -> dict[str, li
     return {model: sorted(by.values(), key=lambda e: order.index(e.category)) for model, by in found.items()}
 
 
-def _why(cell: CellRecord) -> str:
-    return f"`{cell.method}`, seed {cell.seed}: {cell.reason or cell.state.value}"
+def _why(one: CellRecord) -> str:
+    return f"`{one.method}`, seed {one.seed}: {one.reason or one.state.value}"
 
 
 def _results(entries: Sequence[Entry]) -> Iterator[Result]:
@@ -100,12 +107,13 @@ def _section(model: str, entries: Sequence[Entry], figure: str | None) -> Sectio
     failed = [reason for entry in entries for reason in entry.reasons]
     first = next(_results(entries), None)
     if first is None:
-        return Section(model, "no cell is done", None, [], [], failed)
+        columns = ["category", "method", "weight files"]
+        return Section(model, "no cell is done", None, columns, [_missing(e, columns) for e in entries], failed)
     shapes = list({rows.shape_name(s): s for r in _results(entries) for s in r.best_speedups()}.values())
     controls = any(result.control for result in _results(entries))
     columns = ["category", "method", "weight files", first.headline().metric, "to the original"]
     columns += ["control", "to the control"] * controls + [rows.shape_name(s) for s in shapes] + ["minutes"]
-    table = [_row(entry, shapes, controls) for entry in entries if entry.results]
+    table = [_row(entry, shapes, controls) if entry.results else _missing(entry, columns) for entry in entries]
     return Section(model, _about(first), figure, columns, table, failed)
 
 
@@ -122,15 +130,20 @@ def _row(entry: Entry, shapes: Sequence[Speedup], controls: bool) -> list[str]:
     size = sum(r.compressed.size_bytes for r in results) / len(results)
     bytes_ = f"{rows.si(size, 'B')}, {rows.ratio(sum(r.size_ratio for r in results) / len(results))}"
     quality = _spread(first, spread([_value(r) for r in results]), sign=False)
-    cells = [str(entry.category), f"`{entry.method}`", bytes_, quality, _difference(results)]
+    cells = [str(entry.category), entry.name, bytes_, quality, _difference(results)]
     if controls:
         cells += list(_control(results))
     return [*cells, *(_time(results, shape) for shape in shapes), minutes(results)]
 
 
+def _missing(entry: Entry, columns: Sequence[str]) -> list[str]:
+    """Return the row of a method without a result: why there is none, where its numbers would begin."""
+    why = template.cell(entry.reasons[0].partition(": ")[2])
+    return [str(entry.category), entry.name, f"none: {why}", *[rows.NONE] * (len(columns) - 3)]
+
+
 def _value(result: Result) -> float:
-    quality = result.compressed.quality_in(result.headline().engine)
-    return quality.value if quality else float("nan")
+    return value_in(result, result.headline().engine)
 
 
 def _spread(result: Result, found: Spread, *, sign: bool) -> str:
@@ -160,16 +173,15 @@ def _control(results: Sequence[Result]) -> tuple[str, str]:
 
 
 def _time(results: Sequence[Result], shape: Speedup) -> str:
-    """Return how many times faster: the best engine against the original in PyTorch, and in that same engine."""
-    best = [s for r in results for s in r.best_speedups() if rows.shape_name(s) == rows.shape_name(shape)]
-    if not best:
+    """Return how many times faster: the best engine against the original in PyTorch, and like for like.
+
+    Then what the metric is in those engines, where it is not what the row says.
+    """
+    found = [(r, best) for r in results if (best := best_on(r, shape)) is not None]
+    if not found:
         return rows.NONE
-    same = [
-        s.ratio for r, b in zip(results, best, strict=False) for s in r.speedup
-        if s.engine == s.baseline_engine == b.engine and rows.shape_name(s) == rows.shape_name(shape)
-    ]  # fmt: skip
-    text = rows.ratio(sum(b.ratio for b in best) / len(best))
-    return f"{text} / {rows.ratio(sum(same) / len(same))}" if same else text
+    timed, best = [r for r, _ in found], [s for _, s in found]
+    return ratios(timed, best) + otherwise(timed, [s.engine for s in best])
 
 
 def _dots(entries: Sequence[Entry]) -> list[Dot]:
@@ -178,16 +190,21 @@ def _dots(entries: Sequence[Entry]) -> list[Dot]:
             entry.method,
             str(entry.category),
             sum(r.compressed.size_bytes for r in entry.results) / len(entry.results) / 1e6,
-            _relative_time(entry.results),
             sum(map(_value, entry.results)) / len(entry.results),
+            *_timed(entry.results),
         )
         for entry in entries
         if entry.results
     ]
 
 
-def _relative_time(results: Sequence[Result]) -> float | None:
-    """Return the time at the first shape in the best engine, the original in PyTorch being one."""
-    firsts = [next(iter(r.best_speedups()), None) for r in results]
-    times = [1 / s.ratio for s in firsts if s is not None]
-    return sum(times) / len(times) if times else None
+def _timed(results: Sequence[Result]) -> tuple[float | None, float | None]:
+    """Return the time at the first shape in the best engine, the original in PyTorch being one, and the metric there.
+
+    The metric is that of the engine timed: no point may have the speed of one and the quality of another.
+    """
+    found = [(r, r.best_speedups()[0]) for r in results if r.best_speedups()]
+    if not found:
+        return None, None
+    times, values = [1 / s.ratio for _, s in found], [value_in(r, s.engine) for r, s in found]
+    return sum(times) / len(times), sum(values) / len(values)

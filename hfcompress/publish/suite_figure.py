@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,24 +13,30 @@ from ..core.method import Category
 from ..measure.result import Result
 from . import rows
 from .canvas import INK, drawing, save
-from .pareto import Point, frontier, log_axis
+from .labels import Label, write_labels
+from .pareto import Point, log_axis, steps
 
 # Of one lightness, so that they read on a white page as on a dark one (after Okabe and Ito 2008).
 _COLOURS = dict(
     zip(Category, ("#3a86e0", "#d9771f", "#2a9d72", "#c2568f", "#8a7a00", "#2699b0", "#8b6fd6"), strict=True)
 )
 _ORIGINAL = "original"
+_DOT = 7.0  # points across
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A method, the mean of its seeds: megabytes, time relative to the original in PyTorch, and the metric."""
+    """A method, the mean of its seeds: megabytes and the metric, and in the engine it is fastest in both time and that.
+
+    Time is relative to the original in PyTorch.
+    """
 
     name: str
     category: str
     megabytes: float
-    time: float | None
     value: float
+    time: float | None = None
+    timed_value: float | None = None
 
 
 def write_dots(dots: Sequence[Dot], original: Result, path: Path) -> None:
@@ -46,10 +51,12 @@ def draw_dots(dots: Sequence[Dot], original: Result) -> Figure:
     value = scale * before.value if before else float("nan")
     start = Point(_ORIGINAL, original.baseline.size_bytes / 1e6, value)
     panels = [("Weight files (MB)", [start, *(Point(d.name, d.megabytes, scale * d.value) for d in dots)])]
-    timed = [Point(d.name, d.time, scale * d.value) for d in dots if d.time is not None]
+    timed = [
+        Point(d.name, d.time, scale * d.timed_value) for d in dots if d.time is not None and d.timed_value is not None
+    ]
     if timed:
         shape = rows.shape_name(original.best_speedups()[0]) if original.best_speedups() else "the first shape"
-        title = f"Time at {shape}, best engine\n(the original in PyTorch = 1)"
+        title = f"Time at {shape}, best engine, and the metric in that engine\n(the original in PyTorch = 1)"
         panels.append((title, [Point(_ORIGINAL, 1.0, value), *timed]))
     colours = {d.name: _COLOURS[Category(d.category)] for d in dots} | {_ORIGINAL: INK}
 
@@ -60,30 +67,25 @@ def draw_dots(dots: Sequence[Dot], original: Result) -> Figure:
         _legend(axes[0], {d.category for d in dots})
         figure.draw_without_rendering()  # labels are placed where the axes finally lie
         for axis, (_, points) in zip(axes, panels, strict=True):
-            _name(axis, points, colours)
+            _name(axis, points, colours, original)
 
-    return drawing(fill, 4.6 * len(panels) + 0.6, width=9.0)
+    return drawing(fill, 5.4 * len(panels) + 0.6, width=10.5)
 
 
 def _panel(axis: Axes, title: str, points: Sequence[Point], colours: dict[str, str], original: Result) -> None:
-    front = frontier(points, higher_is_better=original.headline().higher_is_better)
-    axis.step([p.cost for p in front], [p.value for p in front], where="post", color=INK, linewidth=1, linestyle="--")
+    x, y = zip(*steps(points, original), strict=True)
+    axis.plot(x, y, color=INK, linewidth=1, linestyle="--")
     for point in points:
         fill = "none" if point.name == _ORIGINAL else "full"
-        axis.plot([point.cost], [point.value], "o", markersize=7, color=colours[point.name], fillstyle=fill)
+        axis.plot([point.cost], [point.value], "o", markersize=_DOT, color=colours[point.name], fillstyle=fill)
     log_axis(axis, title)
     axis.set_ylabel(rows.metric_name(original))
     axis.margins(0.14)
 
 
-def _name(axis: Axes, points: Sequence[Point], colours: dict[str, str]) -> None:
-    """Write every point's name beside it, moved until no two overlap."""
-    texts = [axis.text(p.cost, p.value, p.name, fontsize=8.5, color=colours[p.name]) for p in points]
-    arrows = {"arrowstyle": "-", "color": INK, "lw": 0.5}
-    adjust_text(
-        texts, x=[p.cost for p in points], y=[p.value for p in points], ax=axis, arrowprops=arrows,
-        expand=(1.3, 1.7), ensure_inside_axes=True, iter_lim=400,
-    )  # fmt: skip
+def _name(axis: Axes, points: Sequence[Point], colours: dict[str, str], original: Result) -> None:
+    labels = [Label(p.name, p.cost, p.value, colours[p.name]) for p in points]
+    write_labels(axis, labels, steps(points, original), size=8.5, radius=_DOT / 2)
 
 
 def _legend(axis: Axes, categories: set[str]) -> None:

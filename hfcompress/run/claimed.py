@@ -20,26 +20,37 @@ from .verify import write_labels, write_split
 _LOCAL = "data.path="  # what was said of it is only the last part of a path on another machine
 
 
-def read_again(result: Result, model: Path, overrides: Sequence[str], folder: RunFolder) -> None:
+def read_again(
+    result: Result, model: Path, overrides: Sequence[str], folder: RunFolder, *, original: str | None = None
+) -> None:
     """Store in `folder` the split the result was measured on, as the processor beside `model` reads it, and its labels.
 
-    It comes from where the result's recipe says, or `overrides` of that. Raises HFCompressError when it can't be read.
+    With `original`, also as the one beside that reads it. The split comes from where the result's recipe says, or
+    `overrides` of that. Raises HFCompressError when it can't be read.
     """
     recipe = _recipe(result, overrides)
     task = get_task(result.task)
-    data = recipe.data.model_copy(update={"image_size": None})  # the processor knows
-    processor = task.load_processor(str(model), AutoConfig.from_pretrained(model), data)
     evaluate = load_data(recipe.data, task, recipe.seed).evaluate
-    examples = task.for_evaluation(task.encode(evaluate, processor, data), processor, data)
-    collate = task.collator(processor, data, recipe.seed)
-    write_labels(folder, write_split(folder.batches, examples, collate, recipe.evaluate.batch_size))
+    given = recipe.data.model_copy(update={"image_size": None})  # the processor beside the model knows
+    places = [(str(model), given, folder.batches)]
+    if original is not None:
+        places.insert(0, (original, recipe.data, folder.baseline_batches))
+    for place, data, path in places:
+        processor = task.load_processor(place, AutoConfig.from_pretrained(place), data)
+        examples = task.for_evaluation(task.encode(evaluate, processor, data), processor, data)
+        collate = task.collator(processor, data, recipe.seed)
+        write_labels(folder, write_split(path, examples, collate, recipe.evaluate.batch_size))
+
+
+def claimed_recipe(result: Result, overrides: Sequence[str], more: tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe of a result, with what was set on the command line about its data, its seed and `more`."""
+    said = [item for item in result.overrides if item.startswith(("data.", "evaluate.", "seed=", *more))]
+    kept = [item for item in said if not item.startswith(_LOCAL)]
+    return load_recipe(parse_yaml(result.recipe, "the result's recipe"), [*kept, *overrides]).recipe
 
 
 def _recipe(result: Result, overrides: Sequence[str]) -> Recipe:
-    said = [item for item in result.overrides if item.startswith(("data.", "evaluate.", "seed="))]
-    local = next((item for item in said if item.startswith(_LOCAL)), None)
+    local = next((item for item in result.overrides if item.startswith(_LOCAL)), None)
     if local is not None and not any(item.startswith(("data.path", "data.dataset")) for item in overrides):
         raise RecipeError(f"it was measured on local files ({local}): name them with --set data.path=PATH")
-    kept = [item for item in said if not item.startswith(_LOCAL)]
-    recipe = parse_yaml(result.recipe, "the result's recipe")
-    return load_recipe(recipe, [*kept, *overrides]).recipe
+    return claimed_recipe(result, overrides)

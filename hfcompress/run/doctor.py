@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -63,9 +63,9 @@ class Line(StrictModel):
     needed: bool = True  # whether nothing works without it
 
 
-def examine(engines: list[str] | None = None) -> list[Line]:
-    """Return a line for each thing looked at; `engines` limits those tried (default: all)."""
-    return [*_packages(), *_machine(), *_surroundings(), _token(), *_engines(engines)]
+def examine(engines: list[str] | None = None, tell: Callable[[str], None] = lambda text: None) -> list[Line]:
+    """Return a line for each thing looked at; `engines` limits those tried (default: all), `tell` hears of each."""
+    return [*_packages(), *_machine(), *_surroundings(), _token(), *_engines(engines, tell)]
 
 
 def doctor_table(lines: list[Line]) -> Table:
@@ -73,7 +73,7 @@ def doctor_table(lines: list[Line]) -> Table:
     colours = {"ok": "green", "missing": "yellow", "broken": "red"}
     table = Table(show_edge=False, pad_edge=False)
     for title in ("", "state", "found", "what mends it"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title in ("", "state"))  # a name in two parts can't be copied
     for line in lines:
         cells = (text.replace("[", r"\[") for text in (line.found, line.mend or ""))
         table.add_row(line.name, f"[{colours[line.state]}]{line.state}[/]", *cells)
@@ -174,7 +174,7 @@ def _reach(told: dict[str, Any]) -> str:
     return "; ".join(parts + ([f"organizations {', '.join(organizations)}"] if organizations else []))
 
 
-def _engines(names: list[str] | None) -> Iterator[Line]:
+def _engines(names: list[str] | None, tell: Callable[[str], None] = lambda text: None) -> Iterator[Line]:
     """Export a tiny model for each engine and run it there, in the process the engine would have."""
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
         folder, batches = Path(scratch) / "model", Path(scratch) / "batches.safetensors"
@@ -184,6 +184,7 @@ def _engines(names: list[str] | None) -> Iterator[Line]:
             yield Line(name="a tiny model", state="broken", found=_first(error), mend="see the lines above")
             return
         for name in names or list(ENGINES):
+            tell(f"trying {name} on a tiny model …")
             yield _engine(name, folder, batches)
 
 

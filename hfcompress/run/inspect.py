@@ -17,7 +17,7 @@ from ..core.errors import CheckpointError, FamilyError, MeasureError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
 from ..measure.layout import layout_of
-from ..measure.result import Part, read_result
+from ..measure.result import Result, read_result
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
 from ..modules.adapted import Adapted
 from ..modules.factorized import Factorized
@@ -59,16 +59,18 @@ def inspect_checkpoint(source: str) -> Group:
     """Return what lies on disk, and heads, feed-forward units and storage of each block."""
     source = checkpoint_of(source)
     model = load_model(source, auto_class_of(source))
-    return Group(_summary(source, model), "", _layers(model), "", layer_bars(_original(source), layout_of(model)))
+    result = _result(source)
+    before, stages = (result.baseline.layout, result.stages) if result else ([], [])
+    return Group(_summary(source, model), "", _layers(model), "", layer_bars(before, layout_of(model), stages))
 
 
-def _original(source: str) -> list[Part]:
-    """Return the layout of the original, where the result of the run that made the checkpoint lies beside it."""
+def _result(source: str) -> Result | None:
+    """Return the result of the run that made the checkpoint, where it lies beside it."""
     for place in (Path(source), Path(source).parent):
         if (place / "result.json").is_file():
             with contextlib.suppress(MeasureError):
-                return read_result(place).baseline.layout
-    return []
+                return read_result(place)
+    return None
 
 
 def _summary(source: str, model: nn.Module) -> Table:

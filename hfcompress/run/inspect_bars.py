@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
-from ..measure.result import Part
-from ..publish.layers_figure import BYTES, COLUMNS, Column, Row, changed_columns, row_text
+from ..measure.result import Part, StageRecord
+from ..publish.layers_figure import BYTES, COLUMNS, Column, Row, changed_columns, paired, row_text
 
 _WIDTH = 6  # characters of a bar
 
 
-def layer_bars(before: list[Part], after: list[Part]) -> Table:
+def layer_bars(before: list[Part], after: list[Part], stages: Sequence[StageRecord] = ()) -> Table:
     """Return a row per part with a bar per number; the length is the share of the original's, or of the largest part.
 
-    `before` is empty where the original is not at hand.
+    `before` is empty where the original is not at hand; `stages` tell which of its blocks are left.
     """
-    found = [Row(part, next((b for b in before if b.name == part.name), None)) for part in after]
-    found += [Row(None, part) for part in before if part.name not in {a.name for a in after}]
+    found = paired(before, after, stages)
     columns = changed_columns(found) if before else [c for c in (*COLUMNS, BYTES) if _told(found, c)]
     title = "layer by layer, bars against the original" if before else "layer by layer, bars against the largest"
     table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)

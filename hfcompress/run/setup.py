@@ -81,8 +81,11 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
     task = get_task(recipe.task)
     metric = recipe.evaluate.metric or task.default_metric
     task.metric(metric)
+    batches = (
+        {shape.batch for shape in recipe.benchmark.shapes} if recipe.benchmark and recipe.benchmark.shapes else None
+    )
     for name, text in recipe.require.items():
-        parse_requirement(name, text, metric_key(metric))
+        parse_requirement(name, text, metric_key(metric), batches)
     for name in recipe.benchmark.engines if recipe.benchmark else ():
         require_engine(name)
         if recipe.benchmark and recipe.benchmark.real_lengths:

@@ -1,0 +1,189 @@
+"""What a result claims of the metric and of how two models differ, from predictions made again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+from transformers import AutoConfig
+
+from ..core.errors import HFCompressError
+from ..export.runtime import Source
+from ..measure.quality import EvaluationSet, difference, predict, quality
+from ..measure.result import ClassRow, Difference, Quality, Result
+from ..publish.rows import engine_name, metric, signed
+from ..train.tasks import get_task
+from .claimed import read_again
+from .claims import COMPRESSED, NOT_FOUND, ORIGINAL, Check, Place, first_line, missing, of, unread
+from .folder import RunFolder
+
+SAME = 1e-3  # a metric that is no share may differ by so much of itself, between machines
+FLIPS = 3  # examples by which the end of an interval may move when one falls to the other side
+_KL = 0.05  # of itself, and so many nats: kernels of other machines round otherwise
+_ECE = 2e-3  # and two examples: one may cross a bin's edge
+_SURE = 1e-9
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Why it is not known what a model puts out; False: because it can't be run, which speaks against the claim."""
+
+    why: str
+    holds: bool | None = None
+
+
+Kept = np.ndarray | Unknown
+
+
+def quality_claims(at: Place, overrides: Sequence[str]) -> list[Check]:
+    """Let both models, and the control, predict again, and compute every statistic anew."""
+    with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
+        try:
+            data = _evaluation(at, RunFolder(Path(scratch)), overrides)
+        except HFCompressError as error:
+            return unread(list(_said(at.result)), first_line(error))
+        names = [row.engine for row in (*at.result.compressed.quality, *at.result.baseline.quality)]
+        found = [line for name in dict.fromkeys(names) for line in _in_engine(at, data, name)]
+        return [*found, *_control(at, data)]
+
+
+def _evaluation(at: Place, scratch: RunFolder, overrides: Sequence[str]) -> EvaluationSet:
+    """Return the run's evaluation split, or, read again into `scratch`, that of its recipe."""
+    folder, result = at.folder, at.result
+    if not (folder.batches.is_file() and folder.labels.is_file()):
+        read_again(result, at.model, overrides, folder := scratch, original=at.original)
+    task, wanted = get_task(result.task), next(iter(result.compressed.quality))
+    return EvaluationSet(
+        batches=folder.batches,
+        labels=load_file(folder.labels)["labels"],
+        metric=wanted.metric,
+        score=task.metric(wanted.metric),
+        reduction=task.reduction,
+        decode=task.predictions,
+        answers=task.answers,
+        counted=task.counted,
+        classes=task.classes(AutoConfig.from_pretrained(at.model)),
+        own={ORIGINAL: folder.baseline_batches} if folder.baseline_batches.is_file() else {},
+    )
+
+
+def _said(result: Result) -> Iterator[tuple[str, str]]:
+    for label, model in ((COMPRESSED, result.compressed), (ORIGINAL, result.baseline)):
+        for row in model.quality:
+            yield f"{of(label)}{row.metric}, {engine_name(row.engine)}", metric(result, row.value)
+    for line in result.difference:
+        yield _interval_name(line), _interval(result, line)
+
+
+def _in_engine(at: Place, data: EvaluationSet, name: str) -> Iterator[Check]:
+    sources = at.sources()
+    kept: dict[str, Kept] = {label: _predicted(at, data, label, sources.get(label), name) for label in at.models}
+    for label, model in at.models.items():
+        wanted = model.quality_in(name)
+        if wanted is not None:
+            yield from _quality(at.result, data, label, wanted, kept[label])
+    row = next((d for d in at.result.difference if d.engine == name), None)
+    if row is None:
+        return
+    before, after = kept[ORIGINAL], kept[COMPRESSED]
+    if isinstance(before, Unknown) or isinstance(after, Unknown):
+        why = next(one.why for one in (after, before) if isinstance(one, Unknown))
+        yield Check(_interval_name(row), _interval(at.result, row), why, None)
+        return
+    yield from _difference(
+        at.result, row, difference(name, before, after, data, row.resamples, at.result.seed, row.level)
+    )
+
+
+def _predicted(at: Place, data: EvaluationSet, label: str, source: Source | None, name: str) -> Kept:
+    if source is None:
+        return Unknown(NOT_FOUND)
+    if why := missing(name, source):
+        return Unknown(why)
+    batches = data.batches_for(label)
+    try:
+        return predict(source, name, batches, at.result.auto_class, at.threads, reduction=data.reduction)
+    except HFCompressError as error:
+        return Unknown(first_line(error), holds=False if label == COMPRESSED else None)
+
+
+def _quality(result: Result, data: EvaluationSet, label: str, wanted: Quality, kept: Kept) -> Iterator[Check]:
+    name, claimed = f"{of(label)}{wanted.metric}, {engine_name(wanted.engine)}", metric(result, wanted.value)
+    if isinstance(kept, Unknown):
+        yield Check(name, claimed, kept.why, kept.holds)
+        return
+    found = quality(wanted.engine, kept, data)
+    held = abs(found.value - wanted.value) <= _allowed(result, wanted.value, wanted.examples)
+    yield Check(name, claimed, metric(result, found.value), held and found.examples == wanted.examples)
+    if wanted.calibration_error is not None:
+        name = f"{of(label)}calibration error, {engine_name(wanted.engine)}"
+        now = found.calibration_error or 0.0
+        held = abs(now - wanted.calibration_error) <= _ECE + 2 / wanted.examples
+        yield Check(name, f"{wanted.calibration_error:.2%}", f"{now:.2%}", held)
+
+
+def _allowed(result: Result, value: float, examples: int, flips: int = 1) -> float:
+    """Return by how much a metric, a difference or a bound may be off: so many examples may fall to the other side."""
+    before = max(abs(q.value) for q in (*result.baseline.quality, *result.compressed.quality))
+    return (flips / examples if before <= 1 else flips * SAME * max(before, abs(value))) + _SURE
+
+
+def _interval_name(row: Difference) -> str:
+    return f"difference of {row.metric} and its interval, {engine_name(row.engine)}"
+
+
+def _interval(result: Result, row: Difference) -> str:
+    low, high = (signed(result, bound) for bound in (row.low, row.high))
+    return f"{signed(result, row.value)} ({low} to {high})"
+
+
+def _difference(result: Result, row: Difference, found: Difference) -> Iterator[Check]:
+    """Compare every statistic of two models with what their predictions give now."""
+    where, n = engine_name(row.engine), row.examples
+    off = [abs(getattr(row, part) - getattr(found, part)) for part in ("value", "low", "high")]
+    held = all(by <= _allowed(result, row.value, n, flips) for by, flips in zip(off, (2, FLIPS, FLIPS), strict=True))
+    yield Check(_interval_name(row), _interval(result, row), _interval(result, found), held)
+    answers, now = row.agreement, found.agreement
+    yield Check(f"agreement, {where}", f"{answers:.1%}", f"{now:.1%}", abs(answers - now) <= 1 / n + _SURE)
+    if row.divergence is not None:
+        now = found.divergence or 0.0
+        held = abs(row.divergence - now) <= _KL * now + 1e-4
+        yield Check(f"KL divergence, {where}", f"{row.divergence:.4f}", f"{now:.4f}", held)
+    if row.mcnemar is not None:
+        told, seen = ((m.lost, m.gained) if m else (-2, -2) for m in (row.mcnemar, found.mcnemar))
+        held = all(abs(a - b) <= 1 for a, b in zip(told, seen, strict=True))
+        yield Check(
+            f"right in one model only, {where}", " and ".join(map(str, told)), " and ".join(map(str, seen)), held
+        )
+    if row.classes:
+        yield _classes(row.classes, found.classes, where)
+
+
+def _classes(told: Sequence[ClassRow], seen: Sequence[ClassRow], where: str) -> Check:
+    others = [
+        f"{one.name} {one.before} → {one.after}" for one, now in zip(told, seen, strict=False) if not _near(one, now)
+    ]
+    held = not others and len(told) == len(seen)
+    words = f"{len(told)} classes"
+    return Check(f"right by class, {where}", words, words if held else f"not so: {', '.join(others[:3])}", held)
+
+
+def _near(told: ClassRow, seen: ClassRow) -> bool:
+    counts = abs(told.before - seen.before) <= 1 and abs(told.after - seen.after) <= 1
+    return (told.name, told.examples) == (seen.name, seen.examples) and counts
+
+
+def _control(at: Place, data: EvaluationSet) -> list[Check]:
+    wanted, folder = at.result.control, at.folder.control
+    if wanted is None:
+        return []
+    name, claimed = f"control: {wanted.metric}, {engine_name(wanted.engine)}", metric(at.result, wanted.value)
+    if not (folder / "config.json").is_file():
+        return [Check(name, claimed, "the control's folder is not at hand", None)]
+    source = Source(str(folder), dtype=at.result.dtype)
+    kept = _predicted(at, data, ORIGINAL, source, wanted.engine)
+    return list(_quality(at.result, data, "control", wanted, kept))
