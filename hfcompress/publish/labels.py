@@ -32,11 +32,17 @@ class Label:
 
 
 def write_labels(
-    axis: Axes, labels: Sequence[Label], line: Sequence[tuple[float, float]] = (), *, size: float, radius: float
+    axis: Axes,
+    labels: Sequence[Label],
+    line: Sequence[tuple[float, float]] = (),
+    *,
+    size: float,
+    radius: float,
+    nameless: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Write every name where it covers no point, no other name and no part of `line`, a path of points.
 
-    The figure must have been laid out. `size` is the font's, `radius` a point's, both in points; a name that cannot
+    `nameless` are further points to keep clear of. The figure must have been laid out. `size` is the font's, `radius` a point's, both in points; a name that cannot
     stand beside its point is joined to it by a thin line. What is crowded most chooses first, and all choose again
     until none would move.
     """
@@ -46,7 +52,8 @@ def write_labels(
     edges = np.array([[*np.minimum(a, b), *np.maximum(a, b)] for a, b in pairwise(path)]).reshape(-1, 4) + around
     texts = [_text(axis, label, size) for label in labels]
     dots = np.array([axis.transData.transform((label.x, label.y)) for label in labels])
-    marks = np.hstack([dots, dots]) + unit * (radius + _ROOM) * np.array([-1, -1, 1, 1])
+    points = np.array([*dots, *(axis.transData.transform(point) for point in nameless)]).reshape(-1, 2)
+    marks = np.hstack([points, points]) + unit * (radius + _ROOM) * np.array([-1, -1, 1, 1])
     spots = [_spots(dot, text, unit) for dot, text in zip(dots, texts, strict=True)]
     boxes = np.full((len(labels), 4), np.inf)  # not yet anywhere
     for _ in range(_ROUNDS):
@@ -86,7 +93,7 @@ def _overlaps(boxes: Array, others: Array) -> Array:
 
 
 def _outside(boxes: Array, page: Array) -> Array:
-    return ((boxes[:, :2] < page[:2]) | (boxes[:, 2:] > page[2:])).any(-1)
+    return np.any((boxes[:, :2] < page[:2]) | (boxes[:, 2:] > page[2:]), axis=-1)
 
 
 def _crossings(dot: Array, boxes: Array, others: Array) -> Array:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..measure.trials import Outcome, SearchRecord, Trial
 from .canvas import BEFORE, BEST, INK, drawing, save
+from .labels import Label, write_labels
 from .pareto import Point, frontier
 from .rows import scale_of
+
+_DOT = 8  # points
 
 
 def write_trials(record: SearchRecord, path: Path) -> None:
@@ -36,7 +38,7 @@ def draw_trials(record: SearchRecord) -> Figure:
         axis.margins(0.1)
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8.5)
         figure.draw_without_rendering()
-        _name(axis, named)
+        _name(axis, record, named)
 
     return drawing(fill, 4.6)
 
@@ -44,7 +46,8 @@ def draw_trials(record: SearchRecord) -> Figure:
 def _draw(axis: Axes, record: SearchRecord) -> dict[str, Point]:
     """Draw the trials, the best at each cost, and the original; return the points that have a name."""
     points = [(trial, _point(record, trial)) for trial in record.done]
-    chosen = {size.trial: size.name for size in record.sizes if size.outcome is Outcome.DONE}
+    made = [size for size in record.sizes if size.outcome is Outcome.DONE]
+    chosen = {size.trial for size in made}
     sign = 1 if record.lower_cost_is_better else -1
     flipped = [Point(p.name, sign * p.cost, p.value) for _, p in points]
     best = [Point(p.name, sign * p.cost, p.value) for p in frontier(flipped, higher_is_better=record.higher_is_better)]
@@ -52,7 +55,7 @@ def _draw(axis: Axes, record: SearchRecord) -> dict[str, Point]:
     axis.step(
         [p.cost for p in best], [p.value for p in best], where=where, color=INK, lw=1, ls="--", label="best at each"
     )
-    for others, colour, size, label in ((True, BEFORE, 5, "trial"), (False, BEST, 8, "became a size")):
+    for others, colour, size, label in ((True, BEFORE, 5, "trial"), (False, BEST, _DOT, "became a size")):
         drawn = [p for trial, p in points if (trial.number not in chosen) == others]
         axis.plot(
             [p.cost for p in drawn],
@@ -64,18 +67,19 @@ def _draw(axis: Axes, record: SearchRecord) -> dict[str, Point]:
         )
     if record.original is not None:
         axis.axhline(scale(record) * record.original, color=INK, lw=0.8, ls=":", label="the original")
-    return {chosen[trial.number]: p for trial, p in points if trial.number in chosen}
+    at = {trial.number: p for trial, p in points}
+    return {size.name: at[size.trial] for size in made if size.trial is not None}
 
 
 def _point(record: SearchRecord, trial: Trial) -> Point:
     return Point(str(trial.number), trial.cost or 0.0, scale(record) * (trial.value or 0.0))
 
 
-def _name(axis: Axes, named: dict[str, Point]) -> None:
-    texts = [axis.text(p.cost, p.value, name, color=BEST) for name, p in named.items()]
-    if texts:
-        places = list(named.values())
-        adjust_text(
-            texts, x=[p.cost for p in places], y=[p.value for p in places], ax=axis, ensure_inside_axes=True,
-            arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.5},
-        )  # fmt: skip
+def _name(axis: Axes, record: SearchRecord, named: dict[str, Point]) -> None:
+    """Write the names of the sizes, where two were made of one trial both, clear of all trials."""
+    places: dict[tuple[float, float], list[str]] = {}
+    for name, point in named.items():
+        places.setdefault((point.cost, point.value), []).append(name)
+    labels = [Label(", ".join(names), *place, BEST) for place, names in places.items()]
+    others = [(p.cost, p.value) for p in (_point(record, trial) for trial in record.done)]
+    write_labels(axis, labels, size=10.5, radius=_DOT / 2, nameless=[p for p in others if p not in places])

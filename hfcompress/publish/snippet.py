@@ -6,7 +6,7 @@ import math
 
 from ..export.runtime import ENGINES
 from ..measure.environment import OPTIMUM
-from ..measure.result import ModelResult, Result
+from ..measure.result import LatencyRow, ModelResult, Result
 from ..train.tasks import tasks
 from . import rows
 from .template import render
@@ -69,7 +69,8 @@ def fastest_onnx(model: ModelResult) -> str | None:
 
 def fastest_where(model: ModelResult) -> str:
     """Say at what the file of `fastest_onnx` is the fastest of the ONNX files: at all that was timed, or where."""
-    file, best = fastest_onnx(model), {}
+    file = fastest_onnx(model)
+    best: dict[tuple[int | str | None, ...], LatencyRow] = {}
     for row in model.latency:
         if row.engine in ENGINES and str(ENGINES[row.engine].file).endswith(".onnx"):
             known = best.setdefault(row.workload, row)

@@ -177,11 +177,11 @@ def _time(results: Sequence[Result], shape: Speedup) -> str:
 
     Then what the metric is in those engines, where it is not what the row says.
     """
-    found = [(r, best) for r in results if (best := best_on(r, shape)) is not None]
+    found = [(result, best) for result in results if (best := best_on(result, shape)) is not None]
     if not found:
         return rows.NONE
-    timed, best = [r for r, _ in found], [s for _, s in found]
-    return ratios(timed, best) + otherwise(timed, [s.engine for s in best])
+    timed, fastest = [result for result, _ in found], [speedup for _, speedup in found]
+    return ratios(timed, fastest) + otherwise(timed, [speedup.engine for speedup in fastest])
 
 
 def _dots(entries: Sequence[Entry]) -> list[Dot]:
