@@ -42,9 +42,9 @@ def write_labels(
 ) -> None:
     """Write every name where it covers no point, no other name and no part of `line`, a path of points.
 
-    `nameless` are further points to keep clear of. The figure must have been laid out. `size` is the font's, `radius` a point's, both in points; a name that cannot
-    stand beside its point is joined to it by a thin line. What is crowded most chooses first, and all choose again
-    until none would move.
+    `nameless` are further points to keep clear of. The figure must have been laid out. `size` is the font's, `radius` a
+    point's, both in points; a name that cannot stand beside its point is joined to it by a thin line. What is crowded
+    most chooses first, and all choose again until none would move.
     """
     unit, page = axis.figure.dpi / 72, np.array(axis.bbox.extents)
     path = [axis.transData.transform(point) for point in line]
