@@ -93,7 +93,7 @@ def test_a_trial_never_sees_the_split_that_is_reported_and_a_size_is_measured_on
 
 
 def test_what_is_traded_is_timed_only_where_a_size_asks_for_time(tmp_path):
-    path = search_file(tmp_path, sizes={"fast": {"speedup": ">=2"}})
+    path = search_file(tmp_path, sizes={"fast": {"speedup_1": ">=2"}})
     assert load_search(path, ["benchmark={rounds: 3}"]).trial({BITS: 4}).recipe.benchmark.rounds == 3
 
 

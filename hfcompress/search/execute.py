@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.errors import HFCompressError, MeasureError, RecipeError
 from ..core.files import write_text
-from ..measure.require import check, parse_requirement, quantities
+from ..measure.require import check, parse_requirement
 from ..measure.result import Result, read_result
 from ..measure.trials import RECORD, SIZES, Outcome, SearchRecord, Size, Trial
 from ..publish.search import write_report
@@ -184,12 +184,11 @@ def _about(result: Result) -> dict[str, object]:
 def _measured(trial: Trial, result: Result, search: LoadedSearch) -> Trial:
     """Return the trial with what its result says of quality, cost and sizes."""
     sizes = search.search.sizes
-    cost = next(iter(next(iter(sizes.values()))))
-    head = result.headline()
-    quality = result.compressed.quality_in(head.engine)
-    within = [name for name, bounds in sizes.items() if all(line.met for line in check(result, bounds))]
-    value = quality.value if quality else None
-    return trial.model_copy(update={"value": value, "cost": quantities(head.metric)[cost](result), "within": within})
+    checked = {name: check(result, bounds) for name, bounds in sizes.items()}
+    cost = next(iter(checked.values()))[0].measured
+    quality = result.compressed.quality_in(result.headline().engine)
+    within = [name for name, lines in checked.items() if all(line.met for line in lines)]
+    return trial.model_copy(update={"value": quality.value if quality else None, "cost": cost, "within": within})
 
 
 def _measured_against(trial: Trial, search: LoadedSearch, folder: Path) -> Trial:
