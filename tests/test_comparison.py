@@ -62,6 +62,19 @@ def test_times_of_a_busy_machine_are_marked():
     assert "20.1 ms, ~7.21x / ~4.40x, at 87.16" in table.rows[0]
 
 
+def test_times_of_another_processor_are_marked_and_told():
+    here = make_result()
+    other = smaller(here, 1_000_000).model_copy(
+        update={"environment": {**here.environment, "cpu": "EPYC", "cpu_flags": ["avx2"]}}
+    )
+    (table,) = compare({"a": here, "b": smaller(here, 2_000_000), "c": other})
+    times = {row[0]: row[table.columns.index("1 × 32 tokens")] for row in table.rows}
+    assert times["c"].startswith("† 0.85 ms") and times["a"].startswith("0.85 ms")
+    assert table.notes[0].startswith("† Timed on EPYC (neither AVX-512 nor VNNI). The others on ")
+    assert table.notes[0] in comparison_markdown({"a": here, "b": smaller(here, 2_000_000), "c": other})
+    assert compare({"a": here})[0].notes == []
+
+
 def test_minutes_of_a_busy_machine_are_an_upper_bound():
     for waiting, shown in ((0.02, "1.0"), (0.4, "≤ 1.0"), (None, "1.0")):
         stage = StageRecord(name="s", methods={}, seconds=60, waiting=waiting)

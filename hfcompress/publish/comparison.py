@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,23 @@ from .best import best_on, otherwise, ratios
 
 BUSY = 0.1  # of the processor time a stage was ready for; from here on its minutes are an upper bound
 
+_MARKS = ("", "† ", "‡ ", "§ ")
+_INSTRUCTIONS = {"avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI of AVX", "amx_int8": "AMX"}
+
 Key = tuple[str, str, str]  # what runs have to share for their numbers to be comparable: model, data, metric
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of one model on one data set, as a table: `title`, the names of columns, and a row of cells per run."""
+    """Runs of one model on one data set, as a table: `title`, the names of columns, and a row of cells per run.
+
+    `notes` say what the marks of times mean that were taken on another processor than most.
+    """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
+    notes: list[str]
 
 
 def find_results(folders: list[Path]) -> dict[str, Result]:
@@ -58,7 +66,8 @@ def comparison_markdown(results: Mapping[str, Result], link: str | None = None) 
             "| --- | --- |" + " ---: |" * (len(table.columns) - 2),
         ]
         lines = [[f"[{row[0]}]({link}/{row[0]}/README.md)" if link else row[0], *row[1:]] for row in table.rows]
-        parts.append("\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines)]))
+        notes = ["", *table.notes] if table.notes else []
+        parts.append("\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines), *notes]))
     return "\n\n".join(parts)
 
 
@@ -70,14 +79,36 @@ def _comparison(key: Key, group: Mapping[str, Result]) -> Comparison:
     title = f"{key[0]} on {key[1]}: {rows.si(first.baseline.size_bytes, 'B')}, {_baseline(first)}"
     columns = ["run", "methods", "weight files", first.headline().metric]
     columns += ["control"] * controls + [rows.shape_name(shape) for shape in shapes] + ["minutes"]
-    return Comparison(title, columns, [_row(name, result, shapes, controls) for name, result in results])
+    marks = machine_marks(list(group.values()))
+    notes = [f"{mark.strip()} Timed on {machine}." for machine, mark in marks.items() if mark]
+    if notes:
+        notes.append(f"The others on {next(machine for machine, mark in marks.items() if not mark)}.")
+    lines = [_row(name, result, shapes, controls, marks) for name, result in results]
+    return Comparison(title, columns, lines, [" ".join(notes)] if notes else [])
 
 
-def _row(name: str, result: Result, shapes: list[Speedup], controls: bool) -> list[str]:
+def machine_marks(results: Sequence[Result]) -> dict[str, str]:
+    """Return the processors that results were timed on, each with the mark of its times; that of most has none.
+
+    Ratios to the original hold on one processor only: one with int8 products gains more from int8.
+    """
+    timed = Counter(machine_of(result) for result in results if result.speedup)
+    return {machine: _MARKS[min(i, len(_MARKS) - 1)] for i, (machine, _) in enumerate(timed.most_common())}
+
+
+def machine_of(result: Result) -> str:
+    """Return the processor, and which of the instructions that matter here it has."""
+    known = result.environment
+    flags = [name for flag, name in _INSTRUCTIONS.items() if flag in known.get("cpu_flags", ())]
+    return f"{known.get('cpu', 'a processor not named')} ({', '.join(flags) or 'neither AVX-512 nor VNNI'})"
+
+
+def _row(name: str, result: Result, shapes: list[Speedup], controls: bool, marks: Mapping[str, str]) -> list[str]:
     methods = dict.fromkeys(f"`{m}`" for stage in result.stages for m in stage.methods)
     size = f"{rows.si(result.compressed.size_bytes, 'B')}, {rows.ratio(result.size_ratio)}"
     control = [rows.metric(result, result.control.value) if result.control else rows.NONE] * controls
-    times = [_time(result, shape) for shape in shapes]
+    mark = marks.get(machine_of(result), "")
+    times = [time if time == rows.NONE else f"{mark}{time}" for time in (_time(result, shape) for shape in shapes)]
     return [name, ", ".join(methods), size, _quality(result), *control, *times, minutes([result])]
 
 

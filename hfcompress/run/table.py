@@ -34,6 +34,7 @@ def comparison_tables(results: Mapping[str, Result]) -> Iterator[Table]:
             drawn.add_column(column)
         for row in found.rows:
             drawn.add_row(*row)
+        drawn.caption = " ".join(found.notes) or None
         yield drawn
 
 
