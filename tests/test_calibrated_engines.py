@@ -18,6 +18,7 @@ from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.errors import ExportError
 from hfcompress.export import runtime
 from hfcompress.export.calibrate import calibrated, open_layers
+from hfcompress.export.cpu import needs_reduced_range
 from hfcompress.export.inputs import example_inputs
 from hfcompress.export.kernels import kernels
 from hfcompress.export.onnx import export_onnx
@@ -242,7 +243,7 @@ def test_openvino_int8_takes_the_grids_of_the_checkpoint(openvino, tmp_path):
     batches = [{k: torch.from_numpy(v) for k, v in e.items()} for e in examples(model)]
     model = compress(model, SmoothQuantConfig(), calibration=batches)
     file, run, _ = exported(model, tmp_path, "openvino-int8")  # no examples given
-    assert error(model, run) < 0.02
+    assert error(model, run) < (0.06 if needs_reduced_range() else 0.02)  # 7 bits a weight where 8 would saturate
     assert "FullyConnected i8" in kernels(file)
 
 

@@ -66,7 +66,7 @@ def test_an_engine_that_fails_is_broken(monkeypatch) -> None:
 @pytest.mark.parametrize(("state", "needed", "status"), [("ok", True, 0), ("missing", False, 0), ("broken", True, 1)])
 def test_the_exit_status_tells_whether_something_needed_is_broken(monkeypatch, capsys, state, needed, status) -> None:
     line = Line(name="x", state=state, found="f [a]", mend='pip install "x[y]"', needed=needed)
-    monkeypatch.setattr(doctor, "examine", lambda engines: [line])
+    monkeypatch.setattr(doctor, "examine", lambda engines, tell=None: [line])
     monkeypatch.setattr(sys, "argv", ["hfcompress", "doctor", "--json"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

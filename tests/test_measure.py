@@ -155,12 +155,19 @@ def test_predictions_are_kept_until_a_file_changes(tmp_path):
     keeping(tmp_path, lambda: "key", compute)
     keeping(None, lambda: "key", compute)
     assert len(made) == 3
+
+    def write(name: str, content: int) -> None:
+        if name == "batches":
+            write_batches(tmp_path / name, [{"input_ids": np.array([content])}])
+        else:
+            (tmp_path / name).write_bytes(b"%d" % content)
+
     for name in ("config.json", "model.safetensors", "batches"):
-        (tmp_path / name).write_bytes(b"1")
+        write(name, 1)
     key = lambda: prediction_key(StoredModel(str(tmp_path)), "pytorch", tmp_path / "batches", 1, "logits")  # noqa: E731
     seen = [key(), key()]
     for name in ("model.safetensors", "config.json", "batches"):
-        (tmp_path / name).write_bytes(b"2")
+        write(name, 2)
         seen.append(key())
     assert seen[0] == seen[1] and len(set(seen)) == 4
 

@@ -36,8 +36,9 @@ from hfcompress.publish.comparison import comparison_markdown
 from hfcompress.publish.figures import _latencies
 from hfcompress.publish.rows import engine_name, milliseconds, shape_name, table
 from hfcompress.recipe.load import load_recipe
-from hfcompress.run import benching, check
+from hfcompress.run import benching, claims_times
 from hfcompress.run.bench_rows import bench_records, bench_rows
+from hfcompress.run.claims import Place
 from hfcompress.run.folder import RunFolder
 from hfcompress.run.real_lengths import real_of_models, real_of_run
 from hfcompress.run.reporter import Reporter
@@ -225,17 +226,18 @@ def test_the_table_of_bench_says_how_to_read_it():
 def test_a_card_is_checked_on_the_runs_own_examples(tmp_path, monkeypatch):
     result, place, asked = with_real(), RunFolder(tmp_path), []
     timed = Latency({"original": result.baseline.latency, "compressed": result.compressed.latency}, 0.0)
-    monkeypatch.setattr(check, "measure_latency", lambda *given, **more: Latency({k: [] for k in timed.rows}, 0.0))
-    monkeypatch.setattr(check, "measure_real", lambda models, engines, files, **more: asked.append(files) or timed)
+    monkeypatch.setattr(claims_times, "measure_real", lambda models, engines, files, **_: asked.append(files) or timed)
+    monkeypatch.setattr(Place, "sources", lambda self, engines: {name: Source(name) for name in timed.rows})
+    at = Place(result, place, tmp_path / "model", "original")
     claims = [row for row in result.speedup if row.examples]
-    assert check._timed_again(result, place, {}, ["pytorch"], claims) == ([], False) and not asked
+    assert claims_times._timed_again(at, claims) == ([], False) and not asked
     place.real.touch()
-    again, _ = check._timed_again(result, place, {}, ["pytorch"], claims)
+    again, _ = claims_times._timed_again(at, claims)
     assert claims == [row for row in again if row.examples]
     place.baseline_real.touch()
-    check._timed_again(result, place, {}, ["pytorch"], claims)
+    claims_times._timed_again(at, claims)
     assert asked == [{"original": own, "compressed": place.real} for own in (place.real, place.baseline_real)]
-    (line,) = (check._ratio(row, [], 0.25, False) for row in claims[:1])
+    (line,) = (claims_times._ratio(row, [], 0.25, False) for row in claims[:1])
     assert line.holds is None and "or no examples" in line.found
 
 

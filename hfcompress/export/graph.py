@@ -32,7 +32,7 @@ class Graph:
     def constant(self, name: str, values: Any, dtype: Any = None) -> str:
         """Store an initializer and return its name."""
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype=dtype), name)
+            self.constants[name] = numpy_helper.from_array(np.asarray(values, dtype=dtype, order="C"), name)
         return name
 
     def shared(self, name: str, values: Any, dtype: Any) -> str:

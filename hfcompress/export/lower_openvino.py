@@ -8,11 +8,12 @@ from onnx import ModelProto, helper
 
 from ..core.errors import ExportError
 from ..ops.quantization import TERNARY
+from .cpu import needs_reduced_range
 from .graph import FLOAT, Graph, add_bias, add_convolution, lower
 from .lower_float import rounded_inputs
 from .notes import kind_of
 from .trace import Traced
-from .weights import SMALL, Coded, Dense, Layer, Worded, coded8
+from .weights import SMALL, Coded, Dense, Layer, Worded, coded8, halved
 
 
 @dataclass
@@ -24,6 +25,7 @@ class NamedWeights:
     """
 
     int8: bool = False
+    reduce_range: bool = field(default_factory=needs_reduced_range)  # 7 bits: sums of two products fit 16 bits
     weights: dict[str, Dense | Coded] = field(default_factory=dict)  # by graph input
     products: list[tuple[str, bool]] = field(default_factory=list)  # of each layer: graph input, has a grid
     tables: set[str] = field(default_factory=set)  # graph inputs that rows are read of
@@ -77,11 +79,16 @@ class NamedWeights:
 
     def _input(self, layer: Layer) -> str:
         name = f"{layer.name}/weight"
+        if name in self.weights:  # of a layer that shares it
+            return name
         plain = layer.weight
         if isinstance(plain, Worded):
             raise ExportError(f"{layer.path}: OpenVINO has no form of weights that share codewords; use ONNX Runtime")
         if self.int8 and isinstance(plain, Dense) and (layer.convolution or plain.values.size >= SMALL):
-            plain = self.weights.get(name) or coded8(plain.values)
+            plain = coded8(plain.values)
+        integers = not layer.is_table and (self.int8 or layer.inputs is not None)
+        if self.reduce_range and integers and isinstance(plain, Coded) and static(plain):
+            plain = halved(plain)
         self.weights[name] = plain
         return name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -60,8 +60,7 @@ def _by_state(
     """Return a projection or None for each hidden state of a model whose width differs from stage to stage."""
     if getattr(model, "main_input_name", "") != _IMAGES or getattr(teacher, "main_input_name", "") != _IMAGES:
         return []
-    size = ctx.corpus.image_size()
-    ours, theirs = _states(model, size), _states(teacher, size)
+    ours, theirs = _states(model), _states(teacher)
     wanted: dict[int, int] = {}  # hidden state of the model to the width it is compared at
     for where, part in parts.items():
         if part.layers == "nearest":
@@ -87,12 +86,12 @@ def _require_one_width(states: Iterable[Tensor], where: str) -> None:
 
 
 @torch.no_grad()
-def _states(model: nn.Module, size: Sequence[int] | None) -> list[Tensor]:
-    """Return what the hidden states of one black image look like, (1, tokens, width) each."""
+def _states(model: nn.Module) -> list[Tensor]:
+    """Return what the hidden states of one black image of the usual size look like, (1, tokens, width) each."""
     config: Any = model.config
     like, training = next(model.parameters()), model.training
     usual = usual_image_size(config)
-    height, width = size or ((usual, usual) if isinstance(usual, int) else usual)
+    height, width = (usual, usual) if isinstance(usual, int) else usual
     image = torch.zeros(1, config.num_channels, height, width, device=like.device, dtype=like.dtype)
     model.eval()
     try:
