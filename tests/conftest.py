@@ -28,3 +28,23 @@ def _card_code_in_few_runs(request, monkeypatch):
     execute = sys.modules.get("hfcompress.run.execute")
     if execute is not None and request.node.get_closest_marker("card_code") is None:
         monkeypatch.setattr(execute, "run_snippet", lambda result, folder: "")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run recipes that would have a process each without one; the list names the folders of those that ran."""
+    from hfcompress.core.errors import HFCompressError
+    from hfcompress.run import child, execute
+
+    ran: list[str] = []
+
+    def run(loaded, folder, quiet):
+        ran.append(folder.path.name)
+        try:
+            execute.run_recipe(loaded, folder.path, resume=True)
+        except HFCompressError as error:
+            return 2, f"error: {error}"
+        return 0, ""
+
+    monkeypatch.setattr(child, "_in_a_process", run)
+    return ran

@@ -228,7 +228,9 @@ def test_openvino_int8_from_examples(openvino, bert):
     model, files = bert
     file = files["openvino-int8"]
     assert "FakeQuantize" in file.read_text() and "static (" in ENGINES["openvino-int8"].note(file)
-    assert 0 < error(model, ENGINES["openvino-int8"].run(file, 1)) < (0.4 if needs_reduced_range() else 0.3)  # 7 bits a weight where 8 would saturate
+    assert (
+        0 < error(model, ENGINES["openvino-int8"].run(file, 1)) < (0.4 if needs_reduced_range() else 0.3)
+    )  # 7 bits a weight where 8 would saturate
     assert "FullyConnected i8" in kernels(file)
 
 

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from hfcompress.cli import app
 from hfcompress.core.errors import HFCompressError, RecipeError
+from hfcompress.measure.cells import State
 from hfcompress.measure.result import read_result
-from hfcompress.measure.trials import RECORD, SIZES, Outcome, SearchRecord, Size, Trial, read_search
+from hfcompress.measure.trials import RECORD, SIZES, SearchRecord, Size, Trial, read_search
 from hfcompress.publish.search import render_report, write_report
 from hfcompress.publish.search_figure import draw_trials
 from hfcompress.recipe.search import load_search
-from hfcompress.run import child, execute
+from hfcompress.run import child
 from hfcompress.search.execute import run_search
 from hfcompress.search.proposing import Proposer
 
@@ -60,23 +61,6 @@ def pretended(monkeypatch):
     return ran
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Run recipes without starting a process for each; the list holds each folder's name and its recipe."""
-    ran: list = []
-
-    def run(loaded, folder, quiet):
-        ran.append((folder.path.name, loaded.recipe))
-        try:
-            execute.run_recipe(loaded, folder.path, resume=True)
-        except HFCompressError as error:
-            return 2, f"error: {error}"
-        return 0, ""
-
-    monkeypatch.setattr(child, "_in_a_process", run)
-    return ran
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_searches_load(path):
     search = load_search(path)
@@ -103,7 +87,7 @@ def test_the_best_within_each_sizes_bounds_is_run_whole(tmp_path, in_this_proces
     record, results = read_search(tmp_path / "out")
     assert sorted(t.params[BITS] for t in record.trials) == [4, 8], "a combination was tried twice"
     assert record.split == "train (held-out 20%)" and record.examples == 10
-    assert [name for name, _ in in_this_process] == ["000", "001", "small"]
+    assert in_this_process == ["000", "001", "small"]
     (size,), chosen = record.sizes, record.best("small")
     assert chosen.number == size.trial and "small" in chosen.within and chosen.cost >= 2
     assert all(chosen.value >= t.value for t in record.done if "small" in t.within)
@@ -157,7 +141,7 @@ def test_a_failed_trial_is_told_and_a_size_that_nothing_reaches_ends_with_status
     done = CliRunner().invoke(app, ["search", str(path), "--output", str(tmp_path / "out")])
     assert done.exit_code == 3, done.output
     record, results = read_search(tmp_path / "out")
-    assert [t.outcome for t in record.trials if t.params[BITS] == 2] == [Outcome.FAILED] and list(results) == ["small"]
+    assert [t.state for t in record.trials if t.params[BITS] == 2] == [State.FAILED] and list(results) == ["small"]
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "no such luck" in text and "No `none`: no trial reached size_ratio >=1000; the farthest came to" in text
 
@@ -206,7 +190,7 @@ def test_a_bound_of_nothing_measured_names_the_nearest(tmp_path):
 
 def record_of(points, **fields):
     trials = [
-        Trial(number=i, params={"share": x}, outcome=Outcome.DONE, value=v, cost=c, within=["s"] if c >= 4 else [])
+        Trial(number=i, params={"share": x}, state=State.DONE, value=v, cost=c, within=["s"] if c >= 4 else [])
         for i, (x, v, c) in enumerate(points)
     ]
     given = {
@@ -229,7 +213,7 @@ def test_proposals_are_new_learn_from_what_was_tried_and_do_not_depend_on_an_int
     found = []
     for _ in range(40):  # quality falls with the value and nothing else matters: low values are asked for
         trials = [
-            Trial(number=i, params={"seed": x}, outcome=Outcome.DONE, value=-float(x), cost=1.0)
+            Trial(number=i, params={"seed": x}, state=State.DONE, value=-float(x), cost=1.0)
             for i, x in enumerate(found)
         ]
         record = record_of([], trials=trials)
@@ -247,18 +231,18 @@ def test_numbers_are_proposed_as_people_write_them(tmp_path):
     trials, asked = [], []
     while (params := Proposer(search.search, record_of([], trials=trials), 1).ask()) is not None:
         asked.append(params["data.validation_fraction"])
-        trials.append(Trial(number=len(trials), params=params, outcome=Outcome.DONE, value=1.0, cost=1.0))
+        trials.append(Trial(number=len(trials), params=params, state=State.DONE, value=1.0, cost=1.0))
     assert sorted(map(str, asked)) == ["0.1", "0.15", "0.2", "0.25", "0.3", "0.35", "0.4"]
 
 
 def test_nothing_is_proposed_once_all_was_tried(tmp_path):
     search = load_search(search_file(tmp_path)).search
-    trials = [Trial(number=i, params={BITS: b}, outcome=Outcome.FAILED) for i, b in enumerate((8, 4, 2))]
+    trials = [Trial(number=i, params={BITS: b}, state=State.FAILED) for i, b in enumerate((8, 4, 2))]
     assert Proposer(search, record_of([], trials=trials), 1).ask() is None
 
 
 def test_the_figure_names_what_became_a_size():
-    sizes = [Size(name="s", bounds={"size_ratio": ">=4"}, outcome=Outcome.DONE, trial=2)]
+    sizes = [Size(name="s", bounds={"size_ratio": ">=4"}, state=State.DONE, trial=2)]
     record = record_of([(0.1, 0.9, 2.0), (0.2, 0.8, 4.0), (0.3, 0.85, 5.0)], sizes=sizes, original=0.91)
     (axis,) = draw_trials(record).axes
     assert [text.get_text() for text in axis.texts] == ["s"]
@@ -266,7 +250,7 @@ def test_the_figure_names_what_became_a_size():
 
 
 def test_results_of_sizes_come_from_their_files(tmp_path):
-    record = record_of([(0.3, 0.85, 5.0)], sizes=[Size(name="s", bounds={}, outcome=Outcome.DONE, trial=0)])
+    record = record_of([(0.3, 0.85, 5.0)], sizes=[Size(name="s", bounds={}, state=State.DONE, trial=0)])
     (tmp_path / SIZES / "s").mkdir(parents=True)
     (tmp_path / SIZES / "s" / "result.json").write_text(make_result().model_dump_json())
     (tmp_path / RECORD).write_text(record.model_dump_json())

@@ -24,7 +24,7 @@ from hfcompress.publish.suite import render_report, write_report
 from hfcompress.publish.suite_figure import Dot, draw_dots
 from hfcompress.recipe.shared import control_key
 from hfcompress.recipe.suite import load_suite
-from hfcompress.run import child, execute
+from hfcompress.run import child
 from hfcompress.run.comparing import run_suite
 from hfcompress.run.folder import open_folder
 
@@ -58,23 +58,6 @@ def suite_file(folder: Path, **changes: object) -> Path:
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Run cells without starting a process for each; the list names those that ran."""
-    ran: list[str] = []
-
-    def run(loaded, folder, quiet):
-        ran.append(folder.path.name)
-        try:
-            execute.run_recipe(loaded, folder.path, resume=True)
-        except HFCompressError as error:
-            return 2, f"error: {error}"
-        return 0, ""
-
-    monkeypatch.setattr(child, "_in_a_process", run)
-    return ran
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

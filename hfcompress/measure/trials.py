@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,10 @@ from pydantic import Field, ValidationError
 
 from ..core.config import StrictModel
 from ..core.errors import MeasureError
+from .cells import State
 from .result import Result, read_result
 
 RECORD, SIZES = "search.json", "sizes"
-
-
-class Outcome(StrEnum):
-    """What became of a trial or of a size."""
-
-    WAITING = "not run"
-    DONE = "done"
-    FAILED = "failed"
 
 
 class Trial(StrictModel):
@@ -28,7 +20,7 @@ class Trial(StrictModel):
 
     number: int
     params: dict[str, Any] = Field(description="Values by the recipe's dotted key.")
-    outcome: Outcome
+    state: State
     value: float | None = Field(None, description="The metric on the held-out part.")
     cost: float | None = Field(None, description="The quantity that quality is traded for.")
     within: list[str] = Field(default_factory=list, description="Names of the sizes whose bounds it meets.")
@@ -41,7 +33,7 @@ class Size(StrictModel):
 
     name: str = Field(description="Its run folder, below `sizes`.")
     bounds: dict[str, str] = Field(description="What it has to reach.")
-    outcome: Outcome = Outcome.WAITING
+    state: State = State.WAITING
     trial: int | None = Field(None, description="Number of the trial whose values it was made with.")
     reason: str | None = Field(None, description="Why there is none.")
 
@@ -66,7 +58,7 @@ class SearchRecord(StrictModel):
     @property
     def done(self) -> list[Trial]:
         """The trials that were measured."""
-        return [trial for trial in self.trials if trial.outcome is Outcome.DONE]
+        return [trial for trial in self.trials if trial.state is State.DONE]
 
     def best(self, size: str) -> Trial | None:
         """Return the best trial within the bounds of a size by the metric, of equals the cheapest; None: none is."""
@@ -83,5 +75,5 @@ def read_search(folder: Path) -> tuple[SearchRecord, dict[str, Result]]:
         raise MeasureError(f"no search in {folder}: {error.strerror}. `hfcompress search` writes one.") from error
     except ValidationError as error:
         raise MeasureError(f"{folder / RECORD} is not the record of a search: {error}") from error
-    done = [size.name for size in record.sizes if size.outcome is Outcome.DONE]
+    done = [size.name for size in record.sizes if size.state is State.DONE]
     return record, {name: read_result(folder / SIZES / name) for name in done}

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import write_text
+from ..measure.cells import State
 from ..measure.result import Result
-from ..measure.trials import SIZES, Outcome, SearchRecord, Trial, read_search
+from ..measure.trials import SIZES, SearchRecord, Trial, read_search
 from . import rows
 from .search_figure import scale, write_trials
 from .template import cell, render
@@ -40,9 +41,9 @@ def render_report(record: SearchRecord, results: Mapping[str, Result], figure: s
         keys=keys,
         space={key: _space(values) for key, values in record.space.items()},
         sizes=[_size(record, size, results.get(size.name)) for size in record.sizes],
-        missing=[size for size in record.sizes if size.outcome is not Outcome.DONE],
+        missing=[size for size in record.sizes if size.state is not State.DONE],
         trials=[_trial(record, trial, keys) for trial in ordered],
-        failed=[trial for trial in record.trials if trial.outcome is Outcome.FAILED],
+        failed=[trial for trial in record.trials if trial.state is State.FAILED],
         minutes=f"{sum(trial.seconds for trial in record.trials) / 60:.0f}",
         original=None if record.original is None else _metric(record, record.original),
     )

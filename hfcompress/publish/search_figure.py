@@ -8,7 +8,8 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..measure.trials import Outcome, SearchRecord, Trial
+from ..measure.cells import State
+from ..measure.trials import SearchRecord, Trial
 from .canvas import BEFORE, BEST, INK, drawing, save
 from .labels import Label, write_labels
 from .pareto import Point, frontier
@@ -46,7 +47,7 @@ def draw_trials(record: SearchRecord) -> Figure:
 def _draw(axis: Axes, record: SearchRecord) -> dict[str, Point]:
     """Draw the trials, the best at each cost, and the original; return the points that have a name."""
     points = [(trial, _point(record, trial)) for trial in record.done]
-    made = [size for size in record.sizes if size.outcome is Outcome.DONE]
+    made = [size for size in record.sizes if size.state is State.DONE]
     chosen = {size.trial for size in made}
     sign = 1 if record.lower_cost_is_better else -1
     flipped = [Point(p.name, sign * p.cost, p.value) for _, p in points]

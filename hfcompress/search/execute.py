@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..core.errors import HFCompressError, MeasureError, RecipeError
 from ..core.files import write_text
+from ..measure.cells import State
 from ..measure.require import check, parse_requirement
 from ..measure.result import Result, read_result
-from ..measure.trials import RECORD, SIZES, Outcome, SearchRecord, Size, Trial
+from ..measure.trials import RECORD, SIZES, SearchRecord, Size, Trial
 from ..publish.search import write_report
 from ..recipe.load import LoadedRecipe
 from ..recipe.search import LoadedSearch, Params
@@ -28,7 +29,7 @@ _SEARCH = "search.yaml"
 
 
 @dataclass
-class _State:
+class _Progress:
     """What is known while a search runs."""
 
     search: LoadedSearch
@@ -54,14 +55,14 @@ def run_search(search: LoadedSearch, output: str | Path, *, reporter: Reporter |
     else or optuna is missing, RecipeError when it holds another search.
     """
     require_optuna()
-    state = _open(search, Path(output), reporter or Reporter())
-    _try_all(state)
+    progress = _open(search, Path(output), reporter or Reporter())
+    _try_all(progress)
     for name in search.search.sizes:
-        _make(state, name)
-    return write_report(state.folder)
+        _make(progress, name)
+    return write_report(progress.folder)
 
 
-def _open(search: LoadedSearch, folder: Path, reporter: Reporter) -> _State:
+def _open(search: LoadedSearch, folder: Path, reporter: Reporter) -> _Progress:
     path = folder / RECORD
     if folder.exists() and any(folder.iterdir()) and not path.exists():
         raise HFCompressError(f"{folder} exists and is not a search's: choose another --output, nothing was touched")
@@ -76,10 +77,10 @@ def _open(search: LoadedSearch, folder: Path, reporter: Reporter) -> _State:
         kept = {"trials": [_measured_against(trial, search, folder) for trial in before.trials]}
         same = ("metric", "higher_is_better", "original", "split", "examples")
         record = record.model_copy(update={**kept, **{name: getattr(before, name) for name in same}})
-    state = _State(search, folder, record, Shelf(), reporter)
-    state.write()
+    progress = _Progress(search, folder, record, Shelf(), reporter)
+    progress.write()
     write_text(folder / _SEARCH, search.text)
-    return state
+    return progress
 
 
 def _new_record(search: LoadedSearch) -> SearchRecord:
@@ -112,53 +113,54 @@ def _check_bounds(search: LoadedSearch) -> None:
 # ---------------------------------------------------------------------------------------------------------- trials
 
 
-def _try_all(state: _State) -> None:
-    record, wanted = state.record, state.search.search.trials
-    state.reporter.heading(
+def _try_all(progress: _Progress) -> None:
+    record, wanted = progress.record, progress.search.search.trials
+    progress.reporter.heading(
         f"{wanted} trials" + (f", {len(record.trials)} of them done before" if record.trials else "")
     )
-    while len(state.record.trials) < wanted:
-        params = _next(state)
+    while len(progress.record.trials) < wanted:
+        params = _next(progress)
         if params is None:
-            state.reporter.say("every combination was tried")
+            progress.reporter.say("every combination was tried")
             return
-        trial = _try(state, params)
-        state.update(trials=[*state.record.trials, trial])
-        state.reporter.say(_line(trial, state.record, wanted))
+        trial = _try(progress, params)
+        progress.update(trials=[*progress.record.trials, trial])
+        progress.reporter.say(_line(trial, progress.record, wanted))
 
 
-def _next(state: _State) -> Params | None:
+def _next(progress: _Progress) -> Params | None:
     """Return what to try: the first values to begin with, which also tell the metric and its direction."""
-    if not state.record.trials:
-        return state.search.first
-    return Proposer(state.search.search, state.record, state.search.trial(state.search.first).recipe.seed).ask()
+    if not progress.record.trials:
+        return progress.search.first
+    first = progress.search.trial(progress.search.first)
+    return Proposer(progress.search.search, progress.record, first.recipe.seed).ask()
 
 
-def _try(state: _State, params: Params) -> Trial:
+def _try(progress: _Progress, params: Params) -> Trial:
     """Run one trial and keep its result; what it wrote beside that goes, but for what the next ones share."""
-    number, started = len(state.record.trials), time.perf_counter()
-    loaded = state.search.trial(params)
-    path = state.folder / _TRIALS / f"{number:03}"
+    number, started = len(progress.record.trials), time.perf_counter()
+    loaded = progress.search.trial(params)
+    path = progress.folder / _TRIALS / f"{number:03}"
     run = open_folder(path, loaded, resume=holds(path, loaded))
-    state.shelf.fill(run, loaded.recipe)
+    progress.shelf.fill(run, loaded.recipe)
     reason = child.execute(loaded, run, quiet=True)
     seconds = round(time.perf_counter() - started, 1)
     if reason is not None:
-        return Trial(number=number, params=params, outcome=Outcome.FAILED, reason=reason, seconds=seconds)
+        return Trial(number=number, params=params, state=State.FAILED, reason=reason, seconds=seconds)
     result = read_result(run.path)
-    _keep_shared(state, run, loaded)
+    _keep_shared(progress, run, loaded)
     _tidy(run)
-    if state.record.metric is None:
-        state.update(**_about(result))
-    return _measured(Trial(number=number, params=params, outcome=Outcome.DONE, seconds=seconds), result, state.search)
+    if progress.record.metric is None:
+        progress.update(**_about(result))
+    return _measured(Trial(number=number, params=params, state=State.DONE, seconds=seconds), result, progress.search)
 
 
-def _keep_shared(state: _State, run: RunFolder, loaded: LoadedRecipe) -> None:
+def _keep_shared(progress: _Progress, run: RunFolder, loaded: LoadedRecipe) -> None:
     """Keep the fine-tuned model and what was computed of it: the trial's own folder will not last."""
-    shared = RunFolder(state.folder / _SHARED)
+    shared = RunFolder(progress.folder / _SHARED)
     shared.path.mkdir(exist_ok=True)
     run.share(shared, "baseline")
-    state.shelf.keep(shared, loaded.recipe)
+    progress.shelf.keep(shared, loaded.recipe)
 
 
 def _tidy(run: RunFolder) -> None:
@@ -193,7 +195,7 @@ def _measured(trial: Trial, result: Result, search: LoadedSearch) -> Trial:
 
 def _measured_against(trial: Trial, search: LoadedSearch, folder: Path) -> Trial:
     """Hold a trial done before against the sizes asked for now."""
-    if trial.outcome is not Outcome.DONE:
+    if trial.state is not State.DONE:
         return trial
     return _measured(trial, read_result(folder / _TRIALS / f"{trial.number:03}"), search)
 
@@ -201,7 +203,7 @@ def _measured_against(trial: Trial, search: LoadedSearch, folder: Path) -> Trial
 def _line(trial: Trial, record: SearchRecord, wanted: int) -> str:
     values = ", ".join(f"{'.'.join(key.split('.')[-2:])} {value}" for key, value in trial.params.items())
     start = f"{trial.number + 1}/{wanted}  {values}: "
-    if trial.outcome is Outcome.FAILED:
+    if trial.state is State.FAILED:
         return f"{start}[red]failed:[/] {trial.reason}"
     best = [size.name for size in record.sizes if record.best(size.name) == trial]
     mark = f"  [green]best {', '.join(best)} so far[/]" if best else ""
@@ -211,31 +213,31 @@ def _line(trial: Trial, record: SearchRecord, wanted: int) -> str:
 # ----------------------------------------------------------------------------------------------------------- sizes
 
 
-def _make(state: _State, name: str) -> None:
+def _make(progress: _Progress, name: str) -> None:
     """Run the recipe whole with the best values within a size's bounds: all training data, measured where it says."""
-    best = state.record.best(name)
+    best = progress.record.best(name)
     if best is None:
-        _note(state, name, outcome=Outcome.FAILED, reason=_nearest_miss(state.record, name))
+        _note(progress, name, state=State.FAILED, reason=_nearest_miss(progress.record, name))
         return
-    loaded = state.search.size(name, best.params)
-    path = state.folder / SIZES / name
-    state.reporter.heading(f"{name}: the values of trial {best.number + 1}, run whole")
+    loaded = progress.search.size(name, best.params)
+    path = progress.folder / SIZES / name
+    progress.reporter.heading(f"{name}: the values of trial {best.number + 1}, run whole")
     if not _is_done(path, loaded):
         run = open_folder(path, loaded, resume=holds(path, loaded))
-        state.shelf.fill(run, loaded.recipe)
+        progress.shelf.fill(run, loaded.recipe)
         reason = child.execute(loaded, run)
         if reason is not None:
-            _note(state, name, outcome=Outcome.FAILED, trial=best.number, reason=reason)
+            _note(progress, name, state=State.FAILED, trial=best.number, reason=reason)
             return
-    state.shelf.keep(RunFolder(path), loaded.recipe)
-    _note(state, name, outcome=Outcome.DONE, trial=best.number)
+    progress.shelf.keep(RunFolder(path), loaded.recipe)
+    _note(progress, name, state=State.DONE, trial=best.number)
 
 
-def _note(state: _State, name: str, **fields: object) -> None:
-    sizes = [size.model_copy(update=fields) if size.name == name else size for size in state.record.sizes]
-    state.update(sizes=sizes)
+def _note(progress: _Progress, name: str, **fields: object) -> None:
+    sizes = [size.model_copy(update=fields) if size.name == name else size for size in progress.record.sizes]
+    progress.update(sizes=sizes)
     if "reason" in fields:
-        state.reporter.say(f"[red]{name}: {fields['reason']}[/]")
+        progress.reporter.say(f"[red]{name}: {fields['reason']}[/]")
 
 
 def _nearest_miss(record: SearchRecord, name: str) -> str:

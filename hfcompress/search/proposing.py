@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from ..core.errors import HFCompressError
-from ..measure.trials import Outcome, SearchRecord, Trial
+from ..measure.cells import State
+from ..measure.trials import SearchRecord, Trial
 from ..recipe.search import Params, Range, Search, Values
 
 # Proposals of what was tried before, after which any combination is taken, and after which no new one is expected.
@@ -34,7 +35,7 @@ class Proposer:
     def _tell(self, trial: Trial) -> None:
         self._known.add(_key(trial.params))
         state = self._optuna.trial.TrialState
-        done = trial.outcome is Outcome.DONE
+        done = trial.state is State.DONE
         self._study.add_trial(
             self._optuna.trial.create_trial(
                 state=state.COMPLETE if done else state.FAIL,
