@@ -40,7 +40,7 @@ app = typer.Typer(
 @app.command()
 def run(
     recipe: RecipePath,
-    output: Annotated[Path | None, typer.Option(help="Run folder; by default out/<recipe's name>.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; by default out/ and the recipe's name.")] = None,
     set_: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
 ) -> None:

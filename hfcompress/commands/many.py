@@ -16,7 +16,7 @@ def compare(
         typer.Argument(help="Suite file (YAML), or a folder with --report.", show_default=False),
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison; by default out/<suite's name>.")
+        Path | None, typer.Option(help="Folder of the comparison; by default out/ and the suite's name.")
     ] = None,
     set_: Set = None,
     only: Annotated[
@@ -58,7 +58,7 @@ def search(
         Path,
         typer.Argument(help="Search file (YAML), or a folder with --report.", show_default=False, metavar="SEARCH"),
     ],
-    output: Annotated[Path | None, typer.Option(help="Folder of the search; by default out/<its name>.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the search; by default out/ and its name.")] = None,
     set_: Set = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all; default: as the file says.")] = None,
     report: Annotated[
