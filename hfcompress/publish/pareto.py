@@ -85,7 +85,7 @@ def draw_pareto(result: Result, others: Mapping[str, Result]) -> Figure:
         for axis, (_, points) in zip(axes, panels, strict=False):
             _name(axis, points, numbers, result)
 
-    return drawing(fill, max(4.2, 0.17 * len(runs) + 1.4), width=4.6 * len(panels) + 2.2)
+    return drawing(fill, max(4.2, 0.2 * len(runs) + 1.4), width=5.6 * len(panels) + 2.2)
 
 
 def _scatter(axis: Axes, title: str, points: Sequence[Point], result: Result) -> None:
