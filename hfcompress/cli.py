@@ -23,6 +23,7 @@ from .commands.shared import (
     escape,
     loaded_recipe,
     quiet_libraries,
+    resumable,
 )
 
 app = typer.Typer(
@@ -51,13 +52,8 @@ def run(
     from .run.table import result_table
 
     folder = output or Path("out") / recipe.stem
-    try:
+    with resumable(f"What was done is in {folder}", "repeat the command with --resume"):
         result = run_recipe(loaded, folder, resume=resume, reporter=Reporter(console))
-    except KeyboardInterrupt:
-        errors.print(
-            f"\n[yellow]Interrupted.[/] What was done is in {folder}: repeat the command with --resume to go on."
-        )
-        raise typer.Exit(INTERRUPTED) from None
     console.print()
     console.print(result_table(result))
     for finding in result.findings:

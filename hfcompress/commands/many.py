@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import INTERRUPTED, UNMET, Set, console, errors, quiet_libraries
+from .shared import UNMET, Set, console, quiet_libraries, resumable
 
 
 def compare(
@@ -43,13 +43,10 @@ def compare(
     from ..run.reporter import Reporter
 
     folder = output or Path("out") / suite.stem
-    try:
+    with resumable(f"Done cells are in {folder}", "repeat the command"):
         path = run_suite(
             load_suite(suite, set_ or ()), folder, only=only or (), fresh=fresh, reporter=Reporter(console)
         )
-    except KeyboardInterrupt:
-        errors.print(f"\n[yellow]Interrupted.[/] Done cells are in {folder}: repeat the command to go on.")
-        raise typer.Exit(INTERRUPTED) from None
     console.print(f"\nReport {path}", soft_wrap=True)
 
 
@@ -84,11 +81,8 @@ def search(
     from ..search.execute import run_search
 
     folder = output or Path("out") / path.stem
-    try:
+    with resumable(f"Trials are in {folder}", "repeat the command"):
         page = run_search(load_search(path, set_ or (), trials), folder, reporter=Reporter(console))
-    except KeyboardInterrupt:
-        errors.print(f"\n[yellow]Interrupted.[/] Trials are in {folder}: repeat the command to go on.")
-        raise typer.Exit(INTERRUPTED) from None
     console.print(f"\nReport {page}", soft_wrap=True)
     record, results = read_search(folder)
     met = all(line.met for result in results.values() for line in result.requirements)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +36,16 @@ def loaded_recipe(recipe: Path, overrides: list[str] | None) -> LoadedRecipe:
     from ..recipe.load import load_recipe
 
     return load_recipe(recipe, overrides or ())
+
+
+@contextlib.contextmanager
+def resumable(done: str, how: str) -> Iterator[None]:
+    """End the command on Ctrl-C with its own status and a line that says where `done` lies and `how` to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"\n[yellow]Interrupted.[/] {escape(done)}: {escape(how)} to go on.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def quiet_libraries() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -13,6 +14,7 @@ from ..core.method import Category
 from .result import Result, read_result
 
 RECORD, CELLS = "suite.json", "cells"
+R = TypeVar("R", bound=StrictModel)
 
 
 class State(StrEnum):
@@ -43,13 +45,20 @@ class SuiteRecord(StrictModel):
     cells: list[CellRecord]
 
 
+def read_record(path: Path, kind: type[R], what: str, command: str) -> R:
+    """Return the record in a file; MeasureError when there is none, or it is not that of `what`."""
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MeasureError(
+            f"no {what} in {path.parent}: {error.strerror}. `hfcompress {command}` writes one."
+        ) from error
+    except ValidationError as error:
+        raise MeasureError(f"{path} is not the record of a {what}: {error}") from error
+
+
 def read_suite(folder: Path) -> tuple[SuiteRecord, dict[str, Result]]:
     """Return the record in `folder` and the results of its done cells by name; MeasureError when there is none."""
-    try:
-        record = SuiteRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MeasureError(f"no comparison in {folder}: {error.strerror}. `hfcompress compare` writes one.") from error
-    except ValidationError as error:
-        raise MeasureError(f"{folder / RECORD} is not the record of a comparison: {error}") from error
+    record = read_record(folder / RECORD, SuiteRecord, "comparison", "compare")
     done = [cell.name for cell in record.cells if cell.state is State.DONE]
     return record, {name: read_result(folder / CELLS / name) for name in done}

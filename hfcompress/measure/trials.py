@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..core.config import StrictModel
-from ..core.errors import MeasureError
-from .cells import State
+from .cells import State, read_record
 from .result import Result, read_result
 
 RECORD, SIZES = "search.json", "sizes"
@@ -69,11 +68,6 @@ class SearchRecord(StrictModel):
 
 def read_search(folder: Path) -> tuple[SearchRecord, dict[str, Result]]:
     """Return the record in `folder` and the results of its sizes by name; MeasureError when there is none."""
-    try:
-        record = SearchRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MeasureError(f"no search in {folder}: {error.strerror}. `hfcompress search` writes one.") from error
-    except ValidationError as error:
-        raise MeasureError(f"{folder / RECORD} is not the record of a search: {error}") from error
+    record = read_record(folder / RECORD, SearchRecord, "search", "search")
     done = [size.name for size in record.sizes if size.state is State.DONE]
     return record, {name: read_result(folder / SIZES / name) for name in done}
