@@ -11,7 +11,9 @@ from hfcompress.core.errors import MeasureError
 from hfcompress.core.machine import Stopwatch
 from hfcompress.measure.findings import findings
 from hfcompress.measure.result import StageRecord
+from hfcompress.publish.card import render_card
 from hfcompress.publish.comparison import compare, comparison_markdown, find_results
+from hfcompress.publish.snippet import fastest_onnx
 
 
 def smaller(result, size):
@@ -35,6 +37,25 @@ def test_a_row_says_bytes_quality_times_and_minutes():
     # 145.2 ms in PyTorch; 88.6 ms and 20.1 ms in ONNX Runtime int8, before and after
     assert row["8 × 128 tokens"] == "20.1 ms, 7.21x / 4.40x, at 87.16"
     assert row["1 × 32 tokens"] == "0.85 ms, 7.21x / 4.40x, at 87.16" and row["minutes"] == "13.6"
+
+
+@pytest.mark.parametrize(("worse_by", "counts"), [(0.0029, True), (0.0031, False)])
+def test_an_engine_that_answers_worse_than_pytorch_is_not_the_best(worse_by: float, counts: bool):
+    """Its time is another model's: 0.3 points of an accuracy are let pass, in the table, the card and its code."""
+    result = make_result()
+    there = result.compressed.quality_in("pytorch").model_copy(update={"engine": "onnxruntime-int8"})
+    there = there.model_copy(update={"value": there.value - worse_by})
+    kept = [q for q in result.compressed.quality if q.engine != "onnxruntime-int8"]
+    result = result.model_copy(update={"compressed": result.compressed.model_copy(update={"quality": [*kept, there]})})
+    (table,) = compare({"run": result})
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert ("7.21x" in row["8 × 128 tokens"], "7.21x" in row["1 × 32 tokens"]) == (counts, counts)
+    assert result.strays() == ([] if counts else ["onnxruntime-int8"])
+    said = (
+        "ONNX Runtime int8 is faster and not counted: the metric there is more than 0.3 points worse than in PyTorch."
+    )
+    assert (said in render_card(result)) != counts
+    assert (fastest_onnx(result.compressed) == "onnx/model_quantized.onnx") == counts
 
 
 def test_an_engine_that_computes_in_int8_for_the_compressed_model_alone_is_no_gain_of_compression():

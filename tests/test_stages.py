@@ -153,3 +153,15 @@ def test_a_stage_that_trains_stays_whole():
     trained = Lifecycle(copy.deepcopy(methods), training=True)
     assert trained.passes() == [trained]
     assert [len(part.methods) for part in Lifecycle(methods[:2], training=False).passes()] == [1, 1]
+
+
+def test_targets_name_pruned_layers_by_the_class_they_stand_for_and_quantized_ones_no_more():
+    """`Linear` means the layers that still hold floats, whether or not an earlier stage left their zeros out."""
+    model = compress(make("bert"), configs(PRUNED), calibration=calibration("bert"))
+    pruned = {path for path, layer in linear(model).items() if isinstance(layer, PackedLinear)}
+    model = compress(model, configs({"quantize_weights": {"targets": ["Linear"], "ignore": ["re:.*layer.1"]}}))
+    done = {path for path, layer in linear(model).items() if getattr(layer, "grid", None) is not None}
+    assert pruned and done == {path for path in pruned if "layer.1" not in path}
+    model = compress(model, configs({"quantize_weights": {"bits": 4, "targets": ["Linear"]}}))
+    grids = {path: layer.grid.bits for path, layer in linear(model).items()}
+    assert grids == {path: 8 if path in done else 4 for path in pruned}

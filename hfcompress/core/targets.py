@@ -1,4 +1,7 @@
-"""Target patterns: an exact module path, ``re:<regex>`` over paths, or a class name."""
+"""Target patterns: an exact module path, ``re:<regex>`` over paths, or a class name.
+
+A layer that holds the floats of another class in its own way says so in `stands_for`, and answers to that name too.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ def matches(pattern: str, path: str, module: nn.Module) -> bool:
             return re.match(pattern[3:], path) is not None
         except re.error as error:
             raise TargetError(f"target {pattern!r} is not a valid regular expression: {error}") from error
-    return pattern == path or pattern in (cls.__name__ for cls in type(module).__mro__)
+    names = [cls.__name__ for cls in type(module).__mro__]
+    return pattern in (path, *names, getattr(module, "stands_for", path))
 
 
 def select(

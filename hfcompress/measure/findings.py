@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..core.method import Category
-from .result import Method, ModelResult, Quality, Speedup
+from .result import WORSE, WORSE_SHARE, Method, ModelResult, Quality, Speedup
 
 SAME_SIZE = 0.98  # of the baseline's bytes; above it nothing was saved
 SAME_SPEED = 1.02  # ratio up to which nothing was gained
@@ -14,8 +14,6 @@ MANY_ZEROS = 0.10
 BUSY = 0.05
 EXPORT_LARGER = 1.10  # of the checkpoint's bytes, from here on an export is named
 NOT_IN_FILE = 1.10  # how far the file's share may lie above that of the parameters
-ANOTHER = 0.003  # of a metric that is a share: from here on an export's answers are not PyTorch's
-ANOTHER_SHARE = 0.01  # the same as a share of a metric of which lower is better
 GREW = 1.25  # memory or time to load against the original's in the same engine
 
 # What the notes in `ModelResult.runs_in` call few bits or packed, and products that are computed in integers.
@@ -134,7 +132,7 @@ def _exports(compressed: ModelResult) -> list[str]:
     return [
         _export(q, pytorch, compressed.runs_in.get(q.engine, ""))
         for q in compressed.quality
-        if abs(q.shortfall(pytorch)) > (ANOTHER if q.higher_is_better else ANOTHER_SHARE)
+        if abs(q.shortfall(pytorch)) > (WORSE if q.higher_is_better else WORSE_SHARE)
     ]
 
 

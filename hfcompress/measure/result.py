@@ -12,6 +12,8 @@ from ..core.config import StrictModel
 from ..core.errors import MeasureError
 
 FORMAT = 1
+WORSE = 0.003  # of a metric that is a share: an engine this much below PyTorch runs another model
+WORSE_SHARE = 0.01  # the same as a share of a metric of which lower is better
 
 
 class Workload(StrictModel):
@@ -147,6 +149,13 @@ class ModelResult(StrictModel):
     def quality_in(self, engine: str) -> Quality | None:
         """Return the metric as measured in `engine`, if it was."""
         return next((q for q in self.quality if q.engine == engine), None)
+
+    def strays_in(self, engine: str) -> bool:
+        """Say whether `engine` was found to answer worse than PyTorch, by more than a table lets pass."""
+        there, pytorch = self.quality_in(engine), self.quality_in("pytorch")
+        if there is None or pytorch is None:
+            return False
+        return there.shortfall(pytorch) > (WORSE if there.higher_is_better else WORSE_SHARE)
 
 
 class McNemar(StrictModel):
@@ -290,10 +299,22 @@ class Result(StrictModel):
         return next((d for d in self.difference if d.engine == "pytorch"), self.difference[0])
 
     def best_speedups(self) -> list[Speedup]:
-        """Return each workload's best engine of the compressed model against the baseline in PyTorch, as found."""
+        """Return each workload's best engine of the compressed model against the baseline in PyTorch, as found.
+
+        An engine that answers worse than PyTorch is not the best, however fast: it counts where no other was timed.
+        """
         rows = [s for s in self.speedup if s.baseline_engine == "pytorch"]
         workloads = dict.fromkeys(s.workload for s in rows)
-        return [max((s for s in rows if s.workload == one), key=lambda s: s.ratio) for one in workloads]
+        return [max((s for s in rows if s.workload == one), key=self._standing) for one in workloads]
+
+    def strays(self) -> list[str]:
+        """Return the engines that would be the best on some workload, did they answer as PyTorch does."""
+        best = {s.workload: s.ratio for s in self.best_speedups()}
+        faster = [s for s in self.speedup if s.baseline_engine == "pytorch" and s.ratio > best[s.workload]]
+        return list(dict.fromkeys(s.engine for s in faster))
+
+    def _standing(self, row: Speedup) -> tuple[bool, float]:
+        return not self.compressed.strays_in(row.engine), row.ratio
 
 
 def read_result(path: str | Path) -> Result:

@@ -32,13 +32,8 @@ from ..ops.quantization import (
     unpack_codes,
 )
 
-AUXILIARY = (
-    "weight_codes",
-    "weight_scale",
-    "weight_zero",
-    "weight_words",
-    "weight_mask",
-)  # what goes with `weight`, also where weights are tied
+# What goes with `weight`, also where weights are tied.
+AUXILIARY = ("weight_codes", "weight_scale", "weight_zero", "weight_words", "weight_mask")
 
 
 class Packed(nn.Module):
@@ -74,6 +69,11 @@ class Packed(nn.Module):
             self.weight_mask = _frozen(packed_size(rows * columns, 1), torch.uint8)
         self._wide: tuple[Any, Tensor] | None = None
         self._starts: tuple[Any, Tensor] | None = None
+
+    @property
+    def stands_for(self) -> str:
+        """The class whose name targets may use for it: a pruned layer still holds floats, a quantized one is done."""
+        return type(self).__name__.removeprefix("Packed" if self.grid is None else "")
 
     def _add_codes(self, grid: Grid | Codebook, count: int) -> None:
         if isinstance(grid, Codebook):

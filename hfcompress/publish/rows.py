@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ..measure.result import Difference, LatencyRow, ModelResult, Result, Workload
+from ..measure.result import WORSE, WORSE_SHARE, Difference, LatencyRow, ModelResult, Result, Workload
 
 NONE = "–"
 _ENGINES = {
@@ -103,6 +103,11 @@ def points(result: Result, value: float) -> str:
 def signed(result: Result, value: float) -> str:
     """Return a difference of the metric with its sign and no unit."""
     return _signed(f"{value * metric_scale(result):+.2f}")
+
+
+def tolerated(result: Result) -> str:
+    """Return how much worse than in PyTorch the metric may be in an engine that tables call the best."""
+    return f"{100 * WORSE:g} points" if result.headline().higher_is_better else f"{WORSE_SHARE:.0%}"
 
 
 def interval(result: Result, row: Difference) -> str:
