@@ -13,7 +13,6 @@ import hfcompress
 import hfcompress.methods
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.files import between
-from hfcompress.core.method import Category
 from hfcompress.core.registry import _METHODS, list_methods
 from hfcompress.measure.cells import read_suite
 from hfcompress.measure.result import read_result
@@ -23,6 +22,7 @@ from hfcompress.publish.examples import said_of
 from hfcompress.publish.pareto import PARETO, comparable
 from hfcompress.publish.suite import render_report
 from hfcompress.recipe.load import load_recipe
+from hfcompress.recipe.suite import load_suite
 from hfcompress.run.show_methods import methods_markdown
 
 PACKAGE = Path(hfcompress.__file__).parent
@@ -219,13 +219,15 @@ def test_published_cards_are_rendered_from_their_results():
         assert all((result.parent / name).is_file() for name in figures), result.parent.name
 
 
-def test_the_survey_is_rendered_from_its_results():
-    folder = ROOT / "model_cards" / "survey"
+@pytest.mark.parametrize("suite", sorted(path.parent.name for path in ROOT.glob("model_cards/*/suite.json")))
+def test_a_comparison_is_rendered_from_its_results(suite: str):
+    folder = ROOT / "model_cards" / suite
     record, results = read_suite(folder)
     figures = {cell.model: f"{cell.model}.png" for cell in record.cells if cell.name in results}
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert text == render_report(record, results, figures), (
-        "out of date: hfcompress compare model_cards/survey --report"
+        f"out of date: hfcompress compare model_cards/{suite} --report"
     )
     assert all((folder / name).is_file() for name in figures.values())
-    assert {cell.category for cell in record.cells} == set(Category)
+    shipped = load_suite(ROOT / "recipes" / "suites" / f"{suite}.yaml")
+    assert {cell.name for cell in record.cells} == {cell.name for cell in shipped.cells}, "run it again"
