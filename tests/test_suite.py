@@ -134,6 +134,7 @@ def test_one_job_with_shared_controls_kept_cells_and_failures_that_are_told(tmp_
     assert [c.state for c in record.cells] == [State.FAILED, State.DONE, State.DONE, State.DONE]
     text = report.read_text(encoding="utf-8")
     assert "`broken`, seed 42" in text and "nothing" in text and "3 of 4 cells done" in text
+    assert record.minutes is not None and "minutes all told" in text
     weights = [out / CELLS / f"{name}-bert-42" / "control" / "model.safetensors" for name in ("pruned", "hybrid")]
     assert weights[0].stat().st_ino == weights[1].stat().st_ino, "the control was trained twice"
     assert results["hybrid-bert-42"].control.value == results["pruned-bert-42"].control.value
@@ -141,6 +142,10 @@ def test_one_job_with_shared_controls_kept_cells_and_failures_that_are_told(tmp_
     in_this_process.clear()
     run_suite(load_suite(path, ["methods.int8.stages.0.methods.quantize_weights.bits=4"]), out)
     assert in_this_process == ["broken-bert-42", "int8-bert-42"]
+    again, _ = read_suite(out)
+    took = {c.name: c.seconds for c in again.cells}
+    assert took["broken-bert-42"] is None, "what it took before it failed is not in its time"
+    assert took["hybrid-bert-42"] == record.cells[-1].seconds and again.minutes is None
     assert read_result(out / CELLS / "int8-bert-42").stages[0].methods["quantize_weights"]["bits"] == 4
     in_this_process.clear()
     run_suite(load_suite(path), out, only=["hybrid"], fresh=True)

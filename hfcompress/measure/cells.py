@@ -35,6 +35,10 @@ class CellRecord(StrictModel):
     seed: int
     state: State = State.WAITING
     reason: str | None = Field(None, description="Why it failed.")
+    seconds: float | None = Field(
+        None,
+        description="From start to end, what it made for other cells included; None: it was interrupted, or older.",
+    )
 
 
 class SuiteRecord(StrictModel):
@@ -43,6 +47,12 @@ class SuiteRecord(StrictModel):
     title: str
     notes: str | None = None
     cells: list[CellRecord]
+
+    @property
+    def minutes(self) -> float | None:
+        """How long all cells took one after the other; None where that is not known of each."""
+        known = [cell.seconds for cell in self.cells if cell.seconds is not None]
+        return sum(known) / 60 if len(known) == len(self.cells) else None
 
 
 def read_record(path: Path, kind: type[R], what: str, command: str) -> R:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.errors import HFCompressError, MeasureError, RecipeError, nearest
 from ..core.files import write_text
-from ..measure.cells import CELLS, RECORD, CellRecord, State, SuiteRecord
+from ..measure.cells import CELLS, RECORD, CellRecord, State, SuiteRecord, read_record
 from ..measure.result import read_result
 from ..publish.suite import write_report
 from ..recipe.suite import Cell, LoadedSuite
@@ -39,9 +39,9 @@ class _Progress:
         write_text(self.folder / RECORD, record.model_dump_json(indent=2) + "\n")
         return record
 
-    def note(self, cell: Cell, state: State, reason: str | None = None) -> None:
+    def note(self, cell: Cell, state: State, seconds: float | None, reason: str | None = None) -> None:
         """Record what became of a cell."""
-        self.records[cell.name] = _record(cell, state, reason)
+        self.records[cell.name] = _record(cell, state, seconds, reason)
         self.write()
 
 
@@ -91,8 +91,10 @@ def _open(suite: LoadedSuite, folder: Path, fresh: bool) -> _Progress:
         )
     if fresh:
         shutil.rmtree(folder / CELLS, ignore_errors=True)
+    took = _took(folder)
     records = {
-        cell.name: _record(cell, State.DONE if _is_done(cell, folder) else State.WAITING) for cell in suite.cells
+        cell.name: _record(cell, State.DONE, took.get(cell.name)) if _is_done(cell, folder) else _record(cell)
+        for cell in suite.cells
     }
     progress = _Progress(folder, suite, records)
     for cell in suite.cells:
@@ -103,7 +105,18 @@ def _open(suite: LoadedSuite, folder: Path, fresh: bool) -> _Progress:
     return progress
 
 
-def _record(cell: Cell, state: State, reason: str | None = None) -> CellRecord:
+def _took(folder: Path) -> dict[str, float | None]:
+    """Return the seconds of the cells that were run before."""
+    if not (folder / RECORD).is_file():
+        return {}
+    return {
+        cell.name: cell.seconds for cell in read_record(folder / RECORD, SuiteRecord, "comparison", "compare").cells
+    }
+
+
+def _record(
+    cell: Cell, state: State = State.WAITING, seconds: float | None = None, reason: str | None = None
+) -> CellRecord:
     return CellRecord(
         name=cell.name,
         model=cell.model,
@@ -112,6 +125,7 @@ def _record(cell: Cell, state: State, reason: str | None = None) -> CellRecord:
         seed=cell.seed,
         state=state,
         reason=reason,
+        seconds=seconds,
     )
 
 
@@ -130,15 +144,17 @@ def _remaining(progress: _Progress, cells: int) -> str:
 
 
 def _run(cell: Cell, progress: _Progress, reporter: Reporter) -> None:
+    begun = holds(progress.folder / CELLS / cell.name, cell.loaded)
     run = _prepared(cell, progress)
     started = time.perf_counter()
     reason = child.execute(cell.loaded, run)
     progress.ran.append(time.perf_counter() - started)
+    seconds = None if begun else round(progress.ran[-1], 1)
     if reason is None:
-        progress.note(cell, State.DONE)
+        progress.note(cell, State.DONE, seconds)
         _remember(cell, progress)
         return
-    progress.note(cell, State.FAILED, reason)
+    progress.note(cell, State.FAILED, seconds, reason)
     reporter.say(f"[red]failed:[/] {reason}")
 
 
