@@ -379,3 +379,18 @@ def test_calibration_batches_are_seeded() -> None:
     assert [len(b["labels"]) for b in first] == [4, 3]
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, again, strict=True))
     assert not torch.equal(torch.cat([b["labels"] for b in first]), torch.cat([b["labels"] for b in other]))
+
+
+def test_calibration_batches_hold_texts_of_like_length_and_come_in_no_order_of_length() -> None:
+    """Half of the padding, the same examples; the first few batches stand for all."""
+    texts = [" ".join(["good"] * (1 + 7 * i % 60)) for i in range(60)]
+    encoded = TEXT.encode(Dataset.from_dict({"text": texts, "label": [0] * 60}), _tokenizer(), Data(path="x"))
+    collator = TEXT.collator(_tokenizer())
+    batches, alone = (
+        [batch["attention_mask"].sum(1).tolist() for batch in calibration_batches(encoded, collator, 42, size, 0)]
+        for size in (8, 1)
+    )
+    assert sorted(n for batch in batches for n in batch) == sorted(n for batch in alone for n in batch)
+    assert [len(batch) for batch in batches] == [8, 8, 8, 8, 8, 2]
+    assert sum(max(batch) * len(batch) for batch in batches) < 1.2 * sum(n for batch in batches for n in batch)
+    assert [max(batch) for batch in batches[:-1]] != sorted(max(batch) for batch in batches[:-1])

@@ -125,9 +125,18 @@ def workers_for(dataset: Any) -> int:
 def calibration_batches(
     dataset: Dataset, collator: Callable[[list[Any]], Any], count: int, batch_size: int, seed: int
 ) -> Iterator[Any]:
-    """Yield batches over at most `count` examples drawn with the seed, in a fixed order."""
-    order = np.random.default_rng(seed).permutation(len(dataset))[:count]
-    yield from loader(dataset.select(order), batch_size, collator)
+    """Yield batches over at most `count` examples drawn with the seed, texts of like length together: less padding.
+
+    The batches come in no order of length, so that the first few stand for all.
+    """
+    random = np.random.default_rng(seed)
+    drawn = dataset.select(random.permutation(len(dataset))[:count])
+    if batch_size > 1 and "input_ids" in drawn.column_names:
+        order = np.argsort([len(ids) for ids in drawn["input_ids"]], kind="stable")
+        full = len(order) // batch_size * batch_size
+        mixed = random.permutation(order[:full].reshape(-1, batch_size)).flatten()
+        drawn = drawn.select(np.concatenate([mixed, order[full:]]))
+    yield from loader(drawn, batch_size, collator)
 
 
 def corpus_of(encoded: Callable[[], Any], texts: Callable[[], Iterable[str]] = tuple) -> Corpus:
