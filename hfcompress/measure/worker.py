@@ -31,6 +31,7 @@ from hfcompress.ops.reductions import REDUCTIONS
 Report = Callable[[float], None]
 Batch = Mapping[str, np.ndarray]
 
+PAUSE_S = 0.05
 STABLE = 0.1  # warm-up ends when the last three times lie within this share of each other
 
 
@@ -62,12 +63,12 @@ class Worker:
         A pass before them is not counted: it brings the weights back into the caches that another model used.
         """
         batches = self._batches(shape)
-        times, started, waited = {}, time.perf_counter_ns(), waited_ns()
-        for label, run in self.runs.items():
+
+        def timed(label: str, run: Run) -> list[float]:
             run(batches[label])
-            times[label] = [_time(run, batches[label]) for _ in range(passes[label])]
-        available = (time.perf_counter_ns() - started) * self.job["threads"]
-        return {"times_ms": times, "waiting": (waited_ns() - waited) / available}
+            return [_time(run, batches[label]) for _ in range(passes[label])]
+
+        return self._in_turn(timed)
 
     def examples(self, report: Report) -> dict[str, Any]:
         """Return each model's times in ms on every batch in turn, and the share of the threads' time spent waiting.
@@ -76,13 +77,26 @@ class Worker:
         """
         files = self.job["inputs"]
         read = {file: list(read_batches(file)) for file in {files[label] for label in self.runs}}
-        times, started, waited = {}, time.perf_counter_ns(), waited_ns()
-        for label, run in self.runs.items():
+
+        def timed(label: str, run: Run) -> list[float]:
             batches = read[files[label]]
             run(batches[0])
-            times[label] = [_time(run, batch) for batch in batches]
-        available = (time.perf_counter_ns() - started) * self.job["threads"]
-        return {"times_ms": times, "waiting": (waited_ns() - waited) / available}
+            return [_time(run, batch) for batch in batches]
+
+        return self._in_turn(timed)
+
+    def _in_turn(self, timed: Callable[[str, Run], list[float]]) -> dict[str, Any]:
+        """Time one model after the other; a pause lets the threads of the one before, which wait in a loop, fall asleep.
+
+        Else they hold a core while the next one starts: its times grow, and the machine looks busy.
+        """
+        times, spent, waited = {}, 0, 0
+        for label, run in self.runs.items():
+            time.sleep(PAUSE_S)
+            started, before = time.perf_counter_ns(), waited_ns()
+            times[label] = timed(label, run)
+            spent, waited = spent + time.perf_counter_ns() - started, waited + waited_ns() - before
+        return {"times_ms": times, "waiting": waited / (spent * self.job["threads"])}
 
     def load(self, report: Report) -> float:
         """Return the seconds from opening the models, their libraries imported, to the first output on batch 0."""
