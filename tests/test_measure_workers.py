@@ -13,6 +13,7 @@ from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.errors import MeasureError
 from hfcompress.export.inputs import example_inputs
 from hfcompress.export.runtime import ENGINES, Engine, Source
+from hfcompress.measure import worker
 from hfcompress.measure.batches import write_batches
 from hfcompress.measure.bench import Settings, bench
 from hfcompress.measure.latency import measure_latency, measure_opening
@@ -197,3 +198,29 @@ def test_warm_up_ends_when_times_agree_and_at_its_limit():
     calls.clear()
     warm_up(unstable, {}, seconds=0.1)
     assert 3 <= len(calls) < 20
+
+
+def test_models_are_timed_in_turn_and_what_happens_in_the_pause_between_is_not_counted(monkeypatch):
+    """Threads of the model before wait in a loop for a while: in the pause they take a core, and nobody's time."""
+    clock = {"ns": 0, "waited": 0}
+    seen: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        seen.append("pause")
+        clock["ns"] += int(seconds * 1e9)
+        clock["waited"] += int(seconds * 1e9)
+
+    def timed(label: str, run: object) -> list[float]:
+        seen.append(label)
+        clock["ns"] += 1000
+        clock["waited"] += 100
+        return [1.0]
+
+    monkeypatch.setattr(worker.time, "sleep", sleep)
+    monkeypatch.setattr(worker.time, "perf_counter_ns", lambda: clock["ns"])
+    monkeypatch.setattr(worker, "waited_ns", lambda: clock["waited"])
+    one = Worker.__new__(Worker)
+    one.job, one.runs = {"threads": 2}, {"original": print, "compressed": print}
+    found = one._in_turn(timed)
+    assert seen == ["pause", "original", "pause", "compressed"]
+    assert found == {"times_ms": {"original": [1.0], "compressed": [1.0]}, "waiting": 100 * 2 / (1000 * 2 * 2)}

@@ -86,11 +86,12 @@ class Worker:
         return self._in_turn(timed)
 
     def _in_turn(self, timed: Callable[[str, Run], list[float]]) -> dict[str, Any]:
-        """Time one model after the other; a pause lets the threads of the one before, which wait in a loop, fall asleep.
+        """Time one model after the other; the pause lets the threads of the one before fall asleep.
 
-        Else they hold a core while the next one starts: its times grow, and the machine looks busy.
+        They wait for work in a loop: else they hold a core while the next one starts, whose times grow by it.
         """
-        times, spent, waited = {}, 0, 0
+        times: dict[str, list[float]] = {}
+        spent = waited = 0
         for label, run in self.runs.items():
             time.sleep(PAUSE_S)
             started, before = time.perf_counter_ns(), waited_ns()
