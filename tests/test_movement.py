@@ -19,6 +19,7 @@ from hfcompress.modules.parametrizations import find
 COMMON = {"score_learning_rate": 0.1, "round_to": 4}
 KINDS: dict[str, dict[str, Any]] = {
     "weights": {"weights": 0.5},
+    "by-size": {"weights": 0.5, "init": "magnitude"},
     "blocks": {"weights": 0.5, "block": [4, 8], "scope": "layer"},
     "hybrid": {"weights": 0.7, "block": [8, 8], "within": "attention", "ffn": 0.5},
     "filled": {"weights": 0.7, "block": [8, 8], "within": "attention", "ffn": 0.5, "filled": True},
@@ -90,3 +91,21 @@ def test_blocks_at_the_edge_may_be_smaller():
     gate.mask[-1] = False
     weight = gate(torch.ones(WIDTH + 2, WIDTH))
     assert gate.mask.shape == (5, 4) and weight[WIDTH:].sum() == 0 and weight[:WIDTH].min() == 1
+
+
+@pytest.mark.parametrize("selection", ["top", "threshold"])
+@pytest.mark.parametrize("block", [(1, 1), (5, 8)])
+def test_scores_that_begin_at_the_size_first_remove_the_smallest(block: tuple[int, int], selection: str):
+    """Blocks of the least mean square, as magnitude pruning removes; soft ones begin above the threshold."""
+    model = make("bert")
+    wanted = {"weights": 0.5, "block": block, "scope": "layer", "init": "magnitude", "selection": selection}
+    lifecycle = Lifecycle([Movement(MovementConfig(**wanted))], training=True)
+    lifecycle.prepare(model)
+    for path in [p for b in blocks_of(model, family_of(model)) for p in (b.query, *b.up, b.down)]:
+        gate = find(model, path, BlockGate)
+        weight = model.get_submodule(path).parametrizations.weight.original.detach()
+        sizes = torch.stack(
+            [torch.stack([p.square().mean() for p in row.split(block[1], 1)]) for row in weight.split(block[0], 0)]
+        )
+        assert torch.equal(gate.scores.detach().flatten().argsort(), sizes.flatten().argsort())
+        assert selection == "top" or (torch.sigmoid(gate.scores) > 0.1).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -44,6 +45,11 @@ class MovementConfig(StrictModel):
         False, description="At the end of the schedule, heads that keep any weight get all of theirs back, to train on."
     )
     schedule: Schedule = Field(default_factory=Schedule, description="How the removed share grows over the stage.")
+    init: Literal["zeros", "magnitude"] = Field(
+        "zeros",
+        description="What scores begin at. zeros: all the same (Sanh 2020); thousands of steps later they tell what to "
+        "spare. magnitude: how large a weight is beside the layer's mean, which a few hundred steps correct.",
+    )
     score_learning_rate: float = Field(0.01, gt=0, description="Learning rate of the scores (Sanh 2020: 1e-2).")
     scope: Literal["model", "layer"] = Field(
         "model", description="model: all layers compete, each keeps as many as its scores say; layer: the same share."
@@ -106,10 +112,10 @@ class Movement(Method[MovementConfig]):
         units = [(b.down, 1) for b in blocks] if config.ffn else []
         for path, size in heads + units:
             groups = width_in(model.get_submodule(path)) // size
-            attach(model, path, ColumnGate(groups, size), as_matrix=True)
+            self._attach(model, path, ColumnGate(groups, size))
         for path in self._sparse(blocks):
             rows, columns = matrix(model.get_submodule(path)).shape
-            attach(model, path, BlockGate((rows, columns), *config.block), as_matrix=True)
+            self._attach(model, path, BlockGate((rows, columns), *config.block))
         self._gates = self._groups(model, blocks)
         return [path for path, _ in heads + units] + self._sparse(blocks)
 
@@ -165,6 +171,14 @@ class Movement(Method[MovementConfig]):
             numbers[f"{name}_after"] = sum(after[name])
             numbers |= {f"layer{i}_{name}": count for i, count in enumerate(after[name])}
         return numbers | ({"sparse_layers": self._packed} if self.config.weights else {})
+
+    def _attach(self, model: nn.Module, path: str, gate: Gate) -> None:
+        """Put a gate on a layer, its scores begun; soft ones begin above the threshold."""
+        config = self.config
+        if config.init == "magnitude":
+            least = math.log(config.threshold / (1 - config.threshold)) if config.selection == "threshold" else 0.0
+            gate.begin_(matrix(model.get_submodule(path)), least)
+        attach(model, path, gate, as_matrix=True)
 
     def _sparse(self, blocks: list[Block]) -> list[str]:
         if not self.config.weights:

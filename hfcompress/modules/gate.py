@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.straight_through import straight_through
@@ -28,6 +29,12 @@ class ColumnGate(nn.Module):
         gate = straight_through(self.mask, self.scores)
         return weight * gate.repeat_interleave(self.size).to(weight.dtype)
 
+    @torch.no_grad()
+    def begin_(self, weight: Tensor, least: float = 0.0) -> None:
+        """Let scores begin at the root mean square of a group's weights, over the mean of all groups, above `least`."""
+        sizes = weight.float().square().mean(0).view(-1, self.size).mean(1).sqrt()
+        self.scores.copy_(least + sizes / sizes.mean())
+
 
 class BlockGate(nn.Module):
     """Parametrization W' = W * m with one m in {0, 1} and one trainable score per `rows` x `columns` block of W.
@@ -49,6 +56,14 @@ class BlockGate(nn.Module):
         """Return `weight` (out, in) with the weights of closed blocks at zero."""
         gate = straight_through(self.mask, self.scores)
         return weight * self.expand(gate, weight.shape).to(weight.dtype)
+
+    @torch.no_grad()
+    def begin_(self, weight: Tensor, least: float = 0.0) -> None:
+        """Let scores begin at the root mean square of a block's weights, over the mean of all blocks, above `least`."""
+        squares = weight.float().square()[None, None]
+        block = (self.rows, self.columns)
+        sizes = F.avg_pool2d(squares, block, ceil_mode=True, count_include_pad=False)[0, 0].sqrt()
+        self.scores.copy_(least + sizes / sizes.mean())
 
     def expand(self, grid: Tensor, shape: torch.Size) -> Tensor:
         """Return a value per block as a value per weight of a matrix of `shape`."""
