@@ -536,6 +536,9 @@ def test_pareto_draws_runs_of_the_same_model_only(tmp_path: Path) -> None:
     other, foreign = make_result(seed=3), make_result(base_model=Source(id="org/other", hub=True))
     words = "\n".join(texts_of(draw_pareto(result, {"near": other, "foreign": foreign})))
     assert "1  near" in words and "foreign" not in words
+    elsewhere = other.model_copy(update={"environment": {**other.environment, "cpu": "another"}})
+    panels = [len(draw_pareto(result, {"near": run}).axes) for run in (other, elsewhere)]
+    assert panels == [3, 2], "milliseconds of another processor stand beside none"
     run = write_run(tmp_path / "run", result)
     assert PARETO not in write_card(run, others={"foreign": foreign}).read_text(encoding="utf-8")
     assert f"]({PARETO})" in write_card(run, others={"near": other}).read_text(encoding="utf-8")

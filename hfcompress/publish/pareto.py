@@ -15,6 +15,7 @@ from ..measure.result import Result
 from . import rows
 from .best import best_on, value_in
 from .canvas import BEFORE, BEST, INK, drawing, save
+from .comparison import machine_of
 from .labels import Label, write_labels
 
 PARETO = "pareto.png"
@@ -71,7 +72,7 @@ def draw_pareto(result: Result, others: Mapping[str, Result]) -> Figure:
     timed = _times(result, runs)
     if len(timed) > 1:
         shape = rows.where(result.best_speedups()[0])
-        panels.append((f"ms {shape}, best engine,\nand the metric in that engine", timed))
+        panels.append((f"ms {shape}, best engine on\nthis processor, and the metric there", timed))
 
     def fill(figure: Figure) -> None:
         axes = figure.subplots(1, len(panels) + 1, width_ratios=[1.0] * len(panels) + [0.55], squeeze=False)[0]
@@ -130,13 +131,16 @@ def _sizes(runs: Mapping[str, Result]) -> list[Point]:
 
 
 def _times(result: Result, runs: Mapping[str, Result]) -> list[Point]:
-    """Return each run's time in its best engine at the first shape of `result`; runs not timed there are left out."""
+    """Return each run's time in its best engine at the first shape of `result`.
+
+    Runs not timed there are left out, and those timed on another processor: its milliseconds are others.
+    """
     wanted = next(iter(result.best_speedups()), None)
     if wanted is None:
         return []
     found = []
     for name, run in runs.items():
-        best = best_on(run, wanted)
+        best = best_on(run, wanted) if machine_of(run) == machine_of(result) else None
         row = rows.find_latency(run.compressed, best.engine, best) if best else None
         if best is not None and row is not None:
             value = rows.metric_scale(result) * value_in(run, best.engine)
