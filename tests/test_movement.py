@@ -19,7 +19,7 @@ from hfcompress.modules.parametrizations import find
 COMMON = {"score_learning_rate": 0.1, "round_to": 4}
 KINDS: dict[str, dict[str, Any]] = {
     "weights": {"weights": 0.5},
-    "by-size": {"weights": 0.5, "init": "magnitude"},
+    "by-size": {"weights": 0.5, "init": "sizes"},
     "blocks": {"weights": 0.5, "block": [4, 8], "scope": "layer"},
     "hybrid": {"weights": 0.7, "block": [8, 8], "within": "attention", "ffn": 0.5},
     "filled": {"weights": 0.7, "block": [8, 8], "within": "attention", "ffn": 0.5, "filled": True},
@@ -98,7 +98,7 @@ def test_blocks_at_the_edge_may_be_smaller():
 def test_scores_that_begin_at_the_size_first_remove_the_smallest(block: tuple[int, int], selection: str):
     """Blocks of the least mean square, as magnitude pruning removes; soft ones begin above the threshold."""
     model = make("bert")
-    wanted = {"weights": 0.5, "block": block, "scope": "layer", "init": "magnitude", "selection": selection}
+    wanted = {"weights": 0.5, "block": block, "scope": "layer", "init": "sizes", "selection": selection}
     lifecycle = Lifecycle([Movement(MovementConfig(**wanted))], training=True)
     lifecycle.prepare(model)
     for path in [p for b in blocks_of(model, family_of(model)) for p in (b.query, *b.up, b.down)]:

@@ -45,10 +45,10 @@ class MovementConfig(StrictModel):
         False, description="At the end of the schedule, heads that keep any weight get all of theirs back, to train on."
     )
     schedule: Schedule = Field(default_factory=Schedule, description="How the removed share grows over the stage.")
-    init: Literal["zeros", "magnitude"] = Field(
+    init: Literal["zeros", "sizes"] = Field(
         "zeros",
         description="What scores begin at. zeros: all the same (Sanh 2020); thousands of steps later they tell what to "
-        "spare. magnitude: how large a weight is beside the layer's mean, which a few hundred steps correct.",
+        "spare. sizes: how large a weight is beside the layer's mean, which a few hundred steps correct.",
     )
     score_learning_rate: float = Field(0.01, gt=0, description="Learning rate of the scores (Sanh 2020: 1e-2).")
     scope: Literal["model", "layer"] = Field(
@@ -175,7 +175,7 @@ class Movement(Method[MovementConfig]):
     def _attach(self, model: nn.Module, path: str, gate: Gate) -> None:
         """Put a gate on a layer, its scores begun; soft ones begin above the threshold."""
         config = self.config
-        if config.init == "magnitude":
+        if config.init == "sizes":
             least = math.log(config.threshold / (1 - config.threshold)) if config.selection == "threshold" else 0.0
             gate.begin_(matrix(model.get_submodule(path)), least)
         attach(model, path, gate, as_matrix=True)
