@@ -26,7 +26,7 @@ from hfcompress.measure.environment import environment
 from hfcompress.measure.findings import findings
 from hfcompress.measure.flops import count_flops
 from hfcompress.measure.kept import _digest as digest
-from hfcompress.measure.kept import keeping, prediction_key
+from hfcompress.measure.kept import keeping, measured_key
 from hfcompress.measure.latency import latency_row, speedups
 from hfcompress.measure.layout import layout_of
 from hfcompress.measure.quality import EvaluationSet, difference, quality
@@ -164,7 +164,7 @@ def test_predictions_are_kept_until_a_file_changes(tmp_path):
 
     for name in ("config.json", "model.safetensors", "batches"):
         write(name, 1)
-    key = lambda: prediction_key(StoredModel(str(tmp_path)), "pytorch", tmp_path / "batches", 1, "logits")  # noqa: E731
+    key = lambda: measured_key(StoredModel(str(tmp_path)), "pytorch", batch_files(tmp_path / "batches"), 1, "logits")  # noqa: E731
     seen = [key(), key()]
     for name in ("model.safetensors", "config.json", "batches"):
         write(name, 2)

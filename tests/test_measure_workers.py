@@ -16,7 +16,8 @@ from hfcompress.export.runtime import ENGINES, Engine, Source
 from hfcompress.measure import worker
 from hfcompress.measure.batches import write_batches
 from hfcompress.measure.bench import Settings, bench
-from hfcompress.measure.latency import measure_latency, measure_opening
+from hfcompress.measure.latency import measure_latency
+from hfcompress.measure.opening import measure_opening
 from hfcompress.measure.process import WorkerProcess, worker_environment
 from hfcompress.measure.quality import EvaluationSet, predict
 from hfcompress.measure.statistics import accuracy
@@ -136,6 +137,29 @@ def test_a_worker_that_takes_too_long_is_ended(folders):
 def test_unknown_engine_is_refused_before_any_process_starts(folders):
     with pytest.raises(MeasureError, match=r"no engine is called 'pytorhc'. Did you mean 'pytorch'"):
         measure_opening(folders, ["pytorhc"], [Shape(1, 8)], auto_class=TEXT, threads=1)
+
+
+def test_what_a_model_took_to_open_is_found_again_until_its_files_change(folders, tmp_path, monkeypatch):
+    def opening(**more):
+        return measure_opening(
+            folders, ["pytorch"], [Shape(1, 8)], auto_class=TEXT, threads=1, kept=tmp_path / "kept", **more
+        )
+
+    (tmp_path / "kept").mkdir()
+    first = opening()
+    started = []
+
+    class Counted(WorkerProcess):
+        def __init__(self, job, what):
+            started.append(what)
+            super().__init__(job, what)
+
+    monkeypatch.setattr("hfcompress.measure.opening.WorkerProcess", Counted)
+    again = opening()
+    assert (again.peak_bytes, again.load_seconds) == (first.peak_bytes, first.load_seconds)
+    assert started == []
+    opening(seed=1)  # other inputs
+    assert len(started) == len(folders)
 
 
 def test_images_are_measured_too(tmp_path):

@@ -21,7 +21,8 @@ from tiny import LAYERS
 
 from hfcompress import cli
 from hfcompress.checkpoint import load_model
-from hfcompress.measure.latency import Latency, Opened
+from hfcompress.measure.latency import Latency
+from hfcompress.measure.opening import Opened
 from hfcompress.measure.result import read_result
 from hfcompress.run import claims_times
 from hfcompress.run.check import check_card, unchecked

@@ -14,9 +14,10 @@ from ..export.notes import runs_in
 from ..export.runtime import Source, engine, why_not
 from .batches import read_batches
 from .flops import count_flops
-from .latency import ROUNDS, SECONDS, Latency, Opened, by_engine, measure_latency, measure_opening, speedups
+from .latency import ROUNDS, SECONDS, Latency, by_engine, measure_latency, speedups
 from .layout import layout_of
 from .onnx_file import describe_onnx, read_onnx
+from .opening import Opened, measure_opening
 from .process import Progress, part, quietly
 from .quality import EvaluationSet, evaluate
 from .real import check_real, measure_real
@@ -73,7 +74,8 @@ def bench(
     for index, (label, source) in enumerate(models.items()):
         _phase(on_progress, "export")(f"preparing {label}", index / len(models))
         described[label], models[label] = _described(source, settings, (names or {}).get(label))
-    timed, opened = _speed(models, settings, on_progress) if settings.rounds else _untimed(models)
+    kept = data.kept if data is not None else None
+    timed, opened = _speed(models, settings, kept, on_progress) if settings.rounds else _untimed(models)
     qualities: dict[str, list[Quality]] = {label: [] for label in models}
     differences: dict[str, list[Difference]] = {}
     if data is not None:
@@ -189,7 +191,9 @@ def _untimed(models: Mapping[str, Source]) -> tuple[Latency, Opened]:
     return Latency({label: [] for label in models}, 0.0), Opened.of(models)
 
 
-def _speed(models: Mapping[str, Source], settings: Settings, on_progress: Progress) -> tuple[Latency, Opened]:
+def _speed(
+    models: Mapping[str, Source], settings: Settings, kept: Path | None, on_progress: Progress
+) -> tuple[Latency, Opened]:
     common: dict[str, Any] = {
         "auto_class": settings.auto_class,
         "threads": settings.threads,
@@ -214,7 +218,7 @@ def _speed(models: Mapping[str, Source], settings: Settings, on_progress: Progre
             **long,
         )
         rows = _joined(rows, real, settings.engines)
-    return rows, measure_opening(models, settings.engines, settings.shapes, on_progress=memory, **common)
+    return rows, measure_opening(models, settings.engines, settings.shapes, kept=kept, on_progress=memory, **common)
 
 
 def _joined(shapes: Latency, real: Latency, engines: Sequence[str]) -> Latency:

@@ -1,10 +1,10 @@
-"""Predictions kept in the run folder, found again by everything they depend on, so that none is computed twice."""
+"""What was measured of a model, kept in the run folder under all it depends on, so that none is measured twice."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 
 from ..core.files import writing
 from ..export.runtime import Source, engine
-from .batches import batch_files
 from .environment import environment
 from .size import local_folder, weight_files
 from .statistics import Array
@@ -34,10 +33,10 @@ def keeping(folder: Path | None, key: Callable[[], str], compute: Callable[[], A
     return found
 
 
-def prediction_key(source: Source, engine_name: str, batches: Path, threads: int, reduction: str) -> str:
-    """Return the SHA-256 of what decides a model's predictions: its files' contents, the batches, engine, machine."""
-    parts = [_digest(file) for file in [*model_files(source, engine_name), *batch_files(batches)]]
-    settings = [engine_name, source.dtype, reduction, environment(threads)]
+def measured_key(source: Source, engine_name: str, inputs: Sequence[Path], threads: int, what: str) -> str:
+    """Return the SHA-256 of what decides what is measured: the files' contents, the inputs', engine and machine."""
+    parts = [_digest(file) for file in [*model_files(source, engine_name), *inputs]]
+    settings = [engine_name, source.dtype, what, environment(threads)]
     return hashlib.sha256(json.dumps([*parts, *settings], sort_keys=True).encode()).hexdigest()
 
 

@@ -1,13 +1,12 @@
-"""Latency, throughput and peak memory: a process per engine, engines and models in alternating rounds, same inputs."""
+"""Latency and throughput: a process per engine, engines and models in alternating rounds, on the same inputs."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ import numpy as np
 
 from ..core.errors import MeasureError
 from ..export.runtime import Source, engine, why_not
-from .energy import SECONDS as ENERGY_SECONDS
-from .energy import joules, why_absent
 from .process import Progress, WorkerProcess, part, quietly
 from .result import LatencyRow, Speedup, Workload
 from .workloads import Shape, write_workloads
@@ -67,7 +64,7 @@ def measure_latency(
     Raises MeasureError when an engine is unknown or its process fails.
     """
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
-        job = _job(models, Path(folder), shapes, auto_class, threads, seed)
+        job = job_of(models, Path(folder), shapes, auto_class, threads, seed)
         rows: dict[str, list[LatencyRow]] = {label: [] for label in models}
         waiting = 0.0
         with timing_workers(models, engines, job) as workers:
@@ -92,7 +89,7 @@ def timing_workers(
     with contextlib.ExitStack() as stack:
         workers = {
             name: stack.enter_context(WorkerProcess({**_in(name, job, models), "engine": name}, f"timing {name}"))
-            for name in map(_known, engines)
+            for name in map(known, engines)
             if any(not why_not(name, source) for source in models.values())
         }
         if not workers:
@@ -154,56 +151,6 @@ def _calm_round(name: str, ask: Callable[[str], dict[str, Any]], deadline: float
     return best
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What a process took that holds one model only: by label and engine, its peak resident bytes, and seconds to load.
-
-    The seconds run from opening the file to the first output at the smallest shape, without the library's import.
-    The energy, in joules, is that of a pass at that shape; none where this machine has no counter for it.
-    """
-
-    peak_bytes: dict[str, dict[str, int]]
-    load_seconds: dict[str, dict[str, float]]
-    energy_j: dict[str, dict[str, float]]
-
-    @classmethod
-    def of(cls, labels: Iterable[str]) -> Opened:
-        """Return one of these models that holds nothing yet."""
-        names = list(labels)
-        return cls({label: {} for label in names}, {label: {} for label in names}, {label: {} for label in names})
-
-
-def measure_opening(
-    models: Mapping[str, Source],
-    engines: Sequence[str],
-    shapes: Sequence[Shape],
-    *,
-    auto_class: str,
-    threads: int,
-    seed: int = 0,
-    on_progress: Progress = quietly,
-) -> Opened:
-    """Open each model in each engine in a process of its own; its peak is that of running the largest shape."""
-    ordered = sorted(shapes, key=lambda s: s.batch * (s.length or (s.image_size or 1) ** 2))
-    ends = list(dict.fromkeys((ordered[0], ordered[-1])))
-    found = Opened.of(models)
-    counted = why_absent() is None
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
-        job = _job(models, Path(folder), ends, auto_class, threads, seed)
-        pairs = ((label, name) for name in map(_known, engines) for label in models)
-        tasks = [(label, name) for label, name in pairs if not why_not(name, models[label])]
-        for done, (label, name) in enumerate(tasks):
-            single = {**job, "engine": name, "models": {label: job["models"][label]}}
-            with WorkerProcess(single, f"loading {label} in {name}") as worker:
-                found.load_seconds[label][name] = worker.ask("load")
-                found.peak_bytes[label][name] = worker.ask("memory")
-                if counted:
-                    spend = partial(worker.ask, "spend", shape=0, seconds=ENERGY_SECONDS)
-                    found.energy_j[label][name] = joules(spend)
-            on_progress("loading and memory", (done + 1) / len(tasks))
-    return found
-
-
 def latency_row(name: str, shape: Shape, threads: int, rounds: int, times_ms: Sequence[float]) -> LatencyRow:
     """Summarize all times of one model in one engine at one shape."""
     p50, p90, p99 = (float(v) for v in np.quantile(times_ms, [0.5, 0.9, 0.99]))
@@ -254,12 +201,13 @@ def _nowhere(models: Mapping[str, Source], engines: Sequence[str]) -> str:
     return f"no model runs in {', '.join(engines)}: {'; '.join(sorted(reasons))}"
 
 
-def _known(name: str) -> str:
+def known(name: str) -> str:
+    """Return the name of an engine there is; MeasureError for any other."""
     engine(name)
     return name
 
 
-def _job(
+def job_of(
     models: Mapping[str, Source],
     folder: Path,
     shapes: Sequence[Shape],
@@ -267,6 +215,7 @@ def _job(
     threads: int,
     seed: int,
 ) -> dict[str, Any]:
+    """Return a worker's job without its engine: the models, and a batch of each shape for them, written to `folder`."""
     inputs = write_workloads(folder, models, auto_class, shapes, seed)
     plain = {label: source.to_json() for label, source in models.items()}
     return {"models": plain, "inputs": inputs, "auto_class": auto_class, "threads": threads}

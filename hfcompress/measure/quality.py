@@ -12,8 +12,8 @@ import numpy as np
 from ..core.errors import MeasureError
 from ..core.metric import Metric
 from ..export.runtime import Source, engine
-from .batches import count_batches
-from .kept import keeping, prediction_key
+from .batches import batch_files, count_batches
+from .kept import keeping, measured_key
 from .process import Progress, WorkerProcess, part, quietly
 from .result import ClassRow, Difference, McNemar, Quality
 from .statistics import (
@@ -56,7 +56,7 @@ class EvaluationSet:
     counted: str = "examples"  # what the answers are one for each of
     own: Mapping[str, Path] = field(default_factory=dict)
     tell: Callable[[str, str, Array], None] = lambda engine, label, predictions: None  # hears what each model predicts
-    kept: Path | None = None  # folder of predictions made before
+    kept: Path | None = None  # folder of what was measured before
     classes: Sequence[str] = ()  # names of the classes whose logits (N, classes) are kept; none: not a classifier
 
     def batches_for(self, label: str) -> Path:
@@ -128,7 +128,10 @@ def outputs(
     def compute() -> Array:
         return predict(source, engine_name, batches, auto_class, threads, progress, reduction=data.reduction)
 
-    return keeping(data.kept, lambda: prediction_key(source, engine_name, batches, threads, data.reduction), compute)
+    def key() -> str:
+        return measured_key(source, engine_name, batch_files(batches), threads, data.reduction)
+
+    return keeping(data.kept, key, compute)
 
 
 def quality(engine_name: str, kept: Array, data: EvaluationSet) -> Quality:

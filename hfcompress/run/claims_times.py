@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..measure.findings import BUSY
-from ..measure.latency import Opened, measure_latency, measure_opening, speedups
+from ..measure.latency import measure_latency, speedups
+from ..measure.opening import Opened, measure_opening
 from ..measure.real import measure_real
 from ..measure.result import Speedup
 from ..measure.workloads import Shape

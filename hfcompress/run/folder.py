@@ -81,9 +81,9 @@ class RunFolder:
         return self.path / "real-baseline.safetensors"
 
     @property
-    def predictions(self) -> Path:
-        """What models put out on the evaluation split, by engine and by what their files hold."""
-        return self.path / "predictions"
+    def measured(self) -> Path:
+        """What models put out on the evaluation split and took to open, by engine and by what their files hold."""
+        return self.path / "measured"
 
     @property
     def labels(self) -> Path:
@@ -112,10 +112,10 @@ class RunFolder:
         ):
             if source.is_dir() and not target.exists():
                 shutil.copytree(source, target, copy_function=_link)
-        other.predictions.mkdir(exist_ok=True)
-        for source in self.predictions.glob("*"):  # named by what they depend on: none is taken for another
-            if not (other.predictions / source.name).exists():
-                _link(source, other.predictions / source.name)
+        other.measured.mkdir(exist_ok=True)
+        for source in self.measured.glob("*"):  # named by what they depend on: none is taken for another
+            if not (other.measured / source.name).exists():
+                _link(source, other.measured / source.name)
 
     def write_plan(self, plan: Plan) -> None:
         """Write plan.json."""

@@ -33,7 +33,7 @@ def measure(
 
     `compressed` is the setup with the data as the compressed model reads it.
     """
-    data = replace(write_evaluation(compressed, folder.batches), kept=folder.predictions)
+    data = replace(write_evaluation(compressed, folder.batches), kept=folder.measured)
     if compressed is not setup:
         data = replace(data, own={BASELINE: write_evaluation(setup, folder.baseline_batches).batches})
     write_labels(folder, data.labels)
