@@ -86,6 +86,55 @@ def test_a_soft_threshold_is_pulled_down_to_the_share_and_not_below():
     assert method.extra_loss({}, None, None) == 0
 
 
+def test_the_default_penalty_pulls_on_a_score_as_hard_as_the_tasks_gradient_is_likely_to_be():
+    """Over N scores with G weights each, 500 / sqrt(G) on the mean is a pull of 500 sqrt(G) / (N G) on each."""
+    pulls = []
+    for settings in ({"weights": 0.5}, {"heads": 0.5}):
+        model = make("bert")
+        lifecycle = prepared(model, selection="threshold", **settings)
+        (group,) = lifecycle.param_groups(model)
+        for scores in group["params"]:
+            scores.data.zero_()
+        lifecycle.step(model, 1.0)
+        lifecycle.methods[0].extra_loss({}, None, None).backward()
+        weights = sum(model.get_submodule(b.output).weight.numel() for b in blocks_of(model, family_of(model)))
+        behind = 1 if "weights" in settings else weights / (HEADS * LAYERS)
+        total = behind * sum(s.numel() for s in group["params"])
+        pulls += [float(s.grad.mean()) / (0.25 * 500 * behind**0.5 / total) for s in group["params"]]
+    assert pulls == pytest.approx([1.0] * len(pulls), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "told"),
+    [
+        ({"weights": 0.5}, 200, True),
+        ({"weights": 0.5}, 5000, False),
+        ({"weights": 0.5, "init": "sizes"}, 200, False),
+        ({"weights": 0.5, "block": (8, 8)}, 200, False),
+        ({"heads": 0.5}, 200, False),
+    ],
+)
+def test_too_few_steps_for_scores_that_begin_at_zero_are_told(settings, steps, told, caplog):
+    model = make("bert")
+    lifecycle = prepared(model, **settings)
+    for step in range(steps // 2, steps // 2 + 3):  # as a resumed run sees it
+        lifecycle.step(model, step / steps)
+    assert ("have 200 steps" in caplog.text) == told
+    assert caplog.text.count("begin at zero") == told
+
+
+@pytest.mark.parametrize(("score", "told"), [(1.0, True), (-10.0, False)])
+def test_a_soft_threshold_that_removed_too_little_is_told(score: float, told: bool, caplog):
+    model = make("bert")
+    lifecycle = prepared(model, weights=0.5, selection="threshold")
+    (group,) = lifecycle.param_groups(model)
+    for scores in group["params"]:
+        scores.data.fill_(score)
+    lifecycle.step(model, 1.0)
+    lifecycle.finalize(model)
+    assert ("soft thresholds removed 0% where 50% was asked for" in caplog.text) == told
+
+
 def test_blocks_at_the_edge_may_be_smaller():
     gate = BlockGate((WIDTH + 2, WIDTH), 8, 8)
     gate.mask[-1] = False

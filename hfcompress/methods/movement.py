@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,6 +27,12 @@ from ..ops.masks import keep_share, keep_top
 from ..ops.straight_through import straight_through
 
 Gate = ColumnGate | BlockGate
+
+_PENALTY = 500.0  # of the mean over all scores, one weight behind each; Sanh 2020 ends with 400
+_STEPS = 1000  # from here on scores that begin at zero may tell single weights apart
+_CLOSE = 0.9  # of the share asked for; below it is told
+
+logger = logging.getLogger(__name__)
 
 
 class MovementConfig(StrictModel):
@@ -59,7 +67,12 @@ class MovementConfig(StrictModel):
         "top", description="top: keep the best scores, hard (Sanh 2020); threshold: keep sigmoid(score) above it, soft."
     )
     threshold: float = Field(0.1, gt=0, lt=0.5, description="For `selection: threshold` (Sanh 2020, soft movement).")
-    penalty: float = Field(5.0, ge=0, description="For `threshold`: weight of the penalty that pulls to the shares.")
+    penalty: float | None = Field(
+        None,
+        ge=0,
+        description="For `threshold`: weight of the penalty that pulls to the shares. Default: 500 / sqrt(weights "
+        "behind a score), which is 500 for single weights (Sanh 2020: 400) and about 3 for a head of 64 x 768.",
+    )
     penalty_norm: Literal["l1", "l0"] = Field(
         "l1", description="l1: on sigmoid(score) (Sanh 2020, section 3); l0: on what is kept, straight through."
     )
@@ -102,6 +115,7 @@ class Movement(Method[MovementConfig]):
         """Put an open gate on what may go: columns of output and down projections, blocks of any linear layer."""
         self._family: Family = ctx.family
         self._strength, config = 0.0, self.config
+        self._fractions: list[float] = []  # of the first two steps, which tell how many there will be
         blocks = blocks_of(model, ctx.family)
         for path in (path for block in blocks for path in (block.output, block.down)):
             refuse_shared(model, path)
@@ -116,17 +130,18 @@ class Movement(Method[MovementConfig]):
         for path in self._sparse(blocks):
             rows, columns = matrix(model.get_submodule(path)).shape
             self._attach(model, path, BlockGate((rows, columns), *config.block))
-        self._gates = self._groups(model, blocks)
+        self._groups = self._grouped(model, blocks)
         return [path for path, _ in heads + units] + self._sparse(blocks)
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Close as many gates, lowest scores first, as the schedule wants by now."""
         config = self.config
         self._strength = config.schedule(fraction)
+        self._warn_of_few_steps(fraction)
         if self._strength == 0:
             return
-        for share, gates in self._gates:
-            for gate, mask in zip(gates, self._masks(share, gates), strict=True):
+        for group in self._groups:
+            for gate, mask in zip(group.gates, self._masks(group), strict=True):
                 gate.mask.copy_(mask)
         if config.filled and fraction >= config.schedule.end:
             for block in blocks_of(model, self._family):
@@ -138,18 +153,18 @@ class Movement(Method[MovementConfig]):
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the scores, with their own learning rate and no weight decay."""
-        scores = [gate.scores for _, gates in self._gates for gate in gates]
+        scores = [gate.scores for group in self._groups for gate in group.gates]
         return [{"params": scores, "lr": self.config.score_learning_rate, "weight_decay": 0.0}]
 
     def extra_loss(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> Tensor | None:
         """Return, for soft thresholds, the penalty on what is kept above the share the schedule wants by now."""
         if self.config.selection == "top":
             return None
-        terms = [self._excess(1 - self._strength * share, gates) for share, gates in self._gates]
-        return self.config.penalty * torch.stack(terms).sum()
+        return torch.stack([self._penalty(group) * self._excess(group) for group in self._groups]).sum()
 
     def finalize(self, model: nn.Module) -> None:
         """Slice closed heads and units out of the layers around them; other zeros leave the file, if that pays."""
+        self._warn_of_too_much()
         for block in blocks_of(model, self._family):
             if self.config.heads:
                 keep_heads_(model, block, find(model, block.output, ColumnGate).mask)
@@ -188,34 +203,86 @@ class Movement(Method[MovementConfig]):
         wanted = {"all": attention + feed_forward, "attention": attention, "ffn": feed_forward}[self.config.within]
         return list(dict.fromkeys(wanted))
 
-    def _groups(self, model: nn.Module, blocks: list[Block]) -> list[tuple[float, list[Gate]]]:
-        """Return (share to remove, the gates that compete for it)."""
+    def _grouped(self, model: nn.Module, blocks: list[Block]) -> list[_Group]:
         config = self.config
-        groups: list[tuple[float, list[Gate]]] = []
-        if config.heads:
-            groups.append((config.heads, [find(model, b.output, ColumnGate) for b in blocks]))
-        if config.ffn:
-            groups.append((config.ffn, [find(model, b.down, ColumnGate) for b in blocks]))
-        if config.weights:
-            groups.append((config.weights, [find(model, path, BlockGate) for path in self._sparse(blocks)]))
-        return groups
+        wanted = [
+            (config.heads, [b.output for b in blocks], ColumnGate),
+            (config.ffn, [b.down for b in blocks], ColumnGate),
+            (config.weights, self._sparse(blocks), BlockGate),
+        ]
+        return [_group(model, share, paths, kind) for share, paths, kind in wanted if share]
 
     @torch.no_grad()
-    def _masks(self, share: float, gates: list[Gate]) -> list[Tensor]:
-        config, scores = self.config, [g.scores for g in gates]
+    def _masks(self, group: _Group) -> list[Tensor]:
+        config, scores = self.config, [g.scores for g in group.gates]
         if config.selection == "threshold":
             return [_above(s, config.threshold) for s in scores]
-        density, layer = 1 - self._strength * share, config.scope == "layer"
-        if isinstance(gates[0], BlockGate):
+        density, layer = self._target(group), config.scope == "layer"
+        if isinstance(group.gates[0], BlockGate):
             return keep_share(scores, density, per_tensor=layer)
-        multiple = config.round_to if gates[0].size == 1 else 1
+        multiple = config.round_to if group.gates[0].size == 1 else 1
         return keep_top(scores, density, multiple=multiple, per_tensor=layer)
 
-    def _excess(self, target: float, gates: list[Gate]) -> Tensor:
-        """Return the mean of the penalty over all scores, once less than `target` is kept without a gradient."""
-        kept = torch.cat([g.mask.flatten() for g in gates]).float().mean()
-        soft = torch.cat([_kept(g, self.config.penalty_norm).flatten() for g in gates]).mean()
-        return soft * (kept > target)
+    def _target(self, group: _Group) -> float:
+        """Return the share of a group to keep by now."""
+        return 1 - self._strength * group.share
+
+    def _penalty(self, group: _Group) -> float:
+        """Return the weight of a group's penalty; the default keeps its pull on a score in step with the task's.
+
+        The pull of a mean over N scores falls with 1 / N; that of the task, a sum over G weights which mostly cancel,
+        grows with sqrt(G), and N G is what it is.
+        """
+        return _PENALTY / math.sqrt(group.weights) if self.config.penalty is None else self.config.penalty
+
+    def _excess(self, group: _Group) -> Tensor:
+        """Return the mean of the penalty over all scores, once as little as wanted is kept without a gradient."""
+        soft = torch.cat([_kept(g, self.config.penalty_norm).flatten() for g in group.gates]).mean()
+        return soft * (group.kept > self._target(group))
+
+    def _warn_of_few_steps(self, fraction: float) -> None:
+        """Warn, after the second step, where scores that begin at zero will not come to tell single weights apart."""
+        passed, self._fractions = self._fractions, [*self._fractions, fraction][:2]
+        if self.config.init != "zeros" or not self.config.weights or max(self.config.block) > 1 or len(passed) != 1:
+            return
+        steps = round(1 / max(fraction - passed[0], 1e-9))
+        if steps < _STEPS:
+            logger.warning(
+                "movement: scores of single weights begin at zero and have %s steps; with fewer than some thousands, "
+                "weights go nearly at random. `init: sizes` needs a few hundred.",
+                steps,
+            )
+
+    def _warn_of_too_much(self) -> None:
+        """Warn where soft thresholds have closed less than was asked for."""
+        for group in self._groups if self.config.selection == "threshold" else []:
+            removed = 1 - float(group.kept)
+            if removed < _CLOSE * group.share:
+                logger.warning(
+                    "movement: soft thresholds removed %.0f%% where %.0f%% was asked for: a higher penalty (it was "
+                    "%.3g) or more steps remove more.",
+                    *(100 * removed, 100 * group.share, self._penalty(group)),
+                )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Gates that compete for one share."""
+
+    share: float  # to remove, in the end
+    gates: list[Gate]
+    weights: float  # behind a score
+
+    @property
+    def kept(self) -> Tensor:
+        """The share of open gates."""
+        return torch.cat([gate.mask.flatten() for gate in self.gates]).float().mean()
+
+
+def _group(model: nn.Module, share: float, paths: list[str], kind: type[Gate]) -> _Group:
+    gates: list[Gate] = [find(model, path, kind) for path in paths]
+    weights = sum(matrix(model.get_submodule(path)).numel() for path in paths)
+    return _Group(share, gates, weights / sum(gate.scores.numel() for gate in gates))
 
 
 def _kept(gate: Gate, norm: str) -> Tensor:
