@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from hfcompress.export.runtime import ENGINES, Engine, Source
 from hfcompress.measure import worker
 from hfcompress.measure.batches import write_batches
 from hfcompress.measure.bench import Settings, bench
-from hfcompress.measure.latency import measure_latency
-from hfcompress.measure.opening import measure_opening
+from hfcompress.measure.latency import Latency, measure_latency
+from hfcompress.measure.opening import Opened, measure_opening
 from hfcompress.measure.process import WorkerProcess, worker_environment
 from hfcompress.measure.quality import EvaluationSet, predict
 from hfcompress.measure.statistics import accuracy
@@ -160,6 +161,25 @@ def test_what_a_model_took_to_open_is_found_again_until_its_files_change(folders
     assert started == []
     opening(seed=1)  # other inputs
     assert len(started) == len(folders)
+
+
+def test_a_run_keeps_what_its_models_took_to_open_with_its_predictions(folders, data, tmp_path, monkeypatch):
+    seen = {}
+
+    def opening(models, *_, kept, **__):
+        seen["kept"] = kept
+        return Opened.of(models)
+
+    monkeypatch.setattr("hfcompress.measure.bench.measure_opening", opening)
+    monkeypatch.setattr(
+        "hfcompress.measure.bench.measure_latency", lambda *_, **__: Latency({label: [] for label in folders}, 0.0)
+    )
+    monkeypatch.setattr("hfcompress.measure.bench.evaluate", lambda *_, **__: ({label: [] for label in folders}, {}))
+    settings = Settings(TEXT, [Shape(1, 8)], engines=("pytorch",))
+    bench(folders, settings, replace(data, kept=tmp_path))
+    assert seen == {"kept": tmp_path}
+    bench(folders, settings)
+    assert seen == {"kept": None}
 
 
 def test_images_are_measured_too(tmp_path):

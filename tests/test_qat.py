@@ -13,11 +13,14 @@ from torch import nn
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import CheckpointError
 from hfcompress.core.lifecycle import Lifecycle
+from hfcompress.export.calibrate import calibrated
 from hfcompress.export.inputs import example_inputs
-from hfcompress.export.onnx import export_onnx
+from hfcompress.export.onnx import OPSET, export_onnx
 from hfcompress.export.opening import open_onnx
+from hfcompress.export.runtime import ENGINES
+from hfcompress.export.trace import trace
 from hfcompress.methods.qat import QAT, QATConfig
-from hfcompress.modules.packed import PackedLinear
+from hfcompress.modules.packed import PackedConv2d, PackedLinear
 from hfcompress.modules.spec import build, spec_of
 from hfcompress.modules.steps import LearnedSteps
 from hfcompress.ops.lsq import lsq
@@ -60,7 +63,7 @@ def observed(name: str, **settings: object) -> tuple[nn.Module, Lifecycle]:
     return model, lifecycle
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "resnet"])
 def test_what_was_trained_is_what_is_stored_inputs_included(name, tmp_path):
     model, lifecycle = observed(name, bits=4)
     before = logits(model, name)
@@ -68,9 +71,10 @@ def test_what_was_trained_is_what_is_stored_inputs_included(name, tmp_path):
     after = logits(model, name)
     assert report["layers_with_quantized_inputs"] > 0
     assert torch.allclose(before, after, atol=1e-5)
-    assert any(isinstance(m, PackedLinear) and m.input_bits == 8 for m in model.modules())
+    kind = PackedConv2d if name == "resnet" else PackedLinear
+    assert any(isinstance(m, kind) and m.input_bits == 8 for m in model.modules())
     first = save_checkpoint(model, tmp_path / "one")
-    auto = "AutoModelForImageClassification" if name == "vit" else "AutoModelForSequenceClassification"
+    auto = "AutoModelForImageClassification" if name in ("vit", "resnet") else "AutoModelForSequenceClassification"
     assert torch.allclose(logits(load_model(first, auto), name), after, atol=1e-6)
 
 
@@ -105,11 +109,40 @@ def test_two_bit_inputs_are_the_same_in_a_checkpoint_and_in_int8(tmp_path):
     assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
-def test_what_convolutions_read_stays_float_and_is_counted():
-    model, lifecycle = observed("vit")
+@pytest.mark.parametrize(("bits", "inputs"), [(8, 8), (8, 4), (4, 8)])
+def test_convolutions_compute_on_the_grids_they_were_trained_with(bits: int, inputs: int, tmp_path):
+    model, lifecycle = observed("resnet", bits=bits, activation_bits=inputs)
     report = lifecycle.finalize(model)["qat"]
-    assert report["layers_with_float_inputs"] == 1  # the patches' projection
-    assert report["layers"] - report["layers_with_quantized_inputs"] == 1
+    convolutions = [m for m in model.modules() if isinstance(m, PackedConv2d)]
+    assert report["layers"] == report["layers_with_quantized_inputs"] == len(convolutions)
+    assert report["layers_with_float_inputs"] == 0 and all(m.input_bits == inputs for m in convolutions)
+    pixels = {"pixel_values": batch("resnet")["pixel_values"].numpy()}
+    file = export_onnx(model, tmp_path, engines=["onnxruntime"], image_size=16)["onnxruntime"]
+    wanted = model(torch.from_numpy(pixels["pixel_values"])).logits.detach().numpy()
+    assert np.abs(open_onnx(file, 1)(pixels) - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_integer_convolutions_keep_the_trained_grids_and_get_those_of_what_they_give(tmp_path):
+    """The float model with grids found by calibration alone strays further: nothing in it was trained for them."""
+    pixels = {"pixel_values": batch("resnet")["pixel_values"].numpy()}
+    engine = "onnxruntime-static-int8"
+
+    def strays(model, name: str) -> float:
+        settings = {"image_size": 16, "calibration": [pixels], "reduce_range": False}
+        file = export_onnx(model, tmp_path / name, engines=[engine], **settings)[engine]
+        wanted = logits(model, "resnet").detach().numpy()
+        return float(np.abs(open_onnx(file, 1)(pixels) - wanted).max() / np.abs(wanted).max())
+
+    model, lifecycle = observed("resnet")
+    lifecycle.finalize(model)
+    assert strays(model, "trained") < strays(make("resnet").eval(), "calibrated") / 2
+    found, own = calibrated(trace(model, 16, OPSET), [pixels]).layers, trace(model, 16, OPSET).layers
+    convolutions = [path for path, layer in found.items() if layer.convolution]
+    assert all(found[p].inputs == own[p].inputs and found[p].outputs for p in convolutions)
+    note = ENGINES[engine].note(tmp_path / "trained" / "onnx" / "model_static_quantized.onnx")
+    assert f"static ({len(convolutions)})" in note
+    plain = calibrated(trace(model, 16, OPSET), []).layers
+    assert not any(layer.outputs for layer in plain.values()), "without examples convolutions stay float"
 
 
 def test_a_spec_with_other_input_bits_is_refused():

@@ -132,6 +132,7 @@ def _check_what_is_falsified(out: Path, text: str) -> None:
         "p-value of its McNemar test, PyTorch": lambda r: r["difference"][0]["mcnemar"].update(p_value=1e-9),
         "right by class, PyTorch": lambda r: r["difference"][0]["classes"][0].update(before=99),
         "ratios of times are those of the times": lambda r: r["speedup"][-1].update(ratio=50.0),
+        "what saved nothing is what its numbers say": lambda r: r["findings"].append("It is no faster on Mars."),
         "what `require` asked for was met": lambda r: r["requirements"][0].update(measured=9.0),
     }  # fmt: skip
     result = json.loads(text)

@@ -1,4 +1,4 @@
-"""Grids for the inputs of layers that the checkpoint has none for, from examples.
+"""Grids for what layers read, and convolutions give, where the checkpoint has none, from examples.
 
 The layers are observed in the float copy that was traced: what they need is a step and a zero point each, while a
 calibrator of ONNX Runtime would run a float file with an output per tensor, and round weights that are packed already.
@@ -26,20 +26,27 @@ Batch = Mapping[str, np.ndarray]
 
 
 def open_layers(traced: Traced) -> list[str]:
-    """Return the layers that a calibration has to give grids: none where the checkpoint has grids of its own.
+    """Return the layers that a calibration has to give grids.
 
-    They are those whose products can be ones of integers: a row of the weight has one scale.
+    They are those whose products can be ones of integers: a row of the weight has one scale. Where the checkpoint has
+    grids of its own, only convolutions that read on one are left, which want another for what they give.
     """
     stands = _stands(traced)
-    if any(layer.inputs is not None for layer in traced.layers.values()):
-        return []
-    return [path for path, layer in traced.layers.items() if path in stands and _fits(layer)]
+    fitting = [path for path, layer in traced.layers.items() if path in stands and _fits(layer)]
+    if not has_grids(traced):
+        return fitting
+    return [path for path in fitting if traced.layers[path].inputs and traced.layers[path].convolution]
+
+
+def has_grids(traced: Traced) -> bool:
+    """Say whether the checkpoint has grids of its own: what they leave open can be computed in floats."""
+    return any(layer.inputs is not None for layer in traced.layers.values())
 
 
 def calibrated(traced: Traced, batches: Iterable[Batch]) -> Traced:
-    """Return the same with a grid for the inputs of every open layer: the span of least squared error of those seen.
+    """Return the same with the grids that open layers lack: those of least squared error for what was seen.
 
-    Raises ExportError when `batches` is empty.
+    Without examples what the checkpoint has is left as it is; ExportError where that is nothing.
     """
     paths = open_layers(traced)
     stands = _stands(traced)
@@ -56,11 +63,14 @@ def calibrated(traced: Traced, batches: Iterable[Batch]) -> Traced:
         for handle in handles:
             handle.remove()
     if paths and not any(ranges[path].range for path in paths):
+        if has_grids(traced):
+            return traced
         raise ExportError("no calibration example was given: activations cannot be rounded on a fixed grid")
     layers = dict(traced.layers)
     for path in paths:
         bound = layers[path].convolution.bound if layers[path].convolution else None  # type: ignore[union-attr]
-        layers[path] = replace(layers[path], inputs=ranges[path].grid(), outputs=outputs[path].grid(bound))
+        inputs = layers[path].inputs or ranges[path].grid()
+        layers[path] = replace(layers[path], inputs=inputs, outputs=outputs[path].grid(bound))
     return replace(traced, layers=layers)
 
 

@@ -44,6 +44,7 @@ class FloatProducts:
 
     def convolve(self, graph: Graph, x: str, layer: Layer, out: str) -> str:
         """Add a convolution of `x`, its bias and its bound, named `out`."""
+        x = x if layer.inputs is None else _rounded_plainly(graph, x, layer.inputs)
         bias = "" if layer.bias is None else graph.constant(f"{layer.path}.bias", layer.bias)
         kernel = as_kernel(graph, matrix(graph, layer), layer, f"{layer.name}/kernel")
         add_convolution(graph, x, kernel, bias, layer, out)
@@ -59,6 +60,17 @@ def rounded_inputs(graph: Graph, x: str, to: Inputs) -> str:
     step, zero = graph.constant(f"{out}/step", to.step, np.float32), graph.constant(f"{out}/zero", to.zero, np.uint8)
     codes = graph.node("QuantizeLinear", [x, step, zero], f"{out}/codes")
     return graph.node("DequantizeLinear", [codes, step, zero], f"{out}/values")
+
+
+def _rounded_plainly(graph: Graph, x: str, to: Inputs) -> str:
+    """Add `x` on the grid `to` by arithmetic: after a `DequantizeLinear` ONNX Runtime rounds a float kernel as well."""
+    out = f"{x}/{to.bits}/{to.step}/{to.zero}/plain"
+    step, low, high = (
+        graph.constant(f"{out}/{name}", value, np.float32)
+        for name, value in (("step", to.step), ("low", -to.zero), ("high", 2**to.bits - 1 - to.zero))
+    )
+    codes = graph.node("Round", [graph.node("Div", [x, step], f"{out}/parts")], f"{out}/round")
+    return graph.node("Mul", [graph.node("Clip", [codes, low, high], f"{out}/codes"), step], f"{out}/values")
 
 
 def matrix(graph: Graph, layer: Layer) -> str:

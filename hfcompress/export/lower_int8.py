@@ -56,8 +56,8 @@ class Int8Products:
         return described(weight)
 
     def _rounded(self, graph: Graph, x: str, to: Inputs) -> tuple[str, Inputs]:
-        """Add `x` on the grid `to` unless it is on one already; return its name and its grid."""
-        if x in self._on_grid:
+        """Add `x` on the grid `to` unless it is on one as coarse already; return its name and its grid."""
+        if x in self._on_grid and self._on_grid[x].bits <= to.bits:
             return x, self._on_grid[x]
         return rounded_inputs(graph, x, to), to
 

@@ -61,8 +61,9 @@ class NamedWeights:
 
     def convolve(self, graph: Graph, x: str, layer: Layer, out: str) -> str:
         """Add a convolution of `x`, its bias and its bound, named `out`."""
+        x = x if layer.inputs is None else rounded_inputs(graph, x, layer.inputs)
         name = self._input(layer)
-        self.products.append((name, False))
+        self.products.append((name, layer.inputs is not None))
         self.shapes[name] = layer.convolution.shape if layer.convolution else ()
         bias = "" if layer.bias is None else graph.constant(f"{layer.path}.bias", layer.bias)
         add_convolution(graph, x, name, bias, layer, out)

@@ -67,13 +67,13 @@ def export_onnx(
 
 def _calibration(traced: Traced, engines: Sequence[str], batches: Iterable[Batch] | None) -> list[Batch]:
     """Return the examples, or none when no engine has use for them; ExportError when they are missing."""
-    from .calibrate import open_layers
+    from .calibrate import has_grids, open_layers
 
     wanting = [name for name in engines if engine(name).calibrated]
     if not wanting or not (layers := open_layers(traced)):
         return []
     found = list(batches or ())
-    if not found:
+    if not found and not has_grids(traced):
         raise ExportError(
             f"{', '.join(wanting)} rounds activations on fixed grids, which this checkpoint does not have "
             f"({len(layers)} layers, such as {layers[0]}): give training examples to find them on. A run does; "

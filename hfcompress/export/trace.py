@@ -62,7 +62,7 @@ class _Stand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute what the layer does."""
         if not torch.onnx.is_in_onnx_export():
-            return self.inner(x if self.inputs is None else _rounded(x, self.inputs))
+            return self.inner(x if self.inputs is None else rounded(x, self.inputs))
         if self.op == TABLE:
             return self._node([x], x.dim(), [*x.shape, self.shape[1]])
         if self.op == LINEAR:
@@ -76,7 +76,8 @@ class _Stand(nn.Module):
         )
 
 
-def _rounded(x: Tensor, to: Inputs) -> Tensor:
+def rounded(x: Tensor, to: Inputs) -> Tensor:
+    """Return `x` on the grid `to`, as floats."""
     return (x / to.step).round().clamp(-to.zero, 2**to.bits - 1 - to.zero) * to.step
 
 

@@ -14,6 +14,7 @@ MANY_ZEROS = 0.10
 BUSY = 0.05
 EXPORT_LARGER = 1.10  # of the checkpoint's bytes, from here on an export is named
 NOT_IN_FILE = 1.10  # how far the file's share may lie above that of the parameters
+DISTURBED = "Other processes held the processor during timing"  # begins what is said of times that are uncertain
 GREW = 1.25  # memory or time to load against the original's in the same engine
 
 # What the notes in `ModelResult.runs_in` call few bits or packed, and products that are computed in integers.
@@ -186,6 +187,6 @@ def _disturbance(waiting: float) -> list[str]:
     if waiting <= BUSY:
         return []
     return [
-        f"Other processes held the processor during timing (threads waited {waiting:.0%} of the time): the times and "
-        "speed ratios are uncertain. Run the benchmark again on an idle machine."
+        f"{DISTURBED} (threads waited {waiting:.0%} of the time): the times and speed ratios are uncertain. Run the "
+        "benchmark again on an idle machine."
     ]

@@ -13,7 +13,7 @@ from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..modules.matrix import as_matrix, stored
-from ..modules.packed import PackedConv2d, PackedLinear, is_table, pack_, packable, weight_matrix
+from ..modules.packed import is_table, pack_, packable, weight_matrix
 from ..modules.parametrizations import attach, detach, find
 from ..modules.sparse import pack_sparse_
 from ..modules.steps import LearnedSteps
@@ -30,8 +30,8 @@ class QATConfig(StrictModel):
     embedding_bits: Bits | None = Field(None, description="Bits in embedding tables; default: as `bits`.")
     activation_bits: Literal[8, 4, 2] | None = Field(
         8,
-        description="Bits of what linear layers read, one learned step per layer; null: activations stay float, as "
-        "what convolutions read always does.",
+        description="Bits of what linear layers and convolutions read, one learned step per layer; null: activations "
+        "stay float.",
     )
     group_size: int | None = Field(None, ge=1, description="Columns that share a step; default: a row (channel) does.")
     start: float = Field(
@@ -69,7 +69,7 @@ class QAT(Method[QATConfig]):
     Config = QATConfig
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Wrap every target, switched off, and let linear layers follow the range of their inputs.
+        """Wrap every target, switched off, and let all but tables follow the range of their inputs.
 
         Layers that were pruned before train without their zeros, which stay. Raises TargetError for one in few bits
         already, shared, or of a class that can't be packed.
@@ -78,7 +78,7 @@ class QAT(Method[QATConfig]):
         self._paths = self._select(model)
         for path in self._paths:
             module = model.get_submodule(path)
-            bits = self.config.activation_bits if _reads_floats(module) else None
+            bits = None if is_table(module) else self.config.activation_bits
             grid = self.config.grid(is_table(module))
             wrapper = attach(model, path, LearnedSteps(weight_matrix(module), grid, bits), as_matrix=True)
             if bits is not None:
@@ -115,16 +115,12 @@ class QAT(Method[QATConfig]):
             detach(model, path, LearnedSteps)
             pack_(model, path, quantized=quantized)
             pack_sparse_(model, path)
-            packed = model.get_submodule(path)
-            if isinstance(packed, PackedLinear) and wrapper.rounds_inputs:
-                step = wrapper.used(wrapper.input_step)
-                packed.set_inputs(step, int(wrapper.input_zero), wrapper.input_bits or 8)
+            if wrapper.rounds_inputs:
+                packed: Any = model.get_submodule(path)
+                packed.set_inputs(wrapper.used(wrapper.input_step), int(wrapper.input_zero), wrapper.input_bits or 8)
 
     def report(self, model: nn.Module) -> dict[str, float]:
-        """Return layers, their weights, bits per weight on disk, and how many read numbers on a grid, how many floats.
-
-        Convolutions are among the latter: they have no grid for inputs.
-        """
+        """Return layers, their weights, bits per weight on disk, and how many read numbers on a grid, and floats."""
         modules: list[Any] = [model.get_submodule(path) for path in self._paths]
         weights = sum(m.rows * m.columns for m in modules)
         grids = sum(getattr(m, "input_bits", None) is not None for m in modules)
@@ -148,11 +144,6 @@ class QAT(Method[QATConfig]):
             if len(sharers(model, path)) > 1:
                 raise TargetError(f"{path}: its weight is shared with another layer; add both to `ignore`")
         return [path for path, _ in chosen]
-
-
-def _reads_floats(module: nn.Module) -> bool:
-    """Say whether the layer's inputs can be rounded: those of tables are indices, those of convolutions stay float."""
-    return not (is_table(module) or isinstance(module, nn.Conv2d | PackedConv2d))
 
 
 def _rounding(wrapper: LearnedSteps) -> Any:

@@ -90,9 +90,10 @@ class PackedConv2d(Packed):
         *,
         grid: Grid | Codebook | None = _INT8,
         nonzeros: int | None = None,
+        input_bits: int | None = None,
     ) -> None:
         columns = in_channels // groups * kernel_size[0] * kernel_size[1]
-        super().__init__(out_channels, columns, grid=grid, nonzeros=nonzeros, dtype=dtype)
+        super().__init__(out_channels, columns, grid=grid, nonzeros=nonzeros, input_bits=input_bits, dtype=dtype)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, tuple(kernel_size)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels, dtype=dtype)) if bias else None)
@@ -100,7 +101,9 @@ class PackedConv2d(Packed):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in, height, width) to (batch, out, …)."""
         kernel = self.wide(x.dtype).view(self.out_channels, -1, *self.kernel_size)
-        return F.conv2d(x, kernel, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(
+            self.rounded_inputs(x), kernel, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
     def extra_repr(self) -> str:
         """Describe the layer as nn.Conv2d does."""

@@ -19,7 +19,7 @@ from ..ops.quantization import Grid
 from .adapted import Adapted, AdaptedConv1D, AdaptedLinear
 from .factorized import CPConv2d, Factorized, FactorizedConv1D, FactorizedEmbedding, FactorizedLinear, TuckerConv2d
 from .hashed import HashedEmbedding
-from .packed import FORMS, Form, PackedLinear
+from .packed import FORMS, Form, PackedEmbedding
 from .separable import SeparableConv2d
 from .storage import Packed
 
@@ -70,7 +70,7 @@ def _packed(form: Form) -> Callable[[Spec, torch.dtype], nn.Module]:
 
 def _kinds(form: Form) -> list[Kind]:
     name, both = _NAMES[form.plain], (form.plain, form.packed)
-    optional = ("grid", "codebook", "nonzeros", *(["input_bits"] if issubclass(form.packed, PackedLinear) else []))
+    optional = ("grid", "codebook", "nonzeros", *(["input_bits"] if form.packed is not PackedEmbedding else []))
     return [
         Kind(name, form.plain, form.sizes, form.others, both, _plain(form)),
         Kind(f"packed_{name}", form.packed, form.sizes, form.others, both, _packed(form), optional),

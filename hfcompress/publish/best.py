@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..measure.findings import DISTURBED
 from ..measure.result import LatencyRow, Result, Speedup, Workload
 from . import rows
 
-_DISTURBED = "Other processes held the processor during timing"  # as measure/findings.py begins to say it
 _INTEGER = "activations int8"  # as the notes in `ModelResult.runs_in` say it
 
 
@@ -60,7 +60,7 @@ def like_for_like(result: Result, best: Speedup) -> float | None:
 
 def unsure(results: Sequence[Result]) -> str:
     """Return the mark of times that were taken while other processes held the processor."""
-    return "~" if any(line.startswith(_DISTURBED) for result in results for line in result.findings) else ""
+    return "~" if any(line.startswith(DISTURBED) for result in results for line in result.findings) else ""
 
 
 def ratios(results: Sequence[Result], found: Sequence[Speedup]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
 from ..core.errors import HFCompressError
+from ..measure.findings import DISTURBED, findings
 from ..measure.latency import speedups
 from ..measure.require import check
 from ..measure.result import Difference, Result, Speedup
@@ -67,6 +68,7 @@ def _parting(one: str, other: str) -> int:
 def _follows(result: Result) -> Iterator[Check]:
     """Yield whether each kind of number that follows from others does."""
     yield _ratios(result)
+    yield _findings(result)
     for row in result.difference:
         yield _difference_of(result, row)
         if row.mcnemar is not None:
@@ -89,6 +91,18 @@ def _ratios(result: Result) -> Check:
             where = f"{shape_name(row)}, {engine_name(row.engine)}"
             return Check(name, told, f"{where}: {ratio(wanted)}, not {ratio(row.ratio)}", False)
     return Check(name, told, f"{len(made)} more" if made else told, not made)
+
+
+def _findings(result: Result) -> Check:
+    """Compare what the card names as no saving with what the numbers say; disturbed times are not among the numbers."""
+    name = "what saved nothing is what its numbers say"
+    told = [line for line in result.findings if not line.startswith(DISTURBED)]
+    wanted = findings(result.baseline, result.compressed, result.speedup, methods=result.methods)
+    unsaid, untrue = [x for x in wanted if x not in told], [x for x in told if x not in wanted]
+    found = "the same"
+    if unsaid or untrue:
+        found = f"not said: {unsaid[0]}" if unsaid else f"not so: {untrue[0]}"
+    return Check(name, f"{len(told)} findings", found, not (unsaid or untrue))
 
 
 def _difference_of(result: Result, row: Difference) -> Check:
