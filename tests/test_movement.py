@@ -135,6 +135,15 @@ def test_a_soft_threshold_that_removed_too_little_is_told(score: float, told: bo
     assert ("soft thresholds removed 0% where 50% was asked for" in caplog.text) == told
 
 
+def test_a_plan_takes_it_that_soft_thresholds_reach_the_share(caplog):
+    model = make("bert")
+    lifecycle = prepared(model, weights=0.5, selection="threshold")
+    lifecycle.methods[0].assume(model)
+    lifecycle.finalize(model)
+    (path, *_) = [b.query for b in blocks_of(model, family_of(model))]
+    assert not caplog.text and (model.get_submodule(path).dequantized() == 0).any()
+
+
 def test_blocks_at_the_edge_may_be_smaller():
     gate = BlockGate((WIDTH + 2, WIDTH), 8, 8)
     gate.mask[-1] = False

@@ -115,6 +115,7 @@ class Movement(Method[MovementConfig]):
         """Put an open gate on what may go: columns of output and down projections, blocks of any linear layer."""
         self._family: Family = ctx.family
         self._strength, config = 0.0, self.config
+        self._assumed = False
         self._fractions: list[float] = []  # of the first two steps, which tell how many there will be
         blocks = blocks_of(model, ctx.family)
         for path in (path for block in blocks for path in (block.output, block.down)):
@@ -132,6 +133,10 @@ class Movement(Method[MovementConfig]):
             self._attach(model, path, BlockGate((rows, columns), *config.block))
         self._groups = self._grouped(model, blocks)
         return [path for path, _ in heads + units] + self._sparse(blocks)
+
+    def assume(self, model: nn.Module) -> None:
+        """Take it that training brings soft thresholds to the shares."""
+        self._assumed = True
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Close as many gates, lowest scores first, as the schedule wants by now."""
@@ -215,7 +220,7 @@ class Movement(Method[MovementConfig]):
     @torch.no_grad()
     def _masks(self, group: _Group) -> list[Tensor]:
         config, scores = self.config, [g.scores for g in group.gates]
-        if config.selection == "threshold":
+        if config.selection == "threshold" and not self._assumed:
             return [_above(s, config.threshold) for s in scores]
         density, layer = self._target(group), config.scope == "layer"
         if isinstance(group.gates[0], BlockGate):
