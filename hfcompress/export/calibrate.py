@@ -35,7 +35,8 @@ def open_layers(traced: Traced) -> list[str]:
     fitting = [path for path, layer in traced.layers.items() if path in stands and _fits(layer)]
     if not has_grids(traced):
         return fitting
-    return [path for path in fitting if traced.layers[path].inputs and traced.layers[path].convolution]
+    half = (path for path in fitting if traced.layers[path].inputs and traced.layers[path].convolution)
+    return [path for path in half if traced.layers[path].outputs is None]
 
 
 def has_grids(traced: Traced) -> bool:
