@@ -15,6 +15,7 @@ from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.files import between
 from hfcompress.core.registry import _METHODS, list_methods
 from hfcompress.measure.cells import read_suite
+from hfcompress.measure.findings import DISTURBED, findings
 from hfcompress.measure.result import read_result
 from hfcompress.publish.card import figures_beside, render_card
 from hfcompress.publish.comparison import comparison_markdown, find_results
@@ -203,6 +204,13 @@ def test_the_measured_table_is_that_of_the_published_results(page, link):
     text = (ROOT / page).read_text(encoding="utf-8")
     table = comparison_markdown(find_results([ROOT / "model_cards"]), link)
     assert text == between(text, "runs", table), f"out of date: hfcompress table model_cards --write {page}"
+
+
+def test_published_findings_are_those_the_numbers_give_today():
+    for folder in (path.parent for path in ROOT.glob("model_cards/*/result.json")):
+        result = read_result(folder)
+        told = [line for line in result.findings if not line.startswith(DISTURBED)]
+        assert told == findings(result.baseline, result.compressed, result.speedup, methods=result.methods), folder.name
 
 
 def test_published_cards_are_rendered_from_their_results():
