@@ -49,7 +49,7 @@ def test_energy_is_that_of_a_pass_where_the_machine_counts_it(tmp_path, monkeypa
     seen = ModuleType("codecarbon.core.cpu")
     monkeypatch.setitem(sys.modules, "codecarbon.core.cpu", seen)
     monkeypatch.setattr("hfcompress.measure.energy.COUNTERS", tmp_path)
-    monkeypatch.setattr("hfcompress.measure.latency.ENERGY_SECONDS", 0.2)
+    monkeypatch.setattr("hfcompress.measure.opening.SECONDS", 0.2)
     seen.is_rapl_available = lambda: False
     assert energy() == "not measured: codecarbon does not find the processor's energy counter"
     seen.is_rapl_available = lambda: True
