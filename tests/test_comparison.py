@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 from hfcompress.cli import app
 from hfcompress.core.errors import MeasureError
 from hfcompress.core.machine import Stopwatch
-from hfcompress.measure.findings import findings
 from hfcompress.measure.result import StageRecord
 from hfcompress.publish.card import render_card
 from hfcompress.publish.comparison import compare, comparison_markdown, find_results
@@ -78,9 +77,9 @@ def test_an_engine_that_computes_in_int8_for_the_compressed_model_alone_is_no_ga
 
 
 def test_times_of_a_busy_machine_are_marked():
-    busy = findings(make_result().baseline, make_result().compressed, [], waiting=0.2)
-    (table,) = compare({"run": make_result(findings=busy)})
-    assert "20.1 ms, ~7.21x / ~4.40x, at 87.16" in table.rows[0]
+    for waiting, mark in ((0.2, "~"), (0.02, ""), (None, "")):
+        (table,) = compare({"run": make_result(waiting=waiting)})
+        assert f"20.1 ms, {mark}7.21x / {mark}4.40x, at 87.16" in table.rows[0]
 
 
 def test_times_of_another_processor_are_marked_and_told():

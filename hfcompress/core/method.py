@@ -124,8 +124,8 @@ class Method(Generic[C]):
 
     @property
     def calibration_examples(self) -> int:
-        """How many calibration examples to read, where the caller has that many."""
-        return CALIBRATION_EXAMPLES
+        """How many calibration examples to read, where the caller has that many: `examples` of the settings."""
+        return getattr(self.config, "examples", CALIBRATION_EXAMPLES)
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Attach what training or calibration needs, reversibly, and return the paths acted on (empty: an error)."""

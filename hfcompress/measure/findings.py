@@ -6,15 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..core.method import Category
-from .result import WORSE, WORSE_SHARE, Method, ModelResult, Quality, Speedup
+from .result import BUSY, WORSE, WORSE_SHARE, Method, ModelResult, Quality, Speedup
 
 SAME_SIZE = 0.98  # of the baseline's bytes; above it nothing was saved
 SAME_SPEED = 1.02  # ratio up to which nothing was gained
 MANY_ZEROS = 0.10
-BUSY = 0.05
 EXPORT_LARGER = 1.10  # of the checkpoint's bytes, from here on an export is named
 NOT_IN_FILE = 1.10  # how far the file's share may lie above that of the parameters
-DISTURBED = "Other processes held the processor during timing"  # begins what is said of times that are uncertain
 GREW = 1.25  # memory or time to load against the original's in the same engine
 
 # What the notes in `ModelResult.runs_in` call few bits or packed, and products that are computed in integers.
@@ -28,12 +26,13 @@ def findings(
     baseline: ModelResult,
     compressed: ModelResult,
     speedup: Sequence[Speedup],
-    waiting: float = 0.0,
+    waiting: float | None = None,
     methods: Sequence[Method] = (),
 ) -> list[str]:
     """Return a sentence for each thing that got no smaller, no faster, larger elsewhere, or another in an export.
 
-    `waiting` is the share of the timing in which other processes held the processor; `methods` are those of the run.
+    `waiting` is the share of the timing in which other processes held the processor, None where that is not known;
+    `methods` are those of the run.
     """
     return [
         *_size(baseline, compressed),
@@ -183,10 +182,10 @@ def _grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
     return {e: (before[e], x) for e, x in after.items() if e in before and x > GREW * before[e]}
 
 
-def _disturbance(waiting: float) -> list[str]:
-    if waiting <= BUSY:
+def _disturbance(waiting: float | None) -> list[str]:
+    if waiting is None or waiting <= BUSY:
         return []
     return [
-        f"{DISTURBED} (threads waited {waiting:.0%} of the time): the times and speed ratios are uncertain. Run the "
-        "benchmark again on an idle machine."
+        f"Other processes held the processor during timing (threads waited {waiting:.0%} of the time): the times and "
+        "speed ratios are uncertain. Run the benchmark again on an idle machine."
     ]

@@ -12,6 +12,7 @@ from ..core.config import StrictModel
 from ..core.errors import MeasureError
 
 FORMAT = 1
+BUSY = 0.05  # of the time in which models were timed: held by others for longer, the times are uncertain
 WORSE = 0.003  # of a metric that is a share: an engine this much below PyTorch runs another model
 WORSE_SHARE = 0.01  # the same as a share of a metric of which lower is better
 
@@ -278,6 +279,9 @@ class Result(StrictModel):
     )
     difference: list[Difference] = Field(description="One row per engine both models were evaluated in.")
     speedup: list[Speedup] = Field(default_factory=list)
+    waiting: float | None = Field(
+        None, description="Of the time in which both were timed, the share that other processes held the processor."
+    )
     structure: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="What differs from the base model's shapes, by module path."
     )
@@ -293,6 +297,11 @@ class Result(StrictModel):
     def size_ratio(self) -> float:
         """Bytes of the baseline's weight files over those of the compressed model."""
         return self.baseline.size_bytes / self.compressed.size_bytes
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other processes held the processor so long that times and their ratios are uncertain."""
+        return self.waiting is not None and self.waiting > BUSY
 
     def headline(self) -> Difference:
         """Return the difference people read first: PyTorch against PyTorch."""

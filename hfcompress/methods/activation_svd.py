@@ -55,11 +55,6 @@ class ActivationSVD(Method[ActivationSVDConfig]):
     )
     Config = ActivationSVDConfig
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers.
 

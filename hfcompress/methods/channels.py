@@ -117,11 +117,6 @@ class Channels(Method[ChannelsConfig]):
         """Training where it penalizes scales, otherwise calibration data."""
         return Needs(training=True) if self.config.penalty else self.info.needs
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Find the channels that may go; TargetError where there are none, or too few for what is to go."""
         _refuse_others(model, ctx)

@@ -61,11 +61,6 @@ class DepthwiseSeparable(Method[DepthwiseSeparableConfig]):
         """Only fitting on data needs data."""
         return Needs(calibration=self.config.fit == "data")
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Wrap every target, switched off; TargetError for a convolution that would not become smaller."""
         self._paths = self._select(model)

@@ -37,11 +37,6 @@ class Ffn(Method[FfnConfig]):
     )
     Config = FfnConfig
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Wrap the narrowing projection of every feed-forward layer."""
         self._blocks = blocks_of(model, ctx.family)

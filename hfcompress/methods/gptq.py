@@ -71,11 +71,6 @@ class GPTQ(Method[GPTQConfig]):
     )
     Config = GPTQConfig
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers; TargetError for one whose weight is in few bits already, or shared with another layer."""
         self._linear, self._embeddings = self._select(model)

@@ -34,11 +34,6 @@ class Heads(Method[HeadsConfig]):
     )
     Config = HeadsConfig
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Wrap the output projection of every attention."""
         blocks = blocks_of(model, ctx.family)

@@ -60,11 +60,6 @@ class NOfM(Method[NOfMConfig]):
         """Calibration batches, where inputs count."""
         return Needs(calibration=self.config.score == "activations")
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Put an open mask on every target."""
         self._paths = choose(model, self.config, self.info.name)

@@ -35,11 +35,6 @@ class Wanda(Method[WandaConfig]):
     )
     Config = WandaConfig
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers."""
         self._paths = choose_sparse(model, self.config, self.info.name)

@@ -46,11 +46,6 @@ class WeightedSVD(Method[WeightedSVDConfig]):
     )
     Config = WeightedSVDConfig
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers; TargetError for one that does not split, or a rank that saves nothing."""
         self._split, self._seed = Split.choose(model, self.config, self.info.name), ctx.seed

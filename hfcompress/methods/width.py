@@ -51,11 +51,6 @@ class WidthPruning(Method[WidthConfig]):
     )
     Config = WidthConfig
 
-    @property
-    def calibration_examples(self) -> int:
-        """Return how many calibration examples to read."""
-        return self.config.examples
-
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Find what the residual stream runs through; TargetError when no channel would go."""
         self._seed, self._family = ctx.seed, ctx.family

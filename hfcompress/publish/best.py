@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..measure.findings import DISTURBED
 from ..measure.result import LatencyRow, Result, Speedup, Workload
 from . import rows
 
@@ -60,7 +59,7 @@ def like_for_like(result: Result, best: Speedup) -> float | None:
 
 def unsure(results: Sequence[Result]) -> str:
     """Return the mark of times that were taken while other processes held the processor."""
-    return "~" if any(line.startswith(DISTURBED) for result in results for line in result.findings) else ""
+    return "~" if any(result.disturbed for result in results) else ""
 
 
 def ratios(results: Sequence[Result], found: Sequence[Speedup]) -> str:

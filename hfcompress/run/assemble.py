@@ -46,6 +46,7 @@ def assemble(
         control=control,
         difference=bench.difference[COMPRESSED],
         speedup=speedup,
+        waiting=bench.waiting,
         structure=structure,
         findings=findings(baseline, small, speedup, bench.waiting, methods),
         environment=environment(bench_settings(setup).threads),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..measure.findings import BUSY
 from ..measure.latency import measure_latency, speedups
 from ..measure.opening import Opened, measure_opening
 from ..measure.real import measure_real
-from ..measure.result import Speedup
+from ..measure.result import BUSY, Speedup
 from ..measure.workloads import Shape
 from ..publish.rows import engine_name, ratio, shape_name, si
 from .claims import COMPRESSED, NOT_FOUND, ORIGINAL, Check, Place, of, unread
