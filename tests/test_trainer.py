@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import MODELS, Examples, auto_class, logits, make
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
+from transformers import (
+    BertForSequenceClassification,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from hfcompress import HFCompressMixin, HFCompressTrainer, compress, load_recipe
 from hfcompress.checkpoint import load_model
@@ -187,6 +193,29 @@ def test_resuming_with_another_recipe_is_an_error(tmp_path):
     other = trainer("bert", tmp_path, [QuantizeWeightsConfig()])
     with pytest.raises(CheckpointError, match="resume with the recipe it came from"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_a_finished_model_is_no_checkpoint_to_resume_from(tmp_path):
+    run = trainer("bert", tmp_path)
+    run.train()
+    run.save_model(str(tmp_path / "saved"))
+    with pytest.raises(CheckpointError, match=r"no checkpoint of a training: it has no trainer_state.json"):
+        trainer("bert", tmp_path).train(resume_from_checkpoint=str(tmp_path / "saved"))
+
+
+class Custom(BertForSequenceClassification):
+    """A class of the user's own, which transformers does not know."""
+
+
+def test_a_model_class_of_the_users_own_resumes_and_picks_its_best(tmp_path):
+    every = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+    args = {**every, "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    run = trainer("bert", tmp_path, [MOVEMENT], model=Custom(make("bert").config), args=args)
+    run.train()
+    assert run.compression_report["movement"]["heads_after"] == 6
+    again = trainer("bert", tmp_path, [MOVEMENT], model=Custom(make("bert").config), args=args)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.state.global_step == 6
 
 
 def test_compress_refuses_what_trains_and_what_is_empty():

@@ -17,27 +17,30 @@ from .memory import own_memory_
 
 def load_model(
     source: str | Path,
-    auto_class: str,
+    auto_class: str | type[Any],
     *,
     new_head: bool = False,
     revision: str | None = None,
     dtype: str = "float32",
     **config: Any,
 ) -> nn.Module:
-    """Load `source` (Hub id or folder) with transformers' class `auto_class`, in evaluation mode.
+    """Load `source` (Hub id or folder) with a class, or the one transformers has of that name, in evaluation mode.
 
     `dtype`: that of the float weights, or "auto" for the one they are stored in, which takes no memory beyond the
     file's size. `config` goes to the model's config. Raises CheckpointError when the checkpoint is missing, damaged, or
     would leave a weight at random; with `new_head` the task head may be new.
     """
+    loader = getattr(transformers, auto_class, None) if isinstance(auto_class, str) else auto_class
+    if loader is None:
+        raise CheckpointError(f"cannot load {source}: transformers has no class {auto_class}")
     try:
-        model, info = getattr(transformers, auto_class).from_pretrained(
+        model, info = loader.from_pretrained(
             str(source), dtype=dtype_of(dtype), output_loading_info=True, revision=revision or "main", **config
         )
     except SafetensorError as error:
         raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"cannot load {source} with {auto_class}: {_first(error)}") from error
+        raise CheckpointError(f"cannot load {source} with {loader.__name__}: {_first(error)}") from error
     missing = [name for name in info["missing_keys"] if not (new_head and _in_head(model, name))]
     if missing:
         raise CheckpointError(

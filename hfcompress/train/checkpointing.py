@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..checkpoint import load_model
 from ..checkpoint.training_state import load_training_state_, save_training_state
@@ -85,7 +86,12 @@ class CheckpointMixin:
         if not isinstance(target, PreTrainedModel):  # wrapped for adapters, which are all that was saved
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
-        weights = load_model(resume_from_checkpoint, type(target).__name__).state_dict()
+        if not (Path(resume_from_checkpoint) / TRAINER_STATE_NAME).is_file():  # else two files of shapes that differ
+            raise CheckpointError(
+                f"{resume_from_checkpoint} is no checkpoint of a training: it has no {TRAINER_STATE_NAME}. Give one of "
+                "its folders checkpoint-N; a finished model is where a new training begins, not where one goes on"
+            )
+        weights = load_model(resume_from_checkpoint, type(target)).state_dict()
         load_training_state_(target, weights, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:

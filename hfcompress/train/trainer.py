@@ -199,9 +199,8 @@ def _adapted(model: Any) -> Iterator[None]:
 
 
 def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:
-    """Load a teacher for the task that `like`, a model class or one of its instances, is for."""
-    name = type(like).__name__
-    return load_model(source, auto_class_for(name) or name)
+    """Load a teacher for the task that the model `like` is for."""
+    return load_model(source, auto_class_for(type(like).__name__) or type(like))
 
 
 def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], StageMethods, list[StageMethods]]:
