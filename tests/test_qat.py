@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import MethodCase
 from contract import CHECKS, Subject, check_report
-from tiny import batch, logits, make
+from tiny import batch, calibration, logits, make
 from torch import nn
 
 from hfcompress.checkpoint import load_model, save_checkpoint
@@ -88,6 +88,23 @@ def test_inputs_really_are_on_a_grid(bits):
     last = 2**bits - 1
     assert len(rounded.unique()) <= last + 1 and (rounded - x).abs().max() < (x.max() - x.min()) / last
     assert 0.0 in rounded  # a padding of zeros stays zero
+
+
+@pytest.mark.parametrize("name", ["bert", "resnet", "convnext"])
+def test_models_in_16_bits_train_on_grids(name):
+    model = make(name).to(torch.bfloat16)
+    lifecycle = Lifecycle([QAT(QATConfig(bits=4))], training=True)
+    lifecycle.prepare(model)
+    inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in calibration(name)[0].items()}
+    model.train()(**inputs)
+    lifecycle.step(model, 1.0)
+    model(**inputs).loss.backward()
+    steps = lifecycle.param_groups(model)[0]["params"]
+    assert any(step.grad is not None and step.grad.any() for step in steps)
+    with torch.no_grad():
+        before = model.eval()(**inputs).logits
+        lifecycle.finalize(model)
+        assert before.dtype is torch.bfloat16 and torch.equal(model(**inputs).logits, before)
 
 
 def test_without_inputs_seen_they_stay_float():

@@ -161,9 +161,9 @@ class Packed(nn.Module):
         """Return `x` as the layer reads it."""
         if self.input_bits is None:
             return x
-        step = self.input_scale.view(SCALE_DTYPE).to(x.dtype)
-        zero = self.input_zero.to(x.dtype)
-        return torch.maximum(torch.minimum((x / step).round(), 2**self.input_bits - 1 - zero), -zero) * step
+        step, zero = self.input_scale.view(SCALE_DTYPE).float(), self.input_zero.float()
+        codes = torch.maximum(torch.minimum((x / step).round(), 2**self.input_bits - 1 - zero), -zero)
+        return codes.to(x.dtype) * step.to(x.dtype)
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 def lsq(values: Tensor, step: Tensor, low: int, high: int, count: int) -> Tensor:
     """Return `values` rounded to multiples of `step` within [low, high] * step (LSQ, Esser 2020, eqs. 1 and 2).
 
-    step: broadcast against `values`. The gradient to `values` passes straight through inside the range and is zero
+    step: float32, broadcast against `values`; products are taken in the dtype of `values`, as a packed layer takes
+    them. The gradient to `values` passes straight through inside the range and is zero
     outside; that to `step` is eq. 3, scaled by 1 / sqrt(count * high) with `count` the number of values that share a
     step (section 2.2).
     """
@@ -27,7 +28,7 @@ class _LSQ(torch.autograd.Function):
         codes = values / step
         ctx.save_for_backward(codes, step)
         ctx.limits, ctx.factor = (low, high), factor
-        return codes.clamp(low, high).round_().mul_(step)
+        return codes.clamp(low, high).round_().to(values.dtype).mul_(step.to(values.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
