@@ -87,6 +87,33 @@ def test_zeros_of_an_earlier_stage_stay_zero(stage):
     assert all(module.weight[zeros[path]].count_nonzero() == 0 for path, module in linear(model).items())
 
 
+@pytest.mark.parametrize("stored", ["qat", "cluster_weights"])
+@pytest.mark.parametrize("cuts", ["movement", "positions"])
+def test_what_trains_how_layers_are_stored_is_refused_beside_what_cuts_them(stored, cuts):
+    settings = {name: CASES[name].settings for name in (cuts, stored)}
+    with pytest.raises(LifecycleError, match=f"{stored} trains how layers are stored that {cuts} cuts"):
+        Lifecycle([create(*pair) for pair in settings.items()], training=True)
+
+
+@pytest.mark.parametrize("kind", [{"bits": 4, "group_size": 8}, {"bits": "ternary"}, {"bits": "binary"}], ids=str)
+def test_what_is_cut_and_quantized_in_one_stage_is_rounded_once(kind):
+    def pruned(methods: Settings) -> torch.nn.Module:
+        model = make("bert")
+        lifecycle = Lifecycle([create(*pair) for pair in methods.items()], training=True)
+        lifecycle.prepare(model)
+        generator = torch.Generator().manual_seed(1)
+        gates = next(method for method in lifecycle.methods if method.info.name == "movement")
+        for scores in gates.param_groups(model)[0]["params"]:
+            scores.data += torch.randn(scores.shape, generator=generator)
+        lifecycle.finalize(model)
+        return model
+
+    movement = {"movement": {"heads": 0.5, "ffn": 0.5, "round_to": 4}}
+    together = pruned(movement | {"quantize_weights": kind})
+    after = compress(pruned(movement), configs({"quantize_weights": kind}))
+    assert torch.equal(logits(together, "bert"), logits(after, "bert"))
+
+
 def test_training_under_rounding_keeps_zeros_out_of_the_file():
     model = compress(make("bert"), configs(PRUNED), calibration=calibration("bert"))
     zeros = {path: weight_matrix(module) == 0 for path, module in linear(model).items()}

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from .config import StrictModel
 from .errors import nearest
 
+_LONGEST = 200  # letters of a line about a file; it may quote a value that is most of it
+
 
 def explain(error: ValidationError, model: type[StrictModel], where: str = "") -> str:
     """Turn pydantic's error into lines of ``path: what is wrong (got value). Did you mean …?``, one for each key.
@@ -22,6 +24,17 @@ def explain(error: ValidationError, model: type[StrictModel], where: str = "") -
         path = key_path(where, item["loc"], model)
         lines.setdefault(path, []).append(_said(item, model))
     return "\n".join(f"{path}: {'; or '.join(m for m, _ in said)}{said[0][1]}" for path, said in lines.items())
+
+
+def first_fault(error: ValueError, model: type[StrictModel]) -> str:
+    """Return the first thing that is wrong with a file that a program wrote, in a line."""
+    if not isinstance(error, ValidationError):
+        return "it is not UTF-8 text."
+    item = error.errors()[0]
+    if item["type"] == "json_invalid":  # what was got would be the whole file
+        return f"{item['msg'][:1].lower()}{item['msg'][1:]}."
+    line = explain(error, model).splitlines()[0].removeprefix(": ")  # of the file as a whole no place is said
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 def _said(item: Any, model: type[StrictModel]) -> tuple[str, str]:

@@ -128,6 +128,9 @@ class Lifecycle:
     def finalize(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """Bring every method to full strength, make it permanent, and return what each reports."""
         self.step(model, 1.0)
+        for method in self.methods:  # what earlier phases cut is rounded once, as it is then
+            if method.info.phase >= Phase.QUANT:
+                method.on_step(model, 0.0)
         training = model.training
         with torch.no_grad():
             for method in track(self.methods, _title):
@@ -171,6 +174,8 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
                 f"changes the paths or sizes of modules that {', '.join(permanent)} would act on together: give it a "
                 "stage of its own"
             )
+        elif method.info.learns_storage and training and (cut := [m.info.name for m in methods if m.info.cuts]):
+            reason = f"trains how layers are stored that {cut[0]} cuts when training ends: put {name} in a later stage"
         if reason:
             raise LifecycleError(f"{name} {reason}")
 

@@ -62,6 +62,8 @@ class MethodInfo:
     needs: Needs = field(default_factory=Needs)
     adapts: bool = False  # trains parameters of its own while the model is frozen, which then may be quantized
     alone: bool = False  # what it leaves has other paths: in its stage, only methods that leave nothing may join it
+    cuts: bool = False  # puts smaller layers in the place of others when training ends, and what is on those goes
+    learns_storage: bool = False  # trains, on the layers themselves, how their weights will be stored
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by what they act on, where the
     # defaults are not all there is to say about the model types it works on
 

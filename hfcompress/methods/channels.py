@@ -99,6 +99,7 @@ class Channels(Method[ChannelsConfig]):
         "training may shrink (network slimming).",
         category=Category.PRUNING,
         phase=Phase.STRUCTURE,
+        cuts=True,
         papers=(
             "https://arxiv.org/abs/1608.08710",
             "https://arxiv.org/abs/1906.10771",

@@ -76,6 +76,7 @@ class ClusterWeights(Method[ClusterWeightsConfig]):
         "training.",
         category=Category.SHARING,
         phase=Phase.QUANT,
+        learns_storage=True,
         papers=("https://arxiv.org/abs/1510.00149",),
     )
     Config = ClusterWeightsConfig

@@ -100,6 +100,7 @@ class Movement(Method[MovementConfig]):
         summary="Scores trained by straight-through gradients decide which heads, FFN units, blocks or weights go.",
         category=Category.PRUNING,
         phase=Phase.STRUCTURE,
+        cuts=True,
         papers=("https://arxiv.org/abs/2005.07683", "https://arxiv.org/abs/2109.04838"),
         needs=Needs(training=True),
         examples={

@@ -39,6 +39,7 @@ class Positions(Method[PositionsConfig]):
         summary="Learned positions beyond the longest text go; a grid of them is interpolated once to one image size.",
         category=Category.PRUNING,
         phase=Phase.STRUCTURE,
+        cuts=True,
         papers=("https://arxiv.org/abs/2010.11929",),
     )
     Config = PositionsConfig

@@ -63,6 +63,7 @@ class QAT(Method[QATConfig]):
         summary="Weights (8 bits to ternary) and activations are rounded while training, with learned steps (LSQ).",
         category=Category.QUANTIZATION,
         phase=Phase.QUANT,
+        learns_storage=True,
         papers=("https://arxiv.org/abs/1902.08153", "https://arxiv.org/abs/2009.12812"),
         needs=Needs(training=True),
     )
