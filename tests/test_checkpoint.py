@@ -13,7 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import HEADS, LAYERS, MODELS, UNITS, Examples, auto_class, batch, logits, make
 from torch import nn
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForTokenClassification,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5Model,
+    Trainer,
+    TrainingArguments,
+)
 
 from hfcompress import compress
 from hfcompress.checkpoint import load_model, save_checkpoint
@@ -101,6 +110,30 @@ def test_the_base_model_loads_from_a_checkpoint_with_a_head(name, tmp_path):
     with torch.no_grad():
         ours = getattr(model, model.base_model_prefix)(**batch(name))[0]
         assert torch.allclose(base(**batch(name))[0], ours, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [T5Model, T5EncoderModel])
+def test_an_encoder_decoder_loads_without_its_head_or_its_decoder(kind, tmp_path):
+    config = T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    whole = compress(T5ForConditionalGeneration(config).eval(), QuantizeWeightsConfig())
+    save_checkpoint(whole, tmp_path)
+    part = kind.from_pretrained(tmp_path).eval()
+    ids = batch("t5")["input_ids"]
+    with torch.no_grad():
+        found = part.encoder(input_ids=ids).last_hidden_state
+        assert torch.equal(found, whole.encoder(input_ids=ids).last_hidden_state)
+
+
+def test_what_another_class_lacks_is_left_out_but_nothing_of_its_own(tmp_path):
+    model = compress(make("distilbert"), QuantizeWeightsConfig())
+    save_checkpoint(model, tmp_path)
+    assert AutoModelForTokenClassification.from_pretrained(tmp_path).num_labels == 3
+    config = json.loads((tmp_path / "config.json").read_text())
+    modules = config["quantization_config"]["modules"]
+    modules["transformer.layer.7.attention.q_lin"] = modules["transformer.layer.0.attention.q_lin"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"layer.7.attention.q_lin', which this model does not have"):
+        AutoModelForTokenClassification.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bert", "vit"])

@@ -67,7 +67,7 @@ def expect_streams_(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, P
         try:
             old = model.get_parameter(name)
         except AttributeError as error:
-            if optional(path):
+            if optional(model, path):
                 continue
             raise CheckpointError(f"the checkpoint codes {name!r}, which this model does not have") from error
         places[name] = place = _place(old, entry, name)

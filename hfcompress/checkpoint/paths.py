@@ -28,6 +28,16 @@ def absolute(model: nn.Module, path: str) -> str | None:
     return prefix + path
 
 
-def optional(path: str) -> bool:
-    """A pooler may be left out of a base model when it is loaded; every other module has to be there."""
-    return path.split(".")[0] == POOLER
+def optional(model: nn.Module, path: str) -> bool:
+    """Say whether this model may lack what a checkpoint states at `path`: every module has to be there but two kinds.
+
+    A pooler can be left out of a base model; and a class other than the checkpoint's own has other parts at the top,
+    such as an encoder alone no decoder, or another task's model another head.
+    """
+    top = path.removeprefix("/").partition(".")[0]
+    if top == POOLER:
+        return True
+    stated = getattr(getattr(model, "config", None), "architectures", None) or []
+    prefix = base_prefix(model)
+    owner = model.get_submodule(prefix[:-1]) if prefix and not path.startswith("/") else model
+    return type(model).__name__ not in stated and not hasattr(owner, top)

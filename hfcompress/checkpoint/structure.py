@@ -74,7 +74,7 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
         try:
             old = model.get_submodule(path)
         except AttributeError as error:
-            if optional(stated):
+            if optional(model, stated):
                 continue
             raise CheckpointError(f"the checkpoint describes {path!r}, which this model does not have") from error
         if spec.get("kind") == SIZES:
@@ -107,7 +107,7 @@ def apply_ties_(model: nn.Module, ties: Mapping[str, Any]) -> None:
         try:
             ours, theirs = model.get_parameter(target), model.get_parameter(source)
         except AttributeError as error:
-            if optional(left) or optional(right):
+            if optional(model, left) or optional(model, right):
                 continue
             raise CheckpointError(f"the checkpoint ties {target!r} to {source!r}; this model lacks one") from error
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
