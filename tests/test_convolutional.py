@@ -110,6 +110,11 @@ def test_folded_norms_leave_the_answers_as_they_are(name, tmp_path):
     reloaded(folded, name, tmp_path)
 
 
+def test_norms_fold_in_16_bits():
+    folded = apply("resnet", make("resnet").bfloat16(), "fold_batchnorm")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) and folded.dtype is torch.bfloat16
+
+
 def test_pruned_folded_clustered_loads_and_exports(tmp_path):
     model = apply("resnet", make("resnet"), "channels", remove=0.4, round_to=2)
     model = apply("resnet", apply("resnet", model, "fold_batchnorm"), "cluster_weights", clusters=16)

@@ -247,6 +247,17 @@ def test_fisher_is_the_mean_squared_gradient_of_single_examples(name):
     assert all(torch.allclose(found[path], wanted[path], rtol=1e-4, atol=1e-9) for path in paths)
 
 
+def test_fisher_of_a_model_in_16_bits_is_summed_in_32():
+    model, batches = make("bert"), calibration("bert")[:1]
+    paths = [path for path, _ in block_layers(model)][:2]
+    model.classifier.weight.data *= 1e-2  # gradients whose squares are no float16
+    wanted = weight_fisher(model, paths, batches, 0)
+    found = weight_fisher(model.half(), paths, batches, 0)
+    for path in paths:
+        assert found[path].dtype is torch.float32
+        assert torch.allclose(found[path].sum(1), wanted[path].sum(1), rtol=0.1)
+
+
 # ------------------------------------------------------------------ convolutions
 
 

@@ -105,11 +105,11 @@ def channels_of(model: nn.Module, image_size: int | tuple[int, int]) -> Channels
 
 
 def example_pixels(model: nn.Module, image_size: int | tuple[int, int]) -> Tensor:
-    """Return a random image as the model takes it, on its device."""
+    """Return a random image as the model takes it, in its dtype and on its device."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     config: Any = model.config
-    device = next(model.parameters()).device
-    return torch.randn(1, config.num_channels, height, width, generator=None, device=device)
+    weight = next(model.parameters())
+    return torch.randn(1, config.num_channels, height, width, device=weight.device).to(weight.dtype)
 
 
 @torch.no_grad()

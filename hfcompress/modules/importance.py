@@ -67,7 +67,7 @@ def weight_fisher(
     device = next(model.parameters()).device
     weights: list[Any] = [model.get_submodule(path).weight for path in paths]
     frozen = [weight for weight in weights if not weight.requires_grad]
-    sums = [torch.zeros_like(weight) for weight in weights]
+    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]  # a square underflows in 16 bits
     examples = [example for batch in batches for example in _examples(batch, device)]
     if not examples:
         raise DataError("there are no calibration batches")
@@ -80,7 +80,7 @@ def weight_fisher(
             for path, total, gradient in zip(paths, sums, gradients, strict=True):
                 if gradient is None:
                     raise DataError(f"{path} is never reached by the calibration batches; add it to `ignore`")
-                total += gradient.square()
+                total += gradient.float().square()
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
