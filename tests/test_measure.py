@@ -21,6 +21,7 @@ from hfcompress.export.inputs import example_inputs
 from hfcompress.export.runtime import Source as StoredModel
 from hfcompress.measure.batches import batch_files, count_batches, read_batches, write_batches
 from hfcompress.measure.bench import Bench
+from hfcompress.measure.cells import read_suite
 from hfcompress.measure.energy import energy, why_absent
 from hfcompress.measure.environment import environment
 from hfcompress.measure.findings import findings
@@ -31,7 +32,17 @@ from hfcompress.measure.latency import latency_row, speedups
 from hfcompress.measure.layout import layout_of
 from hfcompress.measure.quality import EvaluationSet, difference, quality
 from hfcompress.measure.require import check, parse_requirement
-from hfcompress.measure.result import Difference, LatencyRow, Method, ModelResult, Quality, Result, Source, Speedup
+from hfcompress.measure.result import (
+    Difference,
+    LatencyRow,
+    Method,
+    ModelResult,
+    Quality,
+    Result,
+    Source,
+    Speedup,
+    read_result,
+)
 from hfcompress.measure.size import count_parameters, export_files, local_folder, weight_files
 from hfcompress.measure.statistics import (
     accuracy,
@@ -601,3 +612,32 @@ def test_statistics_at_their_edges():
         paired_bootstrap(accuracy, np.array([]), np.array([]), np.array([]))
     p, q = np.array([[0.0, -np.inf]]), np.array([[0.0, -np.inf], [0.0, 0.0]])
     assert kl_divergence(p, q[:1]) == 0 and kl_divergence(p, q[1:]) == pytest.approx(np.log(2))
+
+
+DAMAGED = [
+    ('{"title": "x"}', "created: this key is required."),
+    ('{"title": "x", "cre', "invalid JSON: "),
+    ('{"created": "' + 500 * "z" + '", "seed": "' + 500 * "z" + '"}', "title: this key is required."),
+    (b"\xff\xfe{}", "it is not UTF-8 text."),
+    ("[]", "input should be an object (got [])."),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), DAMAGED, ids=[said.split()[0] for _, said in DAMAGED])
+def test_a_damaged_result_is_told_in_a_line_with_what_to_do(text: str | bytes, said: str, tmp_path: Path):
+    (tmp_path / "result.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(MeasureError) as caught:
+        read_result(tmp_path)
+    words = str(caught.value)
+    assert f"not a result of this package: {said}" in words and len(words.splitlines()) == 1
+    assert len(words) - len(str(tmp_path)) < 400
+    assert words.endswith("Measure again with `hfcompress run … --resume`, or leave this folder out.")
+
+
+def test_a_damaged_record_is_told_in_a_line_with_what_to_do(tmp_path: Path):
+    (tmp_path / "suite.json").write_text('{"title": "x", "cells": [{"name": "a", "state": "lost"}]}')
+    with pytest.raises(MeasureError) as caught:
+        read_suite(tmp_path)
+    words = str(caught.value)
+    assert "is not the record of a comparison: cells.0.model: this key is required. Run `hfcompress compare`" in words
+    assert len(words.splitlines()) == 1 and words.endswith("or leave this one out.")

@@ -6,10 +6,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..core.config import StrictModel
 from ..core.errors import MeasureError
+from ..core.explain import first_fault
 from ..core.method import Category
 from .result import Result, read_result
 
@@ -63,8 +64,11 @@ def read_record(path: Path, kind: type[R], what: str, command: str) -> R:
         raise MeasureError(
             f"no {what} in {path.parent}: {error.strerror}. `hfcompress {command}` writes one."
         ) from error
-    except ValidationError as error:
-        raise MeasureError(f"{path} is not the record of a {what}: {error}") from error
+    except ValueError as error:
+        raise MeasureError(
+            f"{path} is not the record of a {what}: {first_fault(error, kind)} Run `hfcompress {command}` again, into "
+            "another folder, or leave this one out."
+        ) from error
 
 
 def read_suite(folder: Path) -> tuple[SuiteRecord, dict[str, Result]]:

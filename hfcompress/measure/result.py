@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ..core.config import StrictModel
 from ..core.errors import MeasureError
+from ..core.explain import first_fault
 
 FORMAT = 1
 BUSY = 0.05  # of the time in which models were timed: held by others for longer, the times are uncertain
@@ -336,5 +336,8 @@ def read_result(path: str | Path) -> Result:
         raise MeasureError(
             f"no result at {path}: {error.strerror}. A run writes result.json into its folder."
         ) from error
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise MeasureError(f"{path} is not a result of this package: {error}") from error
+    except ValueError as error:
+        raise MeasureError(
+            f"{path} is not a result of this package: {first_fault(error, Result)} Measure again with `hfcompress run "
+            "… --resume`, or leave this folder out."
+        ) from error
