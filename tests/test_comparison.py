@@ -12,6 +12,7 @@ from hfcompress.core.machine import Stopwatch
 from hfcompress.measure.result import StageRecord
 from hfcompress.publish.card import render_card
 from hfcompress.publish.comparison import compare, comparison_markdown, find_results
+from hfcompress.publish.pareto import comparable
 from hfcompress.publish.snippet import fastest_onnx
 
 
@@ -25,6 +26,44 @@ def test_a_table_per_model_and_data_with_the_smallest_first():
     tables = compare({"large": text, "small": smaller(text, 1_000_000), "vit": other})
     assert [[row[0] for row in table.rows] for table in tables] == [["small", "large"], ["vit"]]
     assert tables[0].title == "org/base-model on stanfordnlp/sst2, validation: 90.9 MB, accuracy 87.84"
+
+
+def with_baseline(result, **changes):
+    return result.model_copy(update={"baseline": result.baseline.model_copy(update=changes)})
+
+
+def of_data(result, **changes):
+    return result.model_copy(update={"dataset": result.dataset.model_copy(update=changes)})
+
+
+def test_runs_of_other_originals_or_other_examples_stand_apart_in_tables_and_figures():
+    """Else their rows and points would stand under the first one's numbers."""
+    run = with_baseline(make_result(), checksums={"model.safetensors": "a" * 64})
+    few = [row.model_copy(update={"examples": 100}) for row in run.difference]
+    others = {
+        "weights": with_baseline(run, checksums={"model.safetensors": "b" * 64}),
+        "config": of_data(run, config="other"),
+        "revision": of_data(run, revision="1.0"),
+        "examples": run.model_copy(update={"difference": few}),
+        "older, of other bytes": with_baseline(run, checksums={}, size_bytes=1),
+    }
+    for name, other in others.items():
+        tables = compare({"run": run, name: other})
+        assert [[row[0] for row in table.rows] for table in tables] == [["run"], [name]], name
+        assert len({table.title for table in tables}) == 2 and not comparable(run, {name: other}), name
+
+
+def test_the_same_original_is_one_group_whatever_machine_and_version_measured_it():
+    run = with_baseline(make_result(), checksums={"model.safetensors": "a" * 64})
+    values = [q.model_copy(update={"value": q.value - 1 / 872}) for q in run.baseline.quality]
+    others = {
+        "elsewhere": with_baseline(run, quality=values),
+        "without checksums": with_baseline(run, quality=values, checksums={}),
+    }
+    assert list(comparable(run, others)) == list(others)
+    for names in (["run", *others], [*others, "run"]):
+        (table,) = compare({name: ({"run": run} | others)[name] for name in names})
+        assert len(table.rows) == 3
 
 
 def test_a_row_says_bytes_quality_times_and_minutes():
@@ -114,6 +153,14 @@ def test_the_table_is_written_between_markers_and_links_to_cards(tmp_path):
     assert text.startswith("head\n<!-- runs -->\n**org/base-model") and text.endswith("\n<!-- /runs -->\ntail\n")
     assert "[one](cards/one/README.md)" in text and "old" not in text
     assert comparison_markdown(find_results([tmp_path / "cards"]), "cards") in text
+
+
+def test_runs_whose_folders_share_a_name_are_told_apart_by_their_paths(tmp_path):
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "other"]
+    for path in paths:
+        write_run(path, make_result())
+    assert list(find_results([*paths, paths[0]])) == ["a/run", "b/run", "other"]
+    assert list(find_results([tmp_path / "b"])) == ["other", "run"]
 
 
 def test_folders_without_a_result_and_pages_without_markers_are_told(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import MeasureError
@@ -17,7 +17,7 @@ BUSY = 0.1  # of the processor time a stage was ready for; from here on its minu
 _MARKS = ("", "† ", "‡ ", "§ ")
 _INSTRUCTIONS = {"avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI of AVX", "amx_int8": "AMX"}
 
-Key = tuple[str, str, str]  # what runs have to share for their numbers to be comparable: model, data, metric
+_NEAR = 1e-3  # of a metric that is no share: the same model's on two machines
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,78 @@ class Comparison:
 
 
 def find_results(folders: list[Path]) -> dict[str, Result]:
-    """Return results by name, from run folders or from folders that hold several; MeasureError where there is none."""
-    found: dict[str, Result] = {}
+    """Return results by name, from run folders or from folders that hold several; MeasureError where there is none.
+
+    A name is the folder's, and where two share it the shortest end of the path that tells them apart.
+    """
+    found: list[Path] = []
     for folder in folders:
         places = (
             [folder] if (folder / "result.json").is_file() else sorted(p.parent for p in folder.glob("*/result.json"))
         )
         if not places:
             raise MeasureError(f"no result in {folder}: name run folders, or a folder that holds some")
-        found |= {place.resolve().name: read_result(place) for place in places}
-    return found
+        found += [place.resolve() for place in places]
+    return {_name(place, found): read_result(place) for place in found}
+
+
+def _name(place: Path, others: Sequence[Path]) -> str:
+    """Return the shortest end of a path that none of `others` has."""
+    for depth in range(1, len(place.parts)):
+        tail = place.parts[-depth:]
+        if all(other == place or other.parts[-depth:] != tail for other in others):
+            return "/".join(tail)
+    return place.as_posix()
+
+
+def alike(one: Result, other: Result) -> bool:
+    """Return whether two runs compressed the same original and measured it on the same examples.
+
+    The original is the same if its weight files are; of results that name no checksums, if its bytes, its parameters
+    and, up to what another machine changes, its metric are.
+    """
+    if _measured_on(one) != _measured_on(other):
+        return False
+    before, after = one.baseline, other.baseline
+    if before.checksums and after.checksums:
+        return before.checksums == after.checksums
+    if (before.size_bytes, before.parameters) != (after.size_bytes, after.parameters):
+        return False
+    engine = one.headline().engine
+    values = [quality.value for quality in (before.quality_in(engine), after.quality_in(engine)) if quality]
+    room = max(1 / one.headline().examples, _NEAR * max(map(abs, values), default=0.0))
+    return max(values, default=0.0) - min(values, default=0.0) <= room
+
+
+def _measured_on(result: Result) -> tuple[object, ...]:
+    """Return what runs have to share, besides the original's weights, for their numbers to be comparable."""
+    data, head = result.dataset, result.headline()
+    return result.base_model.id, data.id, data.revision, data.config, data.split, head.metric, head.examples
 
 
 def compare(results: Mapping[str, Result]) -> list[Comparison]:
-    """Return a table per model, data set and metric; smallest file first."""
-    groups: dict[Key, dict[str, Result]] = {}
+    """Return a table per original, examples and metric; smallest file first."""
+    groups: list[dict[str, Result]] = []
     for name, result in results.items():
-        key = (result.base_model.id, f"{result.dataset.id}, {result.dataset.split}", result.headline().metric)
-        groups.setdefault(key, {})[name] = result
-    return [_comparison(key, group) for key, group in groups.items()]
+        group = next((group for group in groups if all(alike(result, other) for other in group.values())), None)
+        if group is None:
+            groups.append(group := {})
+        group[name] = result
+    tables = [_comparison(group) for group in groups]
+    titles = Counter(table.title for table in tables)
+    return [
+        replace(table, title=f"{table.title} ({_told_apart(group)})") if titles[table.title] > 1 else table
+        for table, group in zip(tables, groups, strict=True)
+    ]
+
+
+def _told_apart(group: Mapping[str, Result]) -> str:
+    """Say what a title leaves out of an original and its examples, where two tables would be called the same."""
+    first = next(iter(group.values()))
+    said = {"config": first.dataset.config, "revision": first.dataset.revision}
+    words = [f"{name} {value}" for name, value in said.items() if value]
+    weights = [f"weights {found[:8]}" for found in first.baseline.checksums.values()][:1]
+    return ", ".join([*words, f"{first.headline().examples} examples", *weights])
 
 
 def comparison_markdown(results: Mapping[str, Result], link: str | None = None) -> str:
@@ -71,12 +124,13 @@ def comparison_markdown(results: Mapping[str, Result], link: str | None = None) 
     return "\n\n".join(parts)
 
 
-def _comparison(key: Key, group: Mapping[str, Result]) -> Comparison:
+def _comparison(group: Mapping[str, Result]) -> Comparison:
     results = sorted(group.items(), key=lambda item: item[1].compressed.size_bytes)
     first = results[0][1]
     shapes = list({rows.shape_name(s): s for _, r in results for s in r.best_speedups()}.values())
     controls = any(result.control for result in group.values())
-    title = f"{key[0]} on {key[1]}: {rows.si(first.baseline.size_bytes, 'B')}, {_baseline(first)}"
+    place = f"{first.base_model.id} on {first.dataset.id}, {first.dataset.split}"
+    title = f"{place}: {rows.si(first.baseline.size_bytes, 'B')}, {_baseline(first)}"
     columns = ["run", "methods", "weight files", first.headline().metric]
     columns += ["control"] * controls + [rows.shape_name(shape) for shape in shapes] + ["minutes"]
     marks = machine_marks(list(group.values()))

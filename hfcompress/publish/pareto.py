@@ -15,7 +15,7 @@ from ..measure.result import Result
 from . import rows
 from .best import best_on, value_in
 from .canvas import BEFORE, BEST, INK, drawing, save
-from .comparison import machine_of
+from .comparison import alike, machine_of
 from .labels import Label, write_labels
 
 PARETO = "pareto.png"
@@ -33,8 +33,8 @@ class Point:
 
 
 def comparable(result: Result, others: Mapping[str, Result]) -> dict[str, Result]:
-    """Return those of `others` with the same model, data and metric, this run itself left out."""
-    return {name: other for name, other in others.items() if _key(other) == _key(result) and other != result}
+    """Return those of `others` with the same original, examples and metric, this run itself left out."""
+    return {name: other for name, other in others.items() if alike(other, result) and other != result}
 
 
 def frontier(points: Sequence[Point], *, higher_is_better: bool = True) -> list[Point]:
@@ -64,7 +64,7 @@ def write_pareto(result: Result, others: Mapping[str, Result], path: Path) -> No
 def draw_pareto(result: Result, others: Mapping[str, Result]) -> Figure:
     """Return the figure: a panel for bytes, one for the time at this run's first shape, and the names by number.
 
-    Only runs of the same model, data and metric are drawn.
+    Only runs of the same original, examples and metric are drawn.
     """
     runs = {_OURS: result} | comparable(result, others)
     numbers = {name: str(place) for place, name in enumerate(runs)}
@@ -152,7 +152,3 @@ def _value(result: Result, *, original: bool = False) -> float:
     head = result.headline()
     quality = (result.baseline if original else result.compressed).quality_in(head.engine)
     return rows.metric_scale(result) * (quality.value if quality else float("nan"))
-
-
-def _key(result: Result) -> tuple[str, str | None, str | None, str]:
-    return result.base_model.id, result.dataset.id, result.dataset.split, result.headline().metric
