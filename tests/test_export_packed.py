@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from tiny import make
+from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.errors import ExportError
@@ -21,7 +22,7 @@ from hfcompress.export.lower_int8 import Int8Products, rounded
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.opening import NOTE, open_onnx
 from hfcompress.export.trace import DOMAIN, Logits, Traced
-from hfcompress.export.weights import Coded, Dense, Inputs, Layer, halved
+from hfcompress.export.weights import SMALL, Coded, Dense, Inputs, Layer, halved
 from hfcompress.modules.packed import PackedLinear, pack_
 from hfcompress.ops.quantization import Grid
 
@@ -64,21 +65,32 @@ def held_here(weight: Coded | Dense) -> Coded:
     return halved(found) if SATURATES and found.groups == 1 else found
 
 
-def spelt(layer: Layer, how) -> onnx.ModelProto:
-    """Spell out a graph of this one layer."""
+def spelt(layer: Layer, how, *more: Layer) -> onnx.ModelProto:
+    """Spell out a graph of this layer; any `more` of them read, one after the other, what the one before gives."""
     x, y = ("ids", TensorProto.INT64) if layer.is_table else ("x", TensorProto.FLOAT), "y"
-    op = "Embedding" if layer.is_table else "Linear"
-    node = helper.make_node(op, [x[0]], [y], domain=DOMAIN, path=layer.path, rank=2 if layer.is_table else 3)
+    layers = {one.path: one for one in (layer, *more)}
+    names = [x[0], *(f"of_{path}" for path in list(layers)[:-1]), y]
+    nodes = [
+        helper.make_node(
+            "Embedding" if one.is_table else "Linear",
+            [names[i]],
+            [names[i + 1]],
+            domain=DOMAIN,
+            path=one.path,
+            rank=2 if one.is_table else 3,
+        )
+        for i, one in enumerate(layers.values())
+    ]
     shape = ["a", "b"] if layer.is_table else ["a", "b", layer.weight.shape[1]]
     graph = helper.make_graph(
-        [node],
+        nodes,
         "one",
         [helper.make_tensor_value_info(x[0], x[1], shape)],
         [helper.make_tensor_value_info(y, TensorProto.FLOAT, ["a", "b", "c"])],
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return lower(Traced(proto, {layer.path: layer}, Logits(torch.nn.Identity(), ("x",)), InputSpec(("x",))), how)
+    return lower(Traced(proto, layers, Logits(torch.nn.Identity(), ("x",)), InputSpec(("x",))), how)
 
 
 def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -222,6 +234,51 @@ def test_a_halved_grid_keeps_sums_of_two_products_within_16_bits(asymmetric):
     assert halved(coded(4)).bits == 4
 
 
+@pytest.mark.parametrize("weight", [w for w in WIDTHS if rounded(w).bits == 8 and rounded(w).groups == 1], ids=name)
+@pytest.mark.parametrize("inputs", [None, Inputs(0.03, 120, 8)], ids=["dynamic", "static"])
+def test_a_head_tied_to_a_table_has_its_numbers_in_7_bits_and_the_table_in_8(weight, inputs):
+    table, head = Layer("t", "t", True, weight), Layer("h", "t", False, weight, inputs=inputs)
+    proto = spelt(table, Int8Products(reduce_range=True), head)
+    ids = RNG.integers(0, ROWS, (2, 5))
+    full, half = values(rounded(weight)), values(halved(rounded(weight)))
+    x = full[ids]
+    step, span = ((x.max() - x.min()) / 255, x) if inputs is None else (inputs.step, np.clip(x, *inputs.span))
+    bound = 0.51 * step * np.abs(half).sum(1).max()
+    np.testing.assert_allclose(run(proto, ids), span @ half.T, atol=bound)
+    folded = {"DynamicQuantizeMatMul"} if inputs is None else {"MatMulIntegerToFloat"}
+    assert executed(proto) >= folded, "the codes in 7 bits are made once, when a session is opened"
+    alone = weight_bytes(spelt(table, Int8Products(reduce_range=True)))
+    assert weight_bytes(proto) < alone + 24 * ROWS, "the codes lie in the file once"
+
+
+def test_a_weight_may_be_shared_by_layers_that_round_their_inputs_otherwise():
+    weight = coded(8, shape=(ROWS, ROWS))
+    first, second = Layer("a", "a", False, weight), Layer("b", "a", False, weight, inputs=Inputs(0.03, 120, 8))
+    x = RNG.standard_normal((2, 5, ROWS)).astype(np.float32)
+    held = values(held_here(weight))
+    wanted = np.clip(x @ held.T, *second.inputs.span) @ held.T
+    got = run(spelt(first, Int8Products(SATURATES), second), x)
+    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_the_logits_of_a_tied_language_model_are_the_models_own_in_7_bits(tmp_path, family):
+    if family == "bert":
+        model = AutoModelForMaskedLM.from_config(make("bert").config).eval()
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=99, n_positions=40, n_embd=32, n_layer=2, n_head=4)).eval()
+    assert model.get_input_embeddings().weight.numel() > SMALL
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.2)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    file = export_onnx(model, tmp_path, engines=["onnxruntime-int8"], reduce_range=True)["onnxruntime-int8"]
+    inputs = example_inputs(model, 2, 9)
+    with torch.inference_mode():
+        wanted = model(**inputs).logits.numpy()
+    got = open_onnx(file, 1)({k: v.numpy() for k, v in inputs.items()})
+    assert 0.95 < (wanted * got).sum() / (wanted * wanted).sum() < 1.05
+    assert np.abs(got - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
 def test_planes_of_any_width_fold_and_unfold():
     assert [planes(b) for b in (1, 2, 3, 4, 6, 7)] == [[1], [2], [2, 1], [4], [4, 2], [4, 2, 1]]
     numbers = RNG.integers(0, 4, (3, 8)).astype(np.uint8)
@@ -258,6 +315,14 @@ def test_a_name_is_given_once():
     assert len(graph.nodes) == 1
     with pytest.raises(ExportError, match="two different nodes of the export are called 'y'"):
         graph.node("Abs", ["x"], "y")
+    graph.constant("c", [1, 2], np.int8)
+    graph.constant("c", [1, 2], np.int8)
+    assert list(graph.constants) == ["c"]
+    with pytest.raises(ExportError, match="two different constants of the export are called 'c'"):
+        graph.constant("c", [1, 3], np.int8)
+    graph.bfloat16("s", np.ones(2, np.float32))
+    with pytest.raises(ExportError, match="two different constants of the export are called 's'"):
+        graph.bfloat16("s", np.full(2, 2, np.float32))
 
 
 def test_layers_that_share_a_weight_store_it_once(tmp_path):

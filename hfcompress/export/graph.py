@@ -30,10 +30,8 @@ class Graph:
         self._made: dict[str, NodeProto] = {}
 
     def constant(self, name: str, values: Any, dtype: Any = None) -> str:
-        """Store an initializer and return its name."""
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(values, dtype=dtype, order="C"), name)
-        return name
+        """Store an initializer and return its name; ExportError when it is taken."""
+        return self._stored(numpy_helper.from_array(np.asarray(values, dtype=dtype, order="C"), name))
 
     def shared(self, name: str, values: Any, dtype: Any) -> str:
         """Store an initializer that belongs to no layer and return its name."""
@@ -41,14 +39,16 @@ class Graph:
 
     def bfloat16(self, name: str, values: Any) -> str:
         """Store float32 numbers as bfloat16 where that holds them all, else as they are; return their name."""
-        if name not in self.constants:
-            if (np.ascontiguousarray(values, np.float32).view(np.uint32) & 0xFFFF).any():
-                return self.constant(name, values, np.float32)
-            bits = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-            self.constants[name] = helper.make_tensor(
-                name, TensorProto.BFLOAT16, values.shape, bits.tobytes(), raw=True
-            )
-        return name
+        words = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        if (words & 0xFFFF).any():
+            return self.constant(name, values, np.float32)
+        halves = (words >> 16).astype(np.uint16).tobytes()
+        return self._stored(helper.make_tensor(name, TensorProto.BFLOAT16, values.shape, halves, raw=True))
+
+    def _stored(self, made: TensorProto) -> str:
+        if self.constants.setdefault(made.name, made) != made:
+            raise ExportError(f"two different constants of the export are called {made.name!r}")
+        return made.name
 
     def node(self, op: str, inputs: list[str], name: str, *more: str, domain: str = "", **attributes: Any) -> str:
         """Add a node whose first output is `name` (others: `more`) and return that; ExportError when it is taken."""

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import numpy as np
 
 from . import blocks
 from .bits import described, matrix_codes
-from .graph import FLOAT, Graph, add_bias, add_convolution, as_kernel
+from .graph import FLOAT, INT8, Graph, add_bias, add_convolution, as_kernel
 from .lower_float import FloatProducts, rounded_inputs
-from .weights import SMALL, Coded, Dense, Inputs, Layer, Weight, Worded, coded8, halved
+from .weights import SMALL, Array, Coded, Dense, Inputs, Layer, Weight, Worded, coded8, halved
 from .words import worded_matrix
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """A weight that a product of integers reads: `codes` (rows, columns) lie in the graph, `name` is for the rest."""
+
+    name: str
+    codes: str
+    weight: Coded | Worded
+
+    @property
+    def scale(self) -> Array:
+        """The scale of each row, (rows,)."""
+        return self.weight.scale[:, 0]  # type: ignore[index]
 
 
 class Int8Products:
@@ -27,6 +41,7 @@ class Int8Products:
         self.reduce_range = reduce_range
         self._float = FloatProducts()
         self._layers = {"static": 0, "dynamic": 0}
+        self._tables: set[str] = set()  # names of the weights that rows are looked up in
         self._on_grid: dict[str, Inputs] = {}  # by name, what a layer has put on a grid already
 
     @property
@@ -44,16 +59,29 @@ class Int8Products:
             return self._worded(graph, x, rank, layer, weight, out)
         if weight.groups > 1 and (layer.inputs or not blocks.matmul_block(weight)):
             return self._float.linear(graph, x, rank, layer, out) + " computed in float32"
-        self._layers["static" if layer.inputs else "dynamic"] += 1
         if size := blocks.matmul_block(weight) if weight.groups > 1 else None:
+            self._layers["dynamic"] += 1
             blocks.matmul(graph, x, layer, weight, size, out, int8_activations=True)
             return described(weight)
-        weight = halved(weight) if self.reduce_range else weight
-        if layer.inputs:
-            _qdq_product(graph, self._rounded(graph, x, layer.inputs)[0], layer, weight, out)
-        else:
-            _integer_product(graph, x, layer, weight, out)
+        self._product(graph, x, layer, self._integers(graph, layer, weight), out)
         return described(weight)
+
+    def _integers(self, graph: Graph, layer: Layer, weight: Coded) -> _Integers:
+        """Add the codes of a weight, in 7 bits where asked: made of the full ones where a tied table holds those."""
+        if not self.reduce_range or weight.bits < 8:
+            return _Integers(layer.name, matrix_codes(graph, layer.name, weight), weight)
+        name, half = f"{layer.name}/seven", halved(weight)
+        if layer.name not in self._tables:  # making them takes longer than reading them
+            return _Integers(name, matrix_codes(graph, name, half), half)
+        return _Integers(name, _halved(graph, layer.name, weight, f"{name}/made"), half)
+
+    def _product(self, graph: Graph, x: str, layer: Layer, matrix: _Integers, out: str) -> None:
+        """Add y = x W^T + b, x on its grid or rounded by the range it has."""
+        self._layers["static" if layer.inputs else "dynamic"] += 1
+        if layer.inputs:
+            _qdq_product(graph, self._rounded(graph, x, layer.inputs)[0], layer, matrix, out)
+        else:
+            _integer_product(graph, x, layer, matrix, out)
 
     def _rounded(self, graph: Graph, x: str, to: Inputs) -> tuple[str, Inputs]:
         """Add `x` on the grid `to` unless it is on one as coarse already; return its name and its grid."""
@@ -65,16 +93,14 @@ class Int8Products:
         """Add a layer on codebooks: the words are rounded to 8 bits, with the scale of their rows."""
         if weight.across > 1:
             return self._float.linear(graph, x, rank, layer, out) + " computed in float32"
-        self._layers["static" if layer.inputs else "dynamic"] += 1
         rounded8 = weight.rounded8(64 if self.reduce_range else 127)
-        if layer.inputs:
-            _qdq_product(graph, self._rounded(graph, x, layer.inputs)[0], layer, rounded8, out)
-        else:
-            _integer_product(graph, x, layer, rounded8, out)
+        codes = worded_matrix(graph, layer.name, rounded8)
+        self._product(graph, x, layer, _Integers(layer.name, codes, rounded8), out)
         return described(weight)
 
     def table(self, graph: Graph, ids: str, rank: int, layer: Layer, out: str) -> str:
         """Add the rows of the table at `ids`, named `out`."""
+        self._tables.add(layer.name)
         return self._float.table(graph, ids, rank, Layer(layer.path, layer.name, True, rounded(layer.weight)), out)
 
     def convolve(self, graph: Graph, x: str, layer: Layer, out: str) -> str:
@@ -87,8 +113,8 @@ class Int8Products:
             return self._float.convolve(graph, x, replace(layer, weight=weight), out) + " computed in float32"
         self._layers["static"] += 1
         x, grid = self._rounded(graph, x, layer.inputs)
-        weight = halved(weight) if self.reduce_range else weight
-        kernel, bias = _qdq_kernel(graph, layer, weight), _qdq_bias(graph, layer, weight, grid)
+        matrix = self._integers(graph, layer, weight)
+        kernel, bias = _qdq_kernel(graph, layer, matrix), _qdq_bias(graph, layer, matrix.scale * grid.step)
         made = add_convolution(graph, x, kernel, bias, _unbounded(layer, layer.outputs), f"{out}/product")
         graph.node("Identity", [rounded_inputs(graph, made, layer.outputs)], out)
         self._on_grid[out] = layer.outputs
@@ -120,18 +146,33 @@ def _unbounded(layer: Layer, to: Inputs) -> Layer:
     return replace(layer, convolution=replace(how, bound=None))
 
 
-def _qdq_kernel(graph: Graph, layer: Layer, weight: Coded) -> str:
+def _halved(graph: Graph, name: str, weight: Coded, out: str) -> str:
+    """Add the codes of `weights.halved` as int8, made of the full ones when a session is opened."""
+    half = graph.shared("half", 0.5, np.float32)
+    values = graph.node("Cast", [matrix_codes(graph, name, weight)], f"{out}/float", to=FLOAT)
+    zero = ""
+    if weight.zero is not None:
+        zero = graph.node("Cast", [graph.constant(f"{name}/zero", weight.zero)], f"{out}/zero", to=FLOAT)
+        values = graph.node("Sub", [values, zero], f"{out}/centred")
+        zero = graph.node("Round", [graph.node("Mul", [zero, half], f"{out}/zero/half")], f"{out}/zero/round")
+    values = graph.node("Round", [graph.node("Mul", [values, half], f"{out}/half")], f"{out}/round")
+    values = graph.node("Add", [values, zero], f"{out}/moved") if zero else values
+    ends = [graph.shared(f"{end}_of_halved", value, np.float32) for end, value in (("low", -64), ("high", 64))]
+    return graph.node("Cast", [graph.node("Clip", [values, *ends], f"{out}/clipped")], out, to=INT8)
+
+
+def _qdq_kernel(graph: Graph, layer: Layer, matrix: _Integers) -> str:
     """Add a kernel of integers and its scale per channel."""
-    codes = as_kernel(graph, matrix_codes(graph, layer.name, weight), layer, f"{layer.name}/codes/kernel")
-    scale, zero = _scale(graph, layer.name, weight), _zero(graph, layer.name, weight, weight.shape[0])
-    return graph.node("DequantizeLinear", [codes, scale, zero], f"{layer.name}/kernel", axis=0)
+    codes = as_kernel(graph, matrix.codes, layer, f"{matrix.codes}/kernel")
+    inputs = [codes, _scale(graph, matrix), _zero(graph, matrix, layer.weight.shape[0])]
+    return graph.node("DequantizeLinear", inputs, f"{matrix.name}/kernel", axis=0)
 
 
-def _qdq_bias(graph: Graph, layer: Layer, weight: Coded, grid: Inputs) -> str:
+def _qdq_bias(graph: Graph, layer: Layer, step: Array) -> str:
     """Add the bias on the grid of the products' sums, as ONNX Runtime's integer convolution wants it; "" for none."""
     if layer.bias is None:
         return ""
-    scale = (weight.scale[:, 0] * grid.step).astype(np.float32)
+    scale = step.astype(np.float32)
     limits = np.iinfo(np.int32)
     codes = np.clip(np.rint(layer.bias / scale.astype(np.float64)), limits.min, limits.max)
     name = f"{layer.path}/bias"
@@ -143,45 +184,38 @@ def _qdq_bias(graph: Graph, layer: Layer, weight: Coded, grid: Inputs) -> str:
     return graph.node("DequantizeLinear", inputs, f"{name}/values", axis=0)
 
 
-def _integer_product(graph: Graph, x: str, layer: Layer, weight: Coded | Worded, out: str) -> None:
+def _integer_product(graph: Graph, x: str, layer: Layer, matrix: _Integers, out: str) -> None:
     """Add y = x W^T + b, x rounded to uint8 by the range it has."""
-    name, codes_x = layer.name, f"{x}/int8"  # x is rounded once for all layers that read it
+    codes_x = f"{x}/int8"  # x is rounded once for all layers that read it
     scale_x, zero_x = f"{codes_x}/scale", f"{codes_x}/zero"
     graph.node("DynamicQuantizeLinear", [x], codes_x, scale_x, zero_x)
-    product = graph.node(
-        "MatMulInteger", [codes_x, _turned(graph, layer, weight), zero_x, _zero(graph, name, weight, 1)], f"{out}/int32"
-    )
-    wide = graph.node("Cast", [product], f"{out}/float", to=FLOAT)
-    both = graph.node("Mul", [scale_x, _scale(graph, name, weight)], f"{out}/scale")
+    inputs = [codes_x, _turned(graph, matrix), zero_x, _zero(graph, matrix, 1)]
+    wide = graph.node("Cast", [graph.node("MatMulInteger", inputs, f"{out}/int32")], f"{out}/float", to=FLOAT)
+    both = graph.node("Mul", [scale_x, _scale(graph, matrix)], f"{out}/scale")
     result = graph.node("Mul", [wide, both], out if layer.bias is None else f"{out}/product")
     if layer.bias is not None:
         add_bias(graph, result, layer, out)
 
 
-def _qdq_product(graph: Graph, x: str, layer: Layer, weight: Coded | Worded, out: str) -> None:
+def _qdq_product(graph: Graph, x: str, layer: Layer, matrix: _Integers, out: str) -> None:
     """Add y = x W^T + b, x being on a grid already."""
-    inputs = [_turned(graph, layer, weight), _scale(graph, layer.name, weight)]
-    inputs.append(_zero(graph, layer.name, weight, weight.shape[0]))
-    values = graph.node("DequantizeLinear", inputs, f"{layer.name}/weight", axis=1)
+    inputs = [_turned(graph, matrix), _scale(graph, matrix), _zero(graph, matrix, layer.weight.shape[0])]
+    values = graph.node("DequantizeLinear", inputs, f"{matrix.name}/weight", axis=1)
     result = graph.node("MatMul", [x, values], out if layer.bias is None else f"{out}/product")
     if layer.bias is not None:
         add_bias(graph, result, layer, out)
 
 
-def _turned(graph: Graph, layer: Layer, weight: Coded | Worded) -> str:
+def _turned(graph: Graph, matrix: _Integers) -> str:
     """Add the codes as int8 (columns, rows)."""
-    if isinstance(weight, Worded):
-        codes = worded_matrix(graph, layer.name, weight)
-    else:
-        codes = matrix_codes(graph, layer.name, weight)
-    return graph.node("Transpose", [codes], f"{layer.name}/codes/turned", perm=[1, 0])
+    return graph.node("Transpose", [matrix.codes], f"{matrix.codes}/turned", perm=[1, 0])
 
 
-def _scale(graph: Graph, name: str, weight: Coded | Worded) -> str:
-    return graph.constant(f"{name}/scale_row", weight.scale[:, 0])  # type: ignore[index]
+def _scale(graph: Graph, matrix: _Integers) -> str:
+    return graph.constant(f"{matrix.name}/scale_row", matrix.scale)
 
 
-def _zero(graph: Graph, name: str, weight: Coded | Worded, count: int) -> str:
+def _zero(graph: Graph, matrix: _Integers, count: int) -> str:
     """Add the zero points of the rows, or `count` zeros."""
-    zero = np.zeros(count) if weight.zero is None else weight.zero[:, 0]
-    return graph.constant(f"{name}/zero_row", zero, np.int8)
+    zero = np.zeros(count) if matrix.weight.zero is None else matrix.weight.zero[:, 0]
+    return graph.constant(f"{matrix.name}/zero_row/{len(zero)}", zero, np.int8)
