@@ -410,7 +410,9 @@ def test_the_onnx_code_runs_the_fastest_engine_timed_everywhere() -> None:
     assert fastest_onnx(result.compressed) == small  # the other one was timed at one shape only
     slow = [latency("onnxruntime-int8", 1, 32, 3.0), latency("onnxruntime-int8", 8, 128, 30.0)]
     fast = [latency("onnxruntime", 1, 32, 4.0), latency("onnxruntime", 8, 128, 20.0)]
-    timed = result.compressed.model_copy(update={"latency": slow + fast})
+    there = [q.model_copy(update={"engine": "onnxruntime"}) for q in result.compressed.quality[:1]]
+    timed = {"latency": slow + fast, "quality": result.compressed.quality + there}
+    timed = result.compressed.model_copy(update=timed)
     assert fastest_onnx(timed) == large
     said = "the fastest of the ONNX files over all that was timed (geometric mean), and at 8 × 128 tokens"
     assert fastest_where(timed) == said

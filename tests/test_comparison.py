@@ -83,8 +83,8 @@ def test_an_engine_that_answers_worse_than_pytorch_is_not_the_best(worse_by: flo
     result = make_result()
     there = result.compressed.quality_in("pytorch").model_copy(update={"engine": "onnxruntime-int8"})
     there = there.model_copy(update={"value": there.value - worse_by})
-    kept = [q for q in result.compressed.quality if q.engine != "onnxruntime-int8"]
-    result = result.model_copy(update={"compressed": result.compressed.model_copy(update={"quality": [*kept, there]})})
+    kept = evaluated_in(result.compressed, "onnxruntime")
+    result = result.model_copy(update={"compressed": kept.model_copy(update={"quality": [*kept.quality, there]})})
     (table,) = compare({"run": result})
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert ("7.21x" in row["8 × 128 tokens"], "7.21x" in row["1 × 32 tokens"]) == (counts, counts)
@@ -94,6 +94,27 @@ def test_an_engine_that_answers_worse_than_pytorch_is_not_the_best(worse_by: flo
     )
     assert (said in render_card(result)) != counts
     assert (fastest_onnx(result.compressed) == "onnx/model_quantized.onnx") == counts
+
+
+def evaluated_in(model, *engines):
+    """Return a model evaluated in PyTorch, and with the same metric in `engines`."""
+    there = model.quality_in("pytorch")
+    rows = [there.model_copy(update={"engine": name}) for name in ("pytorch", *engines)]
+    return model.model_copy(update={"quality": rows})
+
+
+def test_an_engine_that_was_timed_and_not_evaluated_is_not_the_best():
+    """Nobody knows what it answers; it is told, in the table, the card and its code, unless nothing was evaluated."""
+    result = make_result()
+    blind = result.model_copy(update={"compressed": evaluated_in(result.compressed, "onnxruntime")})
+    assert {s.engine for s in result.best_speedups()} == {"onnxruntime-int8"}
+    assert {s.engine for s in blind.best_speedups()} == {"onnxruntime", "pytorch"}
+    assert blind.strays() == ["onnxruntime-int8"] and "7.21x" not in "".join(compare({"run": blind})[0].rows[0])
+    assert "ONNX Runtime int8 is faster and not counted: the metric there was not measured." in render_card(blind)
+    assert fastest_onnx(blind.compressed) == "onnx/model.onnx"
+    assert not blind.compressed.strays_in("openvino"), "it was not timed"
+    untold = blind.compressed.model_copy(update={"quality": []})
+    assert not untold.strays_in("onnxruntime-int8")
 
 
 def test_an_engine_that_computes_in_int8_for_the_compressed_model_alone_is_no_gain_of_compression():

@@ -152,9 +152,11 @@ class ModelResult(StrictModel):
         return next((q for q in self.quality if q.engine == engine), None)
 
     def strays_in(self, engine: str) -> bool:
-        """Say whether `engine` was found to answer worse than PyTorch, by more than a table lets pass."""
+        """Say whether `engine` answers worse than PyTorch, by more than a table lets pass, or was timed unevaluated."""
         there, pytorch = self.quality_in(engine), self.quality_in("pytorch")
-        if there is None or pytorch is None:
+        if there is None:  # where others were evaluated: a result of times alone has no other to prefer
+            return bool(self.quality) and any(row.engine == engine for row in self.latency)
+        if pytorch is None:
             return False
         return there.shortfall(pytorch) > (WORSE if there.higher_is_better else WORSE_SHARE)
 
@@ -310,7 +312,7 @@ class Result(StrictModel):
     def best_speedups(self) -> list[Speedup]:
         """Return each workload's best engine of the compressed model against the baseline in PyTorch, as found.
 
-        An engine that answers worse than PyTorch is not the best, however fast: it counts where no other was timed.
+        One that answers worse than PyTorch, or nobody knows how, is not the best: it counts where no other was timed.
         """
         rows = [s for s in self.speedup if s.baseline_engine == "pytorch"]
         workloads = dict.fromkeys(s.workload for s in rows)
