@@ -20,11 +20,12 @@ from hfcompress.measure.bench import Settings, bench
 from hfcompress.measure.latency import Latency, measure_latency
 from hfcompress.measure.opening import Opened, measure_opening
 from hfcompress.measure.process import WorkerProcess, worker_environment
-from hfcompress.measure.quality import EvaluationSet, predict
+from hfcompress.measure.quality import EvaluationSet, evaluate, predict
 from hfcompress.measure.statistics import accuracy
 from hfcompress.measure.worker import Worker, warm_up
 from hfcompress.measure.workloads import Shape
 from hfcompress.modules.packed import pack_
+from hfcompress.ops.reductions import unanswered
 
 TEXT = "AutoModelForSequenceClassification"
 
@@ -114,6 +115,17 @@ def test_predictions_in_a_worker_are_the_models(folders, data):
         ]
     got = predict(folders["compressed"], "pytorch", data.batches, TEXT, 1)
     np.testing.assert_allclose(got, np.concatenate(wanted), atol=1e-5)
+
+
+def test_answers_that_are_not_finite_are_an_error_that_names_model_and_engine(folders, data, tmp_path):
+    logits = np.array([[1.0, 2.0], [np.nan, 2.0], [np.inf, 0.0], [-np.inf, 0.0], [-np.inf, -np.inf]])
+    assert unanswered(logits, "logits").tolist() == [False, True, True, False, True]
+    model = bert(1)
+    torch.nn.init.constant_(model.classifier.bias[1:2], torch.nan)
+    save_checkpoint(model, tmp_path / "broken")
+    models = {"baseline": folders["compressed"], "compressed": Source(str(tmp_path / "broken"))}
+    with pytest.raises(MeasureError, match=r"broken answers 32 of 32 examples in pytorch with numbers that are not"):
+        evaluate(models, ["pytorch"], replace(data, classes=["a", "b", "c"]), auto_class=TEXT, threads=1)
 
 
 def test_a_failed_worker_is_an_error_with_its_last_words(folders, tmp_path):

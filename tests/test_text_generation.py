@@ -40,7 +40,7 @@ from hfcompress.measure.size import count_parameters
 from hfcompress.measure.statistics import paired_bootstrap
 from hfcompress.modules.parametrizations import wrapped
 from hfcompress.ops.losses import soft_cross_entropy
-from hfcompress.ops.reductions import IGNORED, next_token
+from hfcompress.ops.reductions import IGNORED, next_token, unanswered
 from hfcompress.publish import rows
 from hfcompress.recipe.data import Data
 from hfcompress.recipe.load import load_recipe
@@ -132,6 +132,25 @@ def test_ignored_labels_count_nowhere():
         loss = model(**inputs).loss
     assert TASK.metric("perplexity")(found, labels) == pytest.approx(math.exp(loss), rel=1e-5)
     assert len(TASK.answers(found)) == 4 + 8 == np.isfinite(found[..., 0]).sum()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_tokens_without_a_finite_loss_are_never_left_out(broken):
+    model, inputs = make_causal("llama"), batch()
+    inputs["labels"][0, :5] = IGNORED
+    labels = inputs["labels"].numpy()
+    with torch.no_grad():
+        logits = model(input_ids=inputs["input_ids"]).logits.numpy()
+    found, worse = next_token(logits, {"labels": labels}), logits.copy()
+    worse[0, :4], worse[1, 3:6] = broken, broken  # of the first text, only where the labels are ignored
+    kept = next_token(worse, {"labels": labels})
+    assert np.array_equal(np.isnan(kept[..., 0]), np.isnan(found[..., 0])) and np.isinf(kept[1, 3:6, 0]).all()
+    assert unanswered(kept, "next_token").tolist() == [False, True, False]
+    assert not unanswered(found, "next_token").any()
+    assert TASK.metric("perplexity")(kept, labels) == np.inf
+    parts = TASK.metric("perplexity").parts(kept, labels)
+    assert parts.weights.tolist() == TASK.metric("perplexity").parts(found, labels).weights.tolist() == [4, 8, 8]
+    assert len(TASK.answers(kept)) == len(TASK.answers(found))
 
 
 def test_the_trainer_sees_what_the_workers_see():

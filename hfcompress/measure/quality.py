@@ -12,6 +12,7 @@ import numpy as np
 from ..core.errors import MeasureError
 from ..core.metric import Metric
 from ..export.runtime import Source, engine
+from ..ops.reductions import unanswered
 from .batches import batch_files, count_batches
 from .kept import keeping, measured_key
 from .process import Progress, WorkerProcess, part, quietly
@@ -74,7 +75,10 @@ def predict(
     *,
     reduction: str = "logits",
 ) -> Array:
-    """Return what `reduction` keeps of the logits (N, …) of every stored example, in a process of the engine's own."""
+    """Return what `reduction` keeps of the logits (N, …) of every stored example, in a process of the engine's own.
+
+    Raises MeasureError where the model answers an example with numbers that are not finite.
+    """
     engine(engine_name)
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
         output = Path(folder) / "logits.npy"
@@ -89,7 +93,13 @@ def predict(
         with WorkerProcess(job, f"evaluating in {engine_name}") as worker:
             count = count_batches(batches_file)
             worker.ask("predict", on_progress, output=str(output), count=count, reduction=reduction)
-        return np.load(output, allow_pickle=False)
+        kept: Array = np.load(output, allow_pickle=False)
+    if count := int(unanswered(kept, reduction).sum()):
+        raise MeasureError(
+            f"{source.checkpoint} answers {count} of {len(kept)} examples in {engine_name} with numbers that are not "
+            "finite: one of its weights is not, or its activations overflow there. It has no metric."
+        )
+    return kept
 
 
 def evaluate(

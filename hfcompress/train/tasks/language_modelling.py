@@ -21,7 +21,7 @@ _DEFAULT_LENGTH = 1024  # as in transformers' run_clm
 def losses(predictions: Any, labels: Any) -> Parts:
     """Return each example's loss in nats over the tokens that count."""
     found = predictions[..., LOSS]
-    return Parts(np.nansum(found, axis=-1), np.isfinite(found).sum(axis=-1).astype(np.float64))
+    return Parts(np.nansum(found, axis=-1), (~np.isnan(found)).sum(axis=-1).astype(np.float64))
 
 
 def hits(predictions: Any, labels: Any) -> Parts:
