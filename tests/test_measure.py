@@ -607,6 +607,22 @@ def test_a_speedup_counts_only_where_the_loss_that_the_run_allows_holds():
         parse_requirement("speedup_16", ">=2", batches=[1, 8])
 
 
+@pytest.mark.parametrize(
+    "asked", [{"accuracy_ratio": ">=0.98"}, {"metric_ratio": ">=0.98"}, {"agreement": ">=0.9"}, {}]
+)
+def test_no_run_is_fast_enough_by_an_engine_whose_answers_are_not_good_enough(asked):
+    rows = [Quality(engine="pytorch", metric="accuracy", value=0.89, examples=100),
+            Quality(engine="onnxruntime", metric="accuracy", value=0.84, examples=100)]  # fmt: skip
+    same = result().difference[0]
+    worse = same.model_copy(update={"engine": "onnxruntime", "value": -0.06, "agreement": 0.5})
+    ruined = result(compressed=result().compressed.model_copy(update={"quality": rows}), difference=[same, worse])
+    found = {line.name: line for line in check(ruined, {"speedup": ">=6", **asked})}
+    assert found.pop("speedup").measured == pytest.approx(3), "PyTorch alone"
+    assert all(line.met for line in found.values())
+    timed_only = check(result(difference=[same]), {"speedup": ">=6", **asked})
+    assert timed_only[0].measured == pytest.approx(3 if asked else 6)
+
+
 def test_statistics_at_their_edges():
     with pytest.raises(MeasureError, match="no examples"):
         paired_bootstrap(accuracy, np.array([]), np.array([]), np.array([]))
