@@ -510,7 +510,10 @@ def test_quantization_without_bytes_or_without_an_engine_is_named():
     assert "holds its weights as floats" not in said(floats, methods=[])
     assert said(floats, size=2_000_000) == ""  # coded otherwise: the bytes are gone
     assert "widens them and computes in floats" in said(packed, size=2_000_000)
-    for note in ("weights 8-bit; activations int8, dynamic (3)", "weights 4-bit; kernels MatMulNBits (3)"):
+    blocks = "weights 4-bit; computed in float32; kernels MatMulNBits (3), FusedMatMul (2)"
+    assert "widens them and computes in floats" in said({**packed, "onnxruntime": blocks}, size=2_000_000)
+    for note in ("weights 8-bit; activations int8, dynamic (3)", f"activations int8, dynamic (3); {blocks}",
+                 "weights 8-bit; kernels MatMulIntegerToFloat (3)"):  # fmt: skip
         assert said({**packed, "onnxruntime-int8": note}, size=2_000_000) == ""
 
 
@@ -566,6 +569,9 @@ def test_more_memory_and_slower_loading_in_one_engine_are_named():
         "MB against 100 MB.",
         "Loading takes 2.50× as long as the original's in pytorch: 0.50 s against 0.20 s.",
     ]
+    notes = {"pytorch": "weights 4-bit (36); computed in float32; kernels MatMulNBits (36)"}
+    (kept_packed, _) = findings(base, result().compressed.model_copy(update={**after, "runs_in": notes}), [])[-2:]
+    assert "4.30× the original's peak memory in pytorch: 430 MB" in kept_packed
     whole = result().compressed.model_copy(update={**after, "size_bytes": 9_500_000, "runs_in": {}})
     assert any(
         f.startswith("The compressed model takes 4.30× the original's peak memory") for f in findings(base, whole, [])

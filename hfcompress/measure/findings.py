@@ -19,7 +19,8 @@ GREW = 1.25  # memory or time to load against the original's in the same engine
 _FEW_BITS = re.compile(r"\b\d-bit")
 _PACKED = re.compile(r"\b\d-bit|ternary|without zeros|codebook", re.IGNORECASE)
 _AS_THEY_COME = re.compile(r"activations int8, .*dynamic")
-_INTEGER = re.compile(r"activations int8|kernels .*(Integer|Quantize|NBits|QLinear|\b[iu]8\b)")
+_INTEGER = re.compile(r"activations int8|kernels .*(Integer|Quantize|QLinear|\b[iu]8\b)")
+_STAYS_PACKED = re.compile(r"kernels .*NBits")  # it widens a block at a time, and multiplies floats
 
 
 def findings(
@@ -161,7 +162,8 @@ def _memory(baseline: ModelResult, compressed: ModelResult) -> list[str]:
     found = []
     for engine, (before, after) in _grown(baseline.peak_memory_bytes, compressed.peak_memory_bytes).items():
         note = compressed.runs_in.get(engine, "")
-        why = ", where packed weights are widened" if _PACKED.search(note) and not _INTEGER.search(note) else ""
+        widened = _PACKED.search(note) and not _INTEGER.search(note) and not _STAYS_PACKED.search(note)
+        why = ", where packed weights are widened" if widened else ""
         found.append(
             f"{disk} {after / before:.2f}× the original's peak memory in {engine}{why}: {after / 1e6:.0f} MB against "
             f"{before / 1e6:.0f} MB."
