@@ -43,9 +43,20 @@ def run(
     recipe: RecipePath,
     output: Annotated[Path | None, typer.Option(help="Run folder; by default out/ and the recipe's name.")] = None,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run of this recipe stopped; what is done is kept.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Delete the run in the folder, once the recipe is checked, and start anew."),
+    ] = False,
 ) -> None:
-    """Compress a model as a recipe says, measure it against the original, and write its card."""
+    """Compress a model as a recipe says, measure it against the original, and write its card.
+
+    A folder in which a run has done something is refused without `--resume` or `--overwrite`.
+    """
+    if resume and overwrite:
+        raise typer.BadParameter("--resume keeps what is done and --overwrite deletes it: give one of them")
     loaded = loaded_recipe(recipe, set_)
     from .run.execute import run_recipe
     from .run.reporter import Reporter
@@ -53,7 +64,7 @@ def run(
 
     folder = output or Path("out") / recipe.stem
     with resumable(f"What was done is in {folder}", "repeat the command with --resume"):
-        result = run_recipe(loaded, folder, resume=resume, reporter=Reporter(console))
+        result = run_recipe(loaded, folder, resume=resume, overwrite=overwrite, reporter=Reporter(console))
     console.print()
     console.print(result_table(result))
     for finding in result.findings:

@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 from project import text_project
 from test_run import command  # noqa: F401 - a fixture
+from test_search import search_file
+from test_suite import suite_file
 from tiny import make
 
 from hfcompress.checkpoint import save_checkpoint
 from hfcompress.measure.result import read_result
+from hfcompress.recipe.load import load_recipe
+from hfcompress.run.folder import RunFolder
+from hfcompress.run.lock import sole_writer
 
 MISTAKES = [
     (
@@ -113,6 +118,67 @@ def test_an_output_folder_that_is_something_else(command, tmp_path):  # noqa: F8
     assert (precious / "thesis.txt").read_text() == "years of work"
     said = fails(command, "run", recipe, "--output", precious / "thesis.txt" / "out")
     assert "cannot use" in said and "Not a directory" in said
+
+
+FAST = ("--set", "stages.0.train.max_steps=1")
+
+
+def test_what_a_run_has_made_is_kept_until_another_can_take_its_place(command, tmp_path):  # noqa: F811
+    recipe, out = text_project(tmp_path), tmp_path / "out"
+    assert "nosuch" in fails(command, "run", recipe, "--output", out, "--set", "data.path=nosuch")
+    assert not out.exists(), "nothing came of it"
+    assert command("run", recipe, "--output", out, *FAST)[0] == 0
+    (out / "notes.txt").write_text("mine")
+    (out / ".model.cut").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    said = fails(command, "run", recipe, "--output", out, *FAST)
+    assert "holds a run of this recipe" in said and "--resume" in said and "--overwrite" in said
+    said = fails(command, "run", recipe, "--output", out)
+    assert "another recipe" in said and "choose another --output" in said and "--overwrite" in said
+    assert "nosuch" in fails(command, "run", recipe, "--output", out, "--overwrite", "--set", "data.path=nosuch")
+    said = fails(command, "run", recipe, "--output", out, "--overwrite", "--set", f"model={out / 'model'}")
+    assert "model: " in said and "which --overwrite empties" in said
+    assert "give one of them" in fails(command, "run", recipe, "--output", out, "--overwrite", "--resume", *FAST)
+    (out / "result.json").rename(tmp_path / "result.json")  # an interrupted run's stages are hours of work too
+    assert "--resume" in fails(command, "run", recipe, "--output", out, *FAST)
+    (tmp_path / "result.json").rename(out / "result.json")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} | {out: 0} == before | {out: 0}
+    new = {"finetune": {"train": {"max_steps": 1}}, "evaluate": {"control": True}}
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in new.items()]
+    assert command("run", recipe, "--output", out, "--overwrite", *FAST, *sets)[0] == 0
+    assert (out / "notes.txt").read_text() == "mine" and not (out / ".model.cut").exists()
+    assert not any(path.stat().st_mtime_ns == made for path, made in before.items() if path.name == "record.json")
+    RunFolder(out).begin(load_recipe(recipe), resume=False)
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "hfcompress-run.json", "recipe.yaml"}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from hfcompress.run.lock import sole_writer
+with sole_writer(Path(sys.argv[1]), "", ""):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", ["run", "compare", "search"])
+def test_two_at_once_in_one_folder(name, command, tmp_path):  # noqa: F811
+    write = {"run": text_project, "compare": suite_file, "search": search_file}[name]
+    asked, out = write(tmp_path), tmp_path / "out"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        said = fails(command, name, asked, "--output", out)
+        assert f"another run (process {holder.pid}) is writing into {out}" in said
+    finally:
+        holder.kill()
+        holder.communicate()
+    with sole_writer(out, "", ""):  # it has died, and so has its lock
+        pass
+    assert not list(out.iterdir())
 
 
 def test_resuming_another_recipe(command, tmp_path):  # noqa: F811

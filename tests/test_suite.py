@@ -26,7 +26,7 @@ from hfcompress.recipe.shared import control_key
 from hfcompress.recipe.suite import load_suite
 from hfcompress.run import child
 from hfcompress.run.comparing import run_suite
-from hfcompress.run.folder import open_folder
+from hfcompress.run.shelf import Shelf
 
 SHIPPED = sorted((Path(__file__).parent.parent / "recipes" / "suites").glob("*.yaml"))
 SURVEY = next(path for path in SHIPPED if path.stem == "survey")
@@ -147,6 +147,14 @@ def test_one_job_with_shared_controls_kept_cells_and_failures_that_are_told(tmp_
     assert took["broken-bert-42"] is None, "what it took before it failed is not in its time"
     assert took["hybrid-bert-42"] == record.cells[-1].seconds and again.minutes is None
     assert read_result(out / CELLS / "int8-bert-42").stages[0].methods["quantize_weights"]["bits"] == 4
+    # A mistake costs no cell: what is done goes only when what is asked for can be run.
+    in_this_process.clear()
+    run_suite(load_suite(path, ["models.bert.model=nowhere"]), out)
+    record, _ = read_suite(out)
+    assert in_this_process == ["broken-bert-42"] and [c.state for c in record.cells] == [State.FAILED] * 4
+    assert all("nowhere" in c.reason for c in record.cells)
+    run_suite(load_suite(path), out, only=["hybrid"])
+    assert in_this_process == ["broken-bert-42"], "the cell was lost"
     in_this_process.clear()
     run_suite(load_suite(path), out, only=["hybrid"], fresh=True)
     assert in_this_process == ["hybrid-bert-42"]
@@ -186,7 +194,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_cell_in_a_process_of_its_own_and_why_it_failed(tmp_path):
     (cell, *_) = load_suite(suite_file(tmp_path), ["models.bert.model=no/such-folder"]).cells
-    reason = child.execute(cell.loaded, open_folder(tmp_path / "out", cell.loaded, resume=False))
+    reason = child.execute(cell.loaded, tmp_path / "out", Shelf())
     assert "no/such-folder" in reason and "\n" not in reason
     assert "out of memory" in child._reason(-9, "") and len(child._reason(2, "error: " + "a b " * 900)) <= 300
     assert child._reason(1, "Traceback\nValueError: odd\n") == "exit status 1: ValueError: odd"

@@ -44,7 +44,7 @@ from hfcompress.measure.result import read_result
 from hfcompress.modules.tokens import follow_tokenizer_, token_layers, tokens_of
 from hfcompress.ops.tokens import Tokens
 from hfcompress.recipe.load import load_recipe
-from hfcompress.run.folder import open_folder
+from hfcompress.run.folder import RunFolder
 from hfcompress.run.reporter import Reporter
 from hfcompress.run.setup import open_recipe
 from hfcompress.run.staging import run_stages
@@ -382,7 +382,8 @@ def unused_first(monkeypatch):
 def test_the_stages_after_it_read_the_data_anew_and_so_does_the_teacher(tmp_path, unused_first):
     loaded = load_recipe(text_project(tmp_path, stages=STAGES))
     setup = open_recipe(loaded)
-    run = Run(setup, open_folder(tmp_path / "out", loaded, resume=False), Reporter())
+    (tmp_path / "out").mkdir()
+    run = Run(setup, RunFolder(tmp_path / "out"), Reporter())
     teacher = copy.deepcopy(setup.model)
     model, records, after = run_stages(run, copy.deepcopy(setup.model), teacher)
     assert records[0].report["vocabulary"] == {"tokens_before": 99, "tokens_after": 10, "corpus_covered": 1.0}

@@ -6,21 +6,30 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+from ..core.errors import HFCompressError
 from ..core.files import write_text
 from ..recipe.load import LoadedRecipe
-from .folder import RunFolder
+from .folder import RunFolder, holds, open_folder
+from .setup import open_recipe
+from .shelf import Shelf
 
 _DONE, _UNMET, _INTERRUPTED = 0, 3, 130  # exit statuses of `hfcompress run`
 _CHUNK, _TAIL = 4096, 20_000  # bytes passed on at once; characters of a run's stderr kept to find the reason in
 _REASON = 300  # characters of it that a table can bear
 
 
-def execute(loaded: LoadedRecipe, run: RunFolder, *, quiet: bool = False) -> str | None:
-    """Run the recipe into its folder, going on where it stopped before; return why it failed, or None.
+def execute(loaded: LoadedRecipe, path: Path, shelf: Shelf, *, quiet: bool = False) -> str | None:
+    """Run the recipe into the folder `path`, going on where it stopped before; return why it failed, or None.
 
-    `quiet`: nothing it says is passed on. Raises KeyboardInterrupt when the run was interrupted.
+    What `shelf` has for it is not made again. A run of another recipe there is deleted once this one is known to fit
+    its model and data. `quiet`: nothing it says is passed on. Raises KeyboardInterrupt when the run was interrupted.
     """
+    try:
+        run = _prepared(loaded, path, shelf)
+    except HFCompressError as error:
+        return _shortened(str(error))
     status, words = _in_a_process(loaded, run, quiet=quiet)
     if status == _INTERRUPTED:
         raise KeyboardInterrupt
@@ -28,6 +37,16 @@ def execute(loaded: LoadedRecipe, run: RunFolder, *, quiet: bool = False) -> str
         return None
     (run.path / "result.json").unlink(missing_ok=True)  # of a run that failed after it: no repeat takes it for done
     return _reason(status, words)
+
+
+def _prepared(loaded: LoadedRecipe, path: Path, shelf: Shelf) -> RunFolder:
+    resume = holds(path, loaded)
+    with open_folder(path, loaded, resume=resume, overwrite=True) as run:
+        if run.has_work() and not resume:
+            open_recipe(loaded)
+        run.begin(loaded, resume=resume)
+        shelf.fill(run, loaded.recipe)
+    return run
 
 
 def _in_a_process(loaded: LoadedRecipe, run: RunFolder, *, quiet: bool = False) -> tuple[int, str]:
@@ -57,8 +76,12 @@ def _reason(status: int, words: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", words)
     _, found, message = text.rpartition("error: ")
     if found:
-        return textwrap.shorten(message, _REASON, placeholder=" …")
+        return _shortened(message)
     if status < 0:
         return f"ended by signal {-status}" + (" (out of memory?)" if status == -9 else "")
     last = text.split("\n")[-1] if not text.strip() else text.strip().splitlines()[-1]
     return f"exit status {status}: {last or 'it said nothing'}"
+
+
+def _shortened(message: str) -> str:
+    return textwrap.shorten(message, _REASON, placeholder=" …")

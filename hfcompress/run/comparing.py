@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core.errors import HFCompressError, MeasureError, RecipeError, nearest
+from ..core.errors import MeasureError, RecipeError, nearest
 from ..core.files import write_text
 from ..measure.cells import CELLS, RECORD, CellRecord, State, SuiteRecord, read_record
 from ..measure.result import read_result
 from ..publish.suite import write_report
 from ..recipe.suite import Cell, LoadedSuite
 from . import child
-from .folder import RunFolder, holds, open_folder
+from .folder import RunFolder, holds
+from .lock import sole_writer
 from .reporter import Reporter
 from .shelf import Shelf
 
@@ -57,10 +58,15 @@ def run_suite(
 
     Done cells are kept as long as their recipe is the same, an interrupted one goes on from its last checkpoint, a
     failed one is tried again; `fresh`: all start anew. `only`: cells of these models or methods. Raises
-    HFCompressError when `output` holds something else, RecipeError when `only` names nothing there is.
+    HFCompressError when `output` holds something else or another process writes there, RecipeError when `only` names
+    nothing there is.
     """
-    chosen = _chosen(suite, only)
-    folder, reporter = Path(output), reporter or Reporter()
+    chosen, folder = _chosen(suite, only), Path(output)
+    with sole_writer(folder, RECORD, "a comparison's"):
+        return _run_cells(suite, chosen, folder, fresh, reporter or Reporter())
+
+
+def _run_cells(suite: LoadedSuite, chosen: list[Cell], folder: Path, fresh: bool, reporter: Reporter) -> Path:
     progress = _open(suite, folder, fresh)
     todo = [cell for cell in chosen if progress.records[cell.name].state is not State.DONE]
     kept = len(chosen) - len(todo)
@@ -84,11 +90,7 @@ def _chosen(suite: LoadedSuite, only: Sequence[str]) -> list[Cell]:
 
 
 def _open(suite: LoadedSuite, folder: Path, fresh: bool) -> _Progress:
-    """Return where things stand in `folder`; only a suite's own folder is written to."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).exists():
-        raise HFCompressError(
-            f"{folder} exists and is not a comparison's: choose another --output, nothing was touched"
-        )
+    """Return where things stand in `folder`."""
     if fresh:
         shutil.rmtree(folder / CELLS, ignore_errors=True)
     took = _took(folder)
@@ -144,10 +146,10 @@ def _remaining(progress: _Progress, cells: int) -> str:
 
 
 def _run(cell: Cell, progress: _Progress, reporter: Reporter) -> None:
-    begun = holds(progress.folder / CELLS / cell.name, cell.loaded)
-    run = _prepared(cell, progress)
+    path = progress.folder / CELLS / cell.name
+    begun = holds(path, cell.loaded)
     started = time.perf_counter()
-    reason = child.execute(cell.loaded, run)
+    reason = child.execute(cell.loaded, path, progress.shelf)
     progress.ran.append(time.perf_counter() - started)
     seconds = None if begun else round(progress.ran[-1], 1)
     if reason is None:
@@ -155,15 +157,7 @@ def _run(cell: Cell, progress: _Progress, reporter: Reporter) -> None:
         _remember(cell, progress)
         return
     progress.note(cell, State.FAILED, seconds, reason)
-    reporter.say(f"[red]failed:[/] {reason}")
-
-
-def _prepared(cell: Cell, progress: _Progress) -> RunFolder:
-    """Open the cell's run folder, and put into it what other cells made that is the same for this one."""
-    path = progress.folder / CELLS / cell.name
-    run = open_folder(path, cell.loaded, resume=holds(path, cell.loaded))
-    progress.shelf.fill(run, cell.loaded.recipe)
-    return run
+    reporter.say(f"failed: {reason}", style="red")
 
 
 def _remember(cell: Cell, progress: _Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,16 @@ from ..modules.counting import count
 from ..modules.student import derive_student_
 from ..publish.card import write_card
 from ..publish.verify import run_snippet
-from ..recipe.load import LoadedRecipe
+from ..recipe.load import LoadedRecipe, load_recipe
 from ..recipe.schema import Recipe
 from ..train.allocator import keep_freed_memory
 from ..train.data import calibration_batches
 from ..train.stages import stage_methods
 from .assemble import assemble
-from .folder import open_folder
+from .folder import RunFolder, open_folder, scratch_of
 from .measuring import base_name, measure
 from .reporter import Reporter
-from .setup import open_recipe
+from .setup import Setup, open_recipe
 from .staging import run_stages
 from .state import RECORD, Run, kept
 from .training import clean, train
@@ -37,18 +38,31 @@ _STUDENT = "student"
 
 
 def run_recipe(
-    loaded: LoadedRecipe, output: str | Path, *, resume: bool = False, reporter: Reporter | None = None
+    recipe: LoadedRecipe | str | Path | Mapping[str, Any] | Recipe,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
 ) -> Result:
-    """Execute a recipe into the folder `output` and return what was measured.
+    """Execute a recipe, loaded or as `load_recipe` takes it, into the folder `output` and return what was measured.
 
-    With `resume`, finished stages are kept and an interrupted one goes on from its last checkpoint.
+    With `resume`, finished stages are kept and an interrupted one goes on from its last checkpoint; `overwrite` deletes
+    what an earlier run left there, once the recipe is known to fit its model and data. HFCompressError without either
+    where a run has done something there, or while another process writes there.
     """
+    loaded = recipe if isinstance(recipe, LoadedRecipe) else load_recipe(recipe)
     if _trains(loaded.recipe):
         keep_freed_memory()
     reporter = reporter or Reporter()
-    folder = open_folder(output, loaded, resume=resume)
-    reporter.heading("Opening model and data")
-    setup = open_recipe(loaded)
+    with open_folder(output, loaded, resume=resume, overwrite=overwrite) as folder:
+        reporter.heading("Opening model and data")
+        setup = open_recipe(loaded)
+        folder.begin(loaded, resume=resume)
+        return _run(setup, folder, reporter)
+
+
+def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
     state = Run(setup, folder, reporter)
     folder.write_plan(setup.plan)
     control = _wants_control(setup.recipe)
@@ -173,7 +187,7 @@ def _trained(
     title: str,
 ) -> nn.Module:
     """Train, save to `target`, and remove the checkpoints on the way."""
-    scratch = target.with_name(f"{target.name}-trainer")
+    scratch = scratch_of(target)
     trainer = train(
         run.setup,
         model,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import HFCompressError, RecipeError
 from ..core.files import write_text
-from ..measure.examples import EXAMPLES
+from ..measure.examples import EXAMPLES, IMAGES
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan
+from ..recipe.schema import Recipe
+from .lock import sole_writer
 
 _MARK = "hfcompress-run.json"
 
@@ -117,37 +121,49 @@ class RunFolder:
             if not (other.measured / source.name).exists():
                 _link(source, other.measured / source.name)
 
+    def written(self) -> list[Path]:
+        """Return all that a run may have left here but its mark and recipe; what else lies beside it is the user's."""
+        named = [self.model, self.baseline, self.control, self.measured, self.batches, self.baseline_batches,
+                 self.calibration, self.baseline_calibration, self.real, self.baseline_real, self.labels,
+                 self.examples]  # fmt: skip
+        others = ("result.json", "plan.json", "log.jsonl", "stages", "exports", IMAGES)
+        named += [*(self.path / name for name in others), *map(scratch_of, (self.baseline, self.control))]
+        return named + [cut for path in named for cut in self.path.glob(f".{path.name}.*")]
+
+    def has_work(self) -> bool:
+        """Say whether there is a result here, or a model or checkpoint of one that a run has made."""
+        return (self.path / "result.json").exists() or any(self.path.glob("*/**/*.safetensors"))
+
+    def begin(self, loaded: LoadedRecipe, *, resume: bool) -> None:
+        """Delete what an earlier run left here, unless that is taken up again, and note whose run this is."""
+        for path in () if resume else self.written():
+            _remove(path)
+        write_text(self.path / _MARK, json.dumps({"stages_hash": loaded.stages_hash}) + "\n")
+        write_text(self.path / "recipe.yaml", loaded.text)
+
     def write_plan(self, plan: Plan) -> None:
         """Write plan.json."""
         write_text(self.path / "plan.json", plan.model_dump_json(indent=2) + "\n")
 
 
-def open_folder(path: str | Path, loaded: LoadedRecipe, *, resume: bool) -> RunFolder:
-    """Create the run folder, empty it of an earlier run, or take that up again with `resume`.
+@contextlib.contextmanager
+def open_folder(
+    path: str | Path, loaded: LoadedRecipe, *, resume: bool, overwrite: bool = False
+) -> Iterator[RunFolder]:
+    """Hold the run folder for this process alone, once it is known that `loaded` may run there; nothing is deleted yet.
 
-    Raises RecipeError when `resume` meets another recipe, HFCompressError when the folder is not a run's or cannot be
-    written.
+    Raises RecipeError when `resume` meets another recipe, HFCompressError when the folder is not a run's, cannot be
+    written, is being written by another process, or holds what a run has made and neither flag says what to do with it.
     """
     folder = RunFolder(Path(path))
-    previous = _previous_hash(folder)
-    if resume and previous is not None and previous != loaded.stages_hash:
-        raise RecipeError(
-            f"{path} holds a run of another recipe (or other --set values); resume with the same ones (benchmark, "
-            "require, publish and evaluate.control may differ), or choose another --output"
-        )
-    try:
-        if not resume and previous is not None:
-            _empty(folder.path)
-        elif previous is None and folder.path.exists() and any(folder.path.iterdir()):
-            raise HFCompressError(
-                f"{path} exists and is not a run folder: choose another --output, nothing was touched"
-            )
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HFCompressError(f"cannot use {path} as the output folder: {error.strerror}") from error
-    write_text(folder.path / _MARK, json.dumps({"stages_hash": loaded.stages_hash}) + "\n")
-    write_text(folder.path / "recipe.yaml", loaded.text)
-    return folder
+    with sole_writer(folder.path, _MARK, "a run folder"):
+        _refuse_loss(folder, loaded, resume=resume, overwrite=overwrite)
+        yield folder
+
+
+def scratch_of(target: Path) -> Path:
+    """Return where the checkpoints of a training lie whose model will be saved to `target`."""
+    return target.with_name(f"{target.name}-trainer")
 
 
 def holds(path: Path, loaded: LoadedRecipe) -> bool:
@@ -170,9 +186,40 @@ def _previous_hash(folder: RunFolder) -> str | None:
         return None
 
 
-def _empty(path: Path) -> None:
-    for child in path.iterdir():
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
+def _refuse_loss(folder: RunFolder, loaded: LoadedRecipe, *, resume: bool, overwrite: bool) -> None:
+    path, same = folder.path, holds(folder.path, loaded)
+    if resume:
+        if (path / _MARK).exists() and not same:
+            raise RecipeError(
+                f"{path} holds a run of another recipe (or other --set values); resume with the same ones (benchmark, "
+                "require, publish and evaluate.control may differ), or choose another --output"
+            )
+    elif overwrite:
+        _refuse_own_source(folder, loaded.recipe)
+    elif folder.has_work():
+        raise HFCompressError(
+            f"{path} holds a run of this recipe: go on with it by --resume, which keeps what is done, choose another "
+            "--output, or start anew by --overwrite, which deletes it; nothing was touched"
+            if same
+            else f"{path} holds a run of another recipe (or other --set values): choose another --output, go on with "
+            "that recipe by --resume, or delete its run by --overwrite; nothing was touched"
+        )
+
+
+def _refuse_own_source(folder: RunFolder, recipe: Recipe) -> None:
+    """Raise RecipeError where the recipe reads what is about to be deleted."""
+    written = [made.resolve() for made in folder.written()]
+    for key in ("model", "processor", "teacher", "student"):
+        source = getattr(recipe, key)
+        place = Path(source).expanduser().resolve() if isinstance(source, str) else None
+        if place and any(place.is_relative_to(made) for made in written):
+            raise RecipeError(
+                f"{key}: {source} lies in {folder.path}, which --overwrite empties: choose another --output"
+            )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

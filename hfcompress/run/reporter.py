@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from transformers import TrainerCallback
 
 OnProgress = Callable[[str, float], None]
@@ -19,18 +20,18 @@ class Reporter:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
 
-    def heading(self, text: str) -> None:
-        """Print a heading."""
-        self.console.print(f"[bold cyan]▸[/] [bold]{text}[/]")
+    def heading(self, text: str, aside: str = "") -> None:
+        """Print a heading, and dimly what is to be known besides."""
+        self.console.print(Text.assemble(("▸ ", "bold cyan"), (text, "bold"), (f" {aside}" if aside else "", "dim")))
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(f"  {text}", highlight=False)
+    def say(self, text: str | Text, style: str = "") -> None:
+        """Print a line; text is taken as it is, brackets included."""
+        self.console.print(Text("  ").append(text if isinstance(text, Text) else Text(text, style)))
 
     @contextlib.contextmanager
     def bar(self, text: str) -> Iterator[OnProgress]:
         """Show a bar; yields a function to call with what is being done and the fraction done."""
-        columns = (TextColumn("  {task.description:<34}"), BarColumn(), TimeElapsedColumn())
+        columns = (TextColumn("  {task.description:<34}", markup=False), BarColumn(), TimeElapsedColumn())
         # Drawing takes processor time that would show in what is being timed: seldom is enough.
         with Progress(*columns, console=self.console, refresh_per_second=1) as progress:
             task = progress.add_task(text, total=1.0)
@@ -43,7 +44,7 @@ class TrainingBar(TrainerCallback):
     def __init__(self, reporter: Reporter, title: str, log: Callable[..., None]) -> None:
         self.reporter, self.title, self.write = reporter, title, log
         columns = (
-            TextColumn("  {task.description:<34}"),
+            TextColumn("  {task.description:<34}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

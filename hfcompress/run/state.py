@@ -33,7 +33,7 @@ def kept(
     A model that the one in the folder stands `instead` of gives its memory back first.
     """
     if (folder / "config.json").exists():
-        run.reporter.heading(f"{heading} [dim](done before)[/]")
+        run.reporter.heading(heading, "(done before)")
         if instead is not None:
             release_(instead)
         return load_model(folder, run.setup.task.auto_class, dtype=run.setup.recipe.dtype)

@@ -7,7 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import HFCompressError, MeasureError, RecipeError
+from rich.text import Text
+
+from ..core.errors import MeasureError, RecipeError
 from ..core.files import write_text
 from ..measure.cells import State
 from ..measure.require import check, parse_requirement
@@ -17,7 +19,8 @@ from ..publish.search import write_report
 from ..recipe.load import LoadedRecipe
 from ..recipe.search import LoadedSearch, Params
 from ..run import child
-from ..run.folder import RunFolder, holds, open_folder
+from ..run.folder import RunFolder
+from ..run.lock import sole_writer
 from ..run.reporter import Reporter
 from ..run.shelf import Shelf
 from ..train.tasks import get_task
@@ -52,20 +55,20 @@ def run_search(search: LoadedSearch, output: str | Path, *, reporter: Reporter |
     """Run the trials that are still to be run, then the model of each size; return the report's path.
 
     Trials done before, of the same space and recipe, are kept. Raises HFCompressError when `output` holds something
-    else or optuna is missing, RecipeError when it holds another search.
+    else, another process writes there, or optuna is missing; RecipeError when it holds another search.
     """
     require_optuna()
-    progress = _open(search, Path(output), reporter or Reporter())
-    _try_all(progress)
-    for name in search.search.sizes:
-        _make(progress, name)
-    return write_report(progress.folder)
+    folder = Path(output)
+    with sole_writer(folder, RECORD, "a search's"):
+        progress = _open(search, folder, reporter or Reporter())
+        _try_all(progress)
+        for name in search.search.sizes:
+            _make(progress, name)
+        return write_report(folder)
 
 
 def _open(search: LoadedSearch, folder: Path, reporter: Reporter) -> _Progress:
     path = folder / RECORD
-    if folder.exists() and any(folder.iterdir()) and not path.exists():
-        raise HFCompressError(f"{folder} exists and is not a search's: choose another --output, nothing was touched")
     record = _new_record(search)
     if path.exists():
         before = SearchRecord.model_validate_json(path.read_text(encoding="utf-8"))
@@ -141,13 +144,11 @@ def _try(progress: _Progress, params: Params) -> Trial:
     number, started = len(progress.record.trials), time.perf_counter()
     loaded = progress.search.trial(params)
     path = progress.folder / _TRIALS / f"{number:03}"
-    run = open_folder(path, loaded, resume=holds(path, loaded))
-    progress.shelf.fill(run, loaded.recipe)
-    reason = child.execute(loaded, run, quiet=True)
+    reason = child.execute(loaded, path, progress.shelf, quiet=True)
     seconds = round(time.perf_counter() - started, 1)
     if reason is not None:
         return Trial(number=number, params=params, state=State.FAILED, reason=reason, seconds=seconds)
-    result = read_result(run.path)
+    run, result = RunFolder(path), read_result(path)
     _keep_shared(progress, run, loaded)
     _tidy(run)
     if progress.record.metric is None:
@@ -200,14 +201,14 @@ def _measured_against(trial: Trial, search: LoadedSearch, folder: Path) -> Trial
     return _measured(trial, read_result(folder / _TRIALS / f"{trial.number:03}"), search)
 
 
-def _line(trial: Trial, record: SearchRecord, wanted: int) -> str:
+def _line(trial: Trial, record: SearchRecord, wanted: int) -> Text:
     values = ", ".join(f"{'.'.join(key.split('.')[-2:])} {value}" for key, value in trial.params.items())
-    start = f"{trial.number + 1}/{wanted}  {values}: "
+    line = Text(f"{trial.number + 1}/{wanted}  {values}: ")
     if trial.state is State.FAILED:
-        return f"{start}[red]failed:[/] {trial.reason}"
+        return line.append("failed: ", "red").append(str(trial.reason))
+    line.append(f"{record.metric} {trial.value:.4g}, {record.cost} {trial.cost:.4g}")
     best = [size.name for size in record.sizes if record.best(size.name) == trial]
-    mark = f"  [green]best {', '.join(best)} so far[/]" if best else ""
-    return f"{start}{record.metric} {trial.value:.4g}, {record.cost} {trial.cost:.4g}{mark}"
+    return line.append(f"  best {', '.join(best)} so far", "green") if best else line
 
 
 # ----------------------------------------------------------------------------------------------------------- sizes
@@ -223,9 +224,7 @@ def _make(progress: _Progress, name: str) -> None:
     path = progress.folder / SIZES / name
     progress.reporter.heading(f"{name}: the values of trial {best.number + 1}, run whole")
     if not _is_done(path, loaded):
-        run = open_folder(path, loaded, resume=holds(path, loaded))
-        progress.shelf.fill(run, loaded.recipe)
-        reason = child.execute(loaded, run)
+        reason = child.execute(loaded, path, progress.shelf)
         if reason is not None:
             _note(progress, name, state=State.FAILED, trial=best.number, reason=reason)
             return
@@ -237,7 +236,7 @@ def _note(progress: _Progress, name: str, **fields: object) -> None:
     sizes = [size.model_copy(update=fields) if size.name == name else size for size in progress.record.sizes]
     progress.update(sizes=sizes)
     if "reason" in fields:
-        progress.reporter.say(f"[red]{name}: {fields['reason']}[/]")
+        progress.reporter.say(f"{name}: {fields['reason']}", style="red")
 
 
 def _nearest_miss(record: SearchRecord, name: str) -> str:

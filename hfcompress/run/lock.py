@@ -1,0 +1,70 @@
+"""One process at a time writes into a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ..core.errors import HFCompressError
+
+try:
+    import fcntl
+except ImportError:  # a system without locks on files
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".hfcompress.lock"
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, mark: str, what: str) -> Iterator[None]:
+    """Make `folder` and hold it for this process alone; the system lets go of it however the process ends.
+
+    Raises HFCompressError, with nothing touched, when files lie there but not `mark`, which `what` would have, when it
+    cannot be written, or when another process holds it.
+    """
+    new = not folder.exists()
+    try:
+        if not (new or (folder / mark).exists()) and any(entry.name != LOCK for entry in folder.iterdir()):
+            raise HFCompressError(f"{folder} exists and is not {what}: choose another --output, nothing was touched")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder / LOCK)
+    except OSError as error:
+        raise HFCompressError(f"cannot use {folder} as the output folder: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
+            if new:
+                folder.rmdir()  # only where nothing came of it
+        lock.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    """Return the open file, which is this process's as long as it is open; unlike `flock`, no process it forks has it.
+
+    Its text is the number of the process.
+    """
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # both are said by systems of one that is held
+            file.seek(0)
+            raise HFCompressError(
+                f"another run (process {file.read().strip() or 'unknown'}) is writing into {path.parent}: wait until "
+                "it ends, or choose another --output"
+            ) from None
+        except OSError:  # a disk without locks
+            pass
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else its holder has just removed it
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                return file
+        file.close()
