@@ -68,11 +68,12 @@ def run(
     console.print()
     console.print(result_table(result))
     for finding in result.findings:
-        console.print(f"[yellow]![/] {finding}")
+        console.print(f"[yellow]![/] {escape(finding)}")
     for line in result.requirements:
         mark, word = ("[green]✓[/]", "met") if line.met else ("[red]✗[/]", "not met")
-        console.print(f"{mark} {line.name} {line.wanted}: {word} ({line.measured:.4g})")
-    console.print(f"\nModel  {folder / 'model'}\nCard   {folder / 'model' / 'README.md'}", soft_wrap=True)
+        console.print(f"{mark} {escape(line.name)} {line.wanted}: {word} ({line.measured:.4g})")
+    model = escape(folder / "model")
+    console.print(f"\nModel  {model}\nCard   {model}/README.md", soft_wrap=True)
     if not all(line.met for line in result.requirements):
         raise typer.Exit(UNMET)
 
@@ -196,7 +197,7 @@ def export(
     for message in messages:
         console.print(f"[yellow]![/] {escape(message)}", soft_wrap=True)
     for path in written:
-        console.print(f"Wrote  {path}", soft_wrap=True)
+        console.print(f"Wrote  {escape(path)}", soft_wrap=True)
 
 
 for _command in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from project import text_project
+from rich.console import Console
+from test_card import make_result
 from test_run import command  # noqa: F401 - a fixture
 from test_search import search_file
 from test_suite import suite_file
@@ -21,6 +24,7 @@ from hfcompress.measure.result import read_result
 from hfcompress.recipe.load import load_recipe
 from hfcompress.run.folder import RunFolder
 from hfcompress.run.lock import sole_writer
+from hfcompress.run.reporter import Reporter
 
 MISTAKES = [
     (
@@ -152,10 +156,36 @@ def test_what_a_run_has_made_is_kept_until_another_can_take_its_place(command, t
     assert {path.name for path in out.iterdir()} == {"notes.txt", "hfcompress-run.json", "recipe.yaml"}
 
 
+def test_brackets_in_names_are_names(command, tmp_path):  # noqa: F811
+    folder = tmp_path / "v[v2]"
+    folder.mkdir()
+    (folder / "model").mkdir()
+    (folder / "result.json").write_text(make_result().model_dump_json())
+    status, printed, errors = command("card", folder)
+    assert status == 0 and f"{folder}/model/README.md" in printed, errors
+    assert "v[v2]" in command("table", folder)[1]
+    assert "[n, m]: in every row" in command("methods", "wanda")[1]
+    said = io.StringIO()
+    reporter = Reporter(Console(file=said, width=200))
+    reporter.heading("Stage 1: [red]prune[/blue]", "(done before)")
+    reporter.say("[/x] is [a] :smile:", style="red")
+    with reporter.bar("[/x]") as progress:
+        progress("[/y] [red]", 1.0)
+    for words in ("▸ Stage 1: [red]prune[/blue] (done before)", "  [/x] is [a] :smile:", "[/y] [red]"):
+        assert words in said.getvalue()
+
+
+def test_a_plan_of_a_stage_with_brackets_in_its_name(command, tmp_path):  # noqa: F811
+    recipe = text_project(tmp_path)
+    status, printed, errors = command("plan", recipe, "--set", 'stages.1.name="[red]int8[/blue]"')
+    assert status == 0 and "[red]int8[/blue]" in printed, errors
+
+
 HOLD = """
 import sys
 from pathlib import Path
 from hfcompress.run.lock import sole_writer
+from hfcompress.run.reporter import Reporter
 with sole_writer(Path(sys.argv[1]), "", ""):
     print("held", flush=True)
     sys.stdin.read()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import UNMET, Set, console, quiet_libraries, resumable
+from .shared import UNMET, Set, console, escape, quiet_libraries, resumable
 
 
 def compare(
@@ -35,7 +35,7 @@ def compare(
     from ..publish.suite import write_report
 
     if report:
-        console.print(f"Report {write_report(suite)}", soft_wrap=True)
+        console.print(f"Report {escape(write_report(suite))}", soft_wrap=True)
         return
     quiet_libraries()
     from ..recipe.suite import load_suite
@@ -47,7 +47,7 @@ def compare(
         path = run_suite(
             load_suite(suite, set_ or ()), folder, only=only or (), fresh=fresh, reporter=Reporter(console)
         )
-    console.print(f"\nReport {path}", soft_wrap=True)
+    console.print(f"\nReport {escape(path)}", soft_wrap=True)
 
 
 def search(
@@ -72,7 +72,7 @@ def search(
     from ..publish.search import write_report
 
     if report:
-        console.print(f"Report {write_report(path)}", soft_wrap=True)
+        console.print(f"Report {escape(write_report(path))}", soft_wrap=True)
         return
     quiet_libraries()
     from ..measure.trials import read_search
@@ -83,7 +83,7 @@ def search(
     folder = output or Path("out") / path.stem
     with resumable(f"Trials are in {folder}", "repeat the command"):
         page = run_search(load_search(path, set_ or (), trials), folder, reporter=Reporter(console))
-    console.print(f"\nReport {page}", soft_wrap=True)
+    console.print(f"\nReport {escape(page)}", soft_wrap=True)
     record, results = read_search(folder)
     met = all(line.met for result in results.values() for line in result.requirements)
     if len(results) < len(record.sizes) or not met:

@@ -42,13 +42,13 @@ def card(
         from ..publish.comparison import find_results
 
         others = find_results(beside) if beside else None
-        console.print(f"Card   {write_card(path, others=others)}", soft_wrap=True)
+        console.print(f"Card   {escape(write_card(path, others=others))}", soft_wrap=True)
         return
     quiet_libraries()
     from ..run.check import check_card, check_table, unchecked
 
     found = check_card(path, time=not no_time, baseline=baseline, overrides=set_ or ())
-    console.print(check_table(found, f"{path.name}: what the card claims, measured again"))
+    console.print(check_table(found, f"{escape(path.name)}: what the card claims, measured again"))
     if open_ := unchecked(found):
         console.print(f"[yellow]{escape(open_)}[/]")
     if any(line.holds is False for line in found):
@@ -110,13 +110,14 @@ def push(
 
     target, found = Target(revision, create_pr), pushes(folders, repo_id, private, with_code)
     for one in found:
+        name = escape(one.folder.path.name)
         if one.needs_no_code:
-            console.print(f"{one.folder.path.name}: it loads with transformers alone and needs no code: none goes up")
+            console.print(f"{name}: it loads with transformers alone and needs no code: none goes up")
         if dry_run:
             console.print(upload_table(one))
             continue
-        console.print(f"{one.folder.path.name}: loading the saved model again and evaluating it …")
-        console.print(f"Pushed {push_one(one, target)}", soft_wrap=True)
+        console.print(f"{name}: loading the saved model again and evaluating it …")
+        console.print(f"Pushed {escape(push_one(one, target))}", soft_wrap=True)
     if collection is not None and not dry_run:
         address = collect(collection, [one.repo_id for one in found], private=any(one.private for one in found))
-        console.print(f"Collection {address}", soft_wrap=True)
+        console.print(f"Collection {escape(address)}", soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import markup
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -60,5 +61,5 @@ def quiet_libraries() -> None:
 
 
 def escape(text: Any) -> str:
-    """Return text that the console prints as it is."""
-    return str(text).replace("[", r"\[")
+    """Return text that the console prints as it is: no brackets in it are taken for a style."""
+    return markup.escape(str(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..measure.bench import Bench
@@ -26,7 +27,7 @@ def bench_rows(measured: Bench, threads: int | None = None) -> Table:
                          overflow="fold", no_wrap=bool(index))  # fmt: skip
     for label, model in measured.models.items():
         table.add_section()
-        table.add_row(f"[bold]{_plain(model.name)}[/]", f"{model.size_bytes / 1e6:.1f} MB")
+        table.add_row(f"[bold]{escape(model.name)}[/]", f"{model.size_bytes / 1e6:.1f} MB")
         for row in model.latency:
             ratios = _ratios(measured, label, row)
             table.add_row(*_cells(row, model), *(NONE if r is None else f"{r:.2f}×" for r in ratios))
@@ -80,11 +81,11 @@ def _notes(measured: Bench) -> Iterator[str]:
     """Yield what each engine runs a model in, and how to read what is not plain."""
     for model in measured.models.values():
         for engine, note in model.runs_in.items():
-            yield _plain(f"{model.name} in {engine}: {note}")
+            yield escape(f"{model.name} in {engine}: {note}")
     for label, reasons in measured.skipped.items():
         for why in dict.fromkeys(reasons.values()):
             engines = ", ".join(engine for engine, reason in reasons.items() if reason == why)
-            yield _plain(f"{measured.models[label].name} not in {engines}: {why}")
+            yield escape(f"{measured.models[label].name} not in {engines}: {why}")
     yield from _real_notes(measured)
     passes = [row.passes or 0 for model in measured.models.values() for row in model.latency if row.examples is None]
     if any(row.p99_ms is None and row.examples is None for model in measured.models.values() for row in model.latency):
@@ -93,7 +94,7 @@ def _notes(measured: Bench) -> Iterator[str]:
     for model in measured.models.values():
         spent = ", ".join(f"{engine} {1000 * found:.1f} mJ" for engine, found in model.energy_j.items())
         if spent:
-            yield _plain(f"{model.name}, a pass at the smallest shape: {spent}")
+            yield escape(f"{model.name}, a pass at the smallest shape: {spent}")
     yield "load: from opening the file to the first output in a new process, the engine's library imported before"
 
 
@@ -105,8 +106,4 @@ def _real_notes(measured: Bench) -> Iterator[str]:
     for name, row in real.items():
         if row.tokens:
             least, middle, most = row.tokens
-            yield _plain(f"{measured.models[name].name} reads them as {least} to {most} tokens, median {middle}")
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+            yield escape(f"{measured.models[name].name} reads them as {least} to {most} tokens, median {middle}")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from rich.markup import escape
 from rich.table import Table
 
 from ..core.config import StrictModel
@@ -75,8 +76,8 @@ def doctor_table(lines: list[Line]) -> Table:
     for title in ("", "state", "found", "what mends it"):
         table.add_column(title, overflow="fold", no_wrap=title in ("", "state"))  # a name in two parts can't be copied
     for line in lines:
-        cells = (text.replace("[", r"\[") for text in (line.found, line.mend or ""))
-        table.add_row(line.name, f"[{colours[line.state]}]{line.state}[/]", *cells)
+        state = f"[{colours[line.state]}]{line.state}[/]"
+        table.add_row(escape(line.name), state, escape(line.found), escape(line.mend or ""))
     return table
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor
@@ -76,9 +77,10 @@ def _result(source: str) -> Result | None:
 def _summary(source: str, model: nn.Module) -> Table:
     folder = local_folder(source)
     parameters, nonzeros = count_parameters(model)
-    table = Table(title=Path(source).name, title_justify="left", title_style="bold", show_header=False, show_edge=False)
+    name = escape(Path(source).name)
+    table = Table(title=name, title_justify="left", title_style="bold", show_header=False, show_edge=False)
     for name, size in {**weight_files(folder), **export_files(folder)}.items():
-        table.add_row(name, f"{size / 1e6:.2f} MB")
+        table.add_row(escape(name), f"{size / 1e6:.2f} MB")
     table.add_row("class", type(model).__name__)
     table.add_row("loads with", "transformers alone" if is_stock(folder) else "import hfcompress; from_pretrained")
     if known := getattr(model.config, "vocab_size", 0):

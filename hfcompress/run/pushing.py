@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from ..checkpoint import is_stock
@@ -77,11 +78,12 @@ def push_one(one: Push, target: Target) -> str:
 def upload_table(one: Push) -> Table:
     """Return the files that would go up, with their sizes."""
     files = planned_upload(one.folder.path, one.repo_id, one.code)
-    table = Table(title=f"{one.repo_id} (nothing was sent)", title_justify="left", title_style="bold", show_edge=False)
+    title = escape(f"{one.repo_id} (nothing was sent)")
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False)
     table.add_column("file")
     table.add_column("size", justify="right")
     for name, size in files.items():
-        table.add_row(name, si(size, "B"))
+        table.add_row(escape(name), si(size, "B"))
     table.add_section()
     table.add_row(f"{len(files)} files", si(sum(files.values()), "B"))
     return table

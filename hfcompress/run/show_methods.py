@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from .. import methods as _builtin  # noqa: F401 - importing it fills the registry
@@ -41,7 +42,7 @@ def method_table(name: str) -> Group:
         table.add_column(column)
     for key, field in method.Config.model_fields.items():
         default = "required" if field.is_required() else _plain(field.get_default(call_default_factory=True))
-        table.add_row(key, default, field.description or "")
+        table.add_row(key, escape(default), escape(field.description or ""))
     return Group(f"[bold]{method.info.title}[/]: {method.info.summary}", *method.info.papers, "", table)
 
 

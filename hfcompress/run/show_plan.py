@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from ..recipe.plan import Plan, PlannedMethod, PlannedStage, PlannedStudent
@@ -10,7 +11,8 @@ from ..recipe.plan import Plan, PlannedMethod, PlannedStage, PlannedStudent
 
 def plan_table(plan: Plan) -> Group:
     """Return the stages with their methods, targets, and what each would leave."""
-    table = Table(title=f"{plan.model} · {plan.task}", title_justify="left", title_style="bold", show_edge=False)
+    title = escape(f"{plan.model} · {plan.task}")
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False)
     for name in ("stage", "steps", "methods and what they act on"):
         table.add_column(name)
     for name in ("parameters", "bytes"):
@@ -22,11 +24,11 @@ def plan_table(plan: Plan) -> Group:
             "loads with transformers alone" if plan.student.stock else "loads with hfcompress",
         ]
         left = _left(plan.student, plan.weight_bytes)
-        table.add_row("student", "", "\n".join(origin), *left)
+        table.add_row("student", "", escape("\n".join(origin)), *left)
     for stage in plan.stages:
         methods = "\n".join(_method(m) for m in stage.methods)
         steps = "one-shot" if stage.steps is None else f"{stage.steps:,}"
-        table.add_row(stage.title, steps, methods, *_left(stage, plan.weight_bytes))
+        table.add_row(escape(stage.title), steps, escape(methods), *_left(stage, plan.weight_bytes))
     unknown = any(stage.parameters is None for stage in plan.stages)
     note = " Of a model this large only the shapes were looked at." if unknown else ""
     more = f" and {plan.unlabelled_examples:,} without labels" if plan.unlabelled_examples else ""

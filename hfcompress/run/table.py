@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..core.errors import HFCompressError
@@ -17,24 +18,25 @@ from ..publish.rows import table
 
 def result_table(result: Result) -> Table:
     """Return the rows of the card as a table for the terminal."""
-    drawn = Table(title=result.title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    drawn = Table(title=escape(result.title), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     drawn.add_column("")
     for name in ("before", "after", "ratio"):
         drawn.add_column(name, justify="right")
     for row in table(result):
-        drawn.add_row(row.name, row.before, row.after, row.change)
+        drawn.add_row(*map(escape, (row.name, row.before, row.after, row.change)))
     return drawn
 
 
 def comparison_tables(results: Mapping[str, Result]) -> Iterator[Table]:
     """Yield a table per model and data set, with a row per run."""
     for found in compare(results):
-        drawn = Table(title=found.title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+        title = escape(found.title)
+        drawn = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
         for column in found.columns:
-            drawn.add_column(column)
+            drawn.add_column(escape(column))
         for row in found.rows:
-            drawn.add_row(*row)
-        drawn.caption = " ".join(found.notes) or None
+            drawn.add_row(*map(escape, row))
+        drawn.caption = escape(" ".join(found.notes)) or None
         yield drawn
 
 
