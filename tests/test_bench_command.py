@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,12 +16,19 @@ from test_run import command  # noqa: F401 - a fixture
 from tiny import make
 from transformers import BertModel
 
+from hfcompress.checkpoint import save_checkpoint
 from hfcompress.core.errors import ExportError, MeasureError
+from hfcompress.export import notes
+from hfcompress.export.cpu import needs_reduced_range
+from hfcompress.export.inputs import example_inputs
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.runtime import Source, open_engine, open_onnx
 from hfcompress.measure import bench as bench_module
-from hfcompress.measure.bench import Settings
+from hfcompress.measure import exported
+from hfcompress.measure.batches import write_batches
+from hfcompress.measure.bench import Settings, describe, stale_engines
 from hfcompress.measure.onnx_file import describe_onnx, read_onnx
+from hfcompress.measure.workloads import Shape
 from hfcompress.run import benching
 
 TEXT = "AutoModelForSequenceClassification"
@@ -97,6 +106,10 @@ def test_bench_times_a_folder_against_a_file_on_several_threads(command, tmp_pat
     assert status == 2 and "missing.onnx is not a file" in errors
 
 
+def arrays(inputs):
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
 def test_a_model_without_a_head_gives_its_last_hidden_state(tmp_path):
     model = BertModel(make("bert").config).eval()
     model.save_pretrained(tmp_path)
@@ -106,6 +119,44 @@ def test_a_model_without_a_head_gives_its_last_hidden_state(tmp_path):
     found = [open_engine(name, Source(str(tmp_path)), 1, "AutoModel")(inputs) for name in ("pytorch", "onnxruntime")]
     assert found[0].shape == (1, 8, 32)
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+
+
+def test_an_export_is_used_again_only_while_it_is_what_the_files_would_give(tmp_path, monkeypatch):
+    model, folder, engines = make("bert"), tmp_path / "model", ("onnxruntime", "onnxruntime-static-int8", "openvino")
+    save_checkpoint(model, folder)
+    for name in ("these", "others"):
+        write_batches(tmp_path / name, [arrays(example_inputs(model, 1, 5, seed=n + len(name))) for n in range(4)])
+    source = Source(str(folder), calibration=str(tmp_path / "these"))
+    settings = Settings(TEXT, [Shape(1, 8)], engines=("pytorch", *engines))
+    assert stale_engines(source, settings) == list(engines), "there are none"
+    describe(source, settings)
+    exports = {path: path.stat().st_mtime_ns for path in folder.glob("*/*")}
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    for file in (weights, config):
+        os.utime(file, (2e9, 2e9))
+    describe(source, settings)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*")} == exports, "a time alone says nothing"
+    assert stale_engines(replace(source, calibration=None), settings) == [], "what they were calibrated on is not known"
+    assert stale_engines(replace(source, calibration=str(tmp_path / "others")), settings) == ["onnxruntime-static-int8"]
+    for file, old, new in ((weights, weights.read_bytes(), None), (config, config.read_bytes(), b'"relu"')):
+        file.write_bytes(old[:-4] + b"\0\0\0\1" if new is None else old.replace(b'"gelu"', new))
+        os.utime(file, (1, 1))  # as a copy that keeps the times of another checkpoint
+        assert stale_engines(source, settings) == list(engines), file.name
+        file.write_bytes(old)
+    assert stale_engines(source, settings) == []
+    assert stale_engines(replace(source, image_size=24), settings) == list(engines)
+    with monkeypatch.context() as patch:
+        patch.setattr(exported, "needs_reduced_range", lambda: not needs_reduced_range())
+        assert stale_engines(source, settings) == list(engines)
+    with monkeypatch.context() as patch:
+        patch.setattr(notes, "__version__", "0.0.1")
+        assert stale_engines(source, settings) == list(engines)
+    (folder / "onnx/model_static_quantized.onnx").write_bytes(b"cut")
+    file = folder / "onnx/model.onnx"
+    proto = onnx.load(file)
+    del proto.metadata_props[1:]  # as versions without a record wrote it
+    onnx.save(proto, file)
+    assert stale_engines(source, settings) == list(engines[:2])
 
 
 def test_an_engine_a_model_cannot_be_exported_to_is_left_out_only_if_nobody_named_it(tmp_path, monkeypatch):
@@ -123,7 +174,7 @@ def test_each_model_is_loaded_by_a_class_of_its_own(tmp_path):
     model = make("bert")
     model.save_pretrained(tmp_path / "head")
     model.bert.save_pretrained(tmp_path / "none")
-    sources = [benching._source(str(tmp_path / name), tmp_path, ["pytorch"]) for name in ("head", "none")]
+    sources = [benching._source(str(tmp_path / name)) for name in ("head", "none")]
     assert [source.auto_class for source in sources] == [TEXT, "AutoModel"]
     with torch.inference_mode():
         made = open_engine("pytorch", sources[1], 1, TEXT)({"input_ids": np.arange(4)[None]})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
+from .. import __version__
 from ..modules.packed import PackedEmbedding, form_of
 from ..modules.storage import Packed
 from ..ops.codebooks import Codebook
@@ -24,6 +26,12 @@ def runs_in(name: str, source: Source, model: nn.Module | None) -> str:
         return model_note(model) + ", compiled by torch.compile for each shape" * chosen.compiles
     file = source.export(str(chosen.file))
     return "; ".join(part for part in (chosen.note(file), kernels(file)) if part)
+
+
+def made_with(image_size: int | tuple[int, int] | None, reduce_range: bool) -> dict[str, Any]:
+    """Return what decides an export besides the model and the examples, and this package's version, as JSON has it."""
+    size = list(image_size) if isinstance(image_size, tuple) else image_size
+    return {"image_size": size, "reduce_range": reduce_range, "hfcompress": __version__}
 
 
 def model_note(model: nn.Module) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..core.errors import ExportError
 from ..core.files import writing
 from .cpu import needs_reduced_range
+from .notes import made_with
+from .opening import MADE_OF
 from .runtime import engine, require_engine
 
 if TYPE_CHECKING:
@@ -32,14 +35,16 @@ def export_onnx(
     opset: int = OPSET,
     reduce_range: bool | None = None,
     calibration: Iterable[Batch] | None = None,
+    made_of: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Write the files that `engines` read (`onnx/model.onnx`, …) and return their paths by engine.
 
     Batch and sequence are dynamic, an image's side is fixed (default: the config's). `reduce_range` keeps int8 weights
     to 7 bits, which CPUs without VNNI need (default: as this CPU needs it). `calibration`: batches of arrays, single
     examples without padding are best, on which engines with fixed activation grids get those the checkpoint lacks.
-    Raises ExportError when a package or the calibration is missing, the exporter fails, or the logits disagree with the
-    model's; then nothing is written.
+    `made_of`: digests of the files all this was read from, for a record in each file; where there is none, `hfcompress
+    bench` exports the model again. Raises ExportError when a package or the calibration is missing, the exporter fails,
+    or the logits disagree with the model's; then nothing is written.
     """
     require_onnx()
     for name in engines:
@@ -51,11 +56,12 @@ def export_onnx(
     reduced = needs_reduced_range() if reduce_range is None else reduce_range
     targets = {name: Path(folder) / str(engine(name).file) for name in engines}
     batches = _calibration(traced, engines, calibration)
+    record = json.dumps({**made_of, **made_with(image_size, reduced)}) if made_of else ""
     try:
         with contextlib.ExitStack() as stack:
             for name, target in targets.items():
                 written = stack.enter_context(_writing(target))
-                _write(traced, name, written, reduced, batches)
+                _write(traced, name, written, reduced, batches, record)
                 check_file(traced, name, written)
     except BaseException:
         for target in targets.values():
@@ -90,11 +96,11 @@ def _writing(target: Path) -> contextlib.AbstractContextManager[Path]:
     return writing_pair(target)
 
 
-def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: list[Batch]) -> None:
+def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: list[Batch], made_of: str) -> None:
     if file.suffix == ".xml":
         from .openvino import write_openvino
 
-        write_openvino(traced, file, int8=engine(name).calibrated, batches=batches)
+        write_openvino(traced, file, int8=engine(name).calibrated, batches=batches, made_of=made_of)
         return
     from .agreement import EXACT
     from .calibrate import calibrated
@@ -110,7 +116,10 @@ def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: l
         how = FloatProducts()
     elif bits := engine(name).weight_bits:
         how = BlockProducts(bits)
-    file.write_bytes(lower(traced, how).SerializeToString())
+    proto = lower(traced, how)
+    if made_of:
+        proto.metadata_props.add(key=MADE_OF, value=made_of)
+    file.write_bytes(proto.SerializeToString())
 
 
 def require_onnx() -> None:

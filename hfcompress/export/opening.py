@@ -17,7 +17,7 @@ import numpy as np
 from ..core.errors import ExportError, MeasureError
 
 NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
-RT_INFO = NOTE.split(".")  # the same in an OpenVINO file
+MADE_OF = "hfcompress.made_of"  # another: the files and settings it was made of, as JSON
 DYNAMIC_GROUP = 32  # columns of an input that OpenVINO rounds together where weights are compressed
 Array = np.ndarray
 Run = Callable[[Mapping[str, Array]], Array]
@@ -194,17 +194,22 @@ def compile_openvino(file: Path, threads: int) -> Any:
     return core.compile_model(model, "CPU", settings)
 
 
-def openvino_note(file: Path) -> str:
-    """Return what an OpenVINO file of ours says it runs in; nothing of another tool's."""
+def openvino_note(file: Path, key: str = NOTE) -> str:
+    """Return what an OpenVINO file of ours says of itself under `key`; nothing of another tool's."""
     import openvino
 
     model = openvino.Core().read_model(str(file))
-    return str(model.get_rt_info(RT_INFO).value) if model.has_rt_info(RT_INFO) else ""
+    return str(model.get_rt_info(path).value) if model.has_rt_info(path := rt_info(key)) else ""
 
 
-def onnx_note(file: Path) -> str:
-    """Return what an ONNX file of ours says it runs in; nothing of another tool's."""
+def rt_info(key: str) -> list[str]:
+    """Return where an OpenVINO file holds what lies under `key` of an ONNX file's metadata."""
+    return key.split(".")
+
+
+def onnx_note(file: Path, key: str = NOTE) -> str:
+    """Return what an ONNX file of ours says of itself under `key`; nothing of another tool's."""
     import onnx
 
     proto = onnx.load(str(file), load_external_data=False)
-    return next((p.value for p in proto.metadata_props if p.key == NOTE), "")
+    return next((p.value for p in proto.metadata_props if p.key == key), "")

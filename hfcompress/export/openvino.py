@@ -14,13 +14,13 @@ import numpy as np
 from ..core.errors import HFCompressError
 from .calibrate import Batch
 from .lower_openvino import NamedWeights, lower_named, stored_bits
-from .opening import RT_INFO, given
+from .opening import MADE_OF, NOTE, given, rt_info
 from .trace import Traced, quiet
 from .weights import Array, Coded, Dense
 
 
-def write_openvino(traced: Traced, file: Path, *, int8: bool, batches: list[Batch]) -> None:
-    """Write the model to `file` (.xml) and the .bin beside it.
+def write_openvino(traced: Traced, file: Path, *, int8: bool, batches: list[Batch], made_of: str = "") -> None:
+    """Write the model to `file` (.xml) and the .bin beside it; `made_of` is kept in it.
 
     With `int8`, layers whose inputs have no grid get one by NNCF's post-training quantization on `batches`.
     """
@@ -36,7 +36,9 @@ def write_openvino(traced: Traced, file: Path, *, int8: bool, batches: list[Batc
             model = _quantized(model, left, [_fed(traced, batch) for batch in batches], transformer)
         for key in list(model.get_rt_info()):
             del model.get_rt_info()[key]  # what the converter was called with
-        model.set_rt_info(proto.metadata_props[0].value, RT_INFO)
+        for key, value in {NOTE: proto.metadata_props[0].value, MADE_OF: made_of}.items():
+            if value:
+                model.set_rt_info(value, rt_info(key))
         ov.save_model(model, str(file), compress_to_fp16=False)
 
 

@@ -42,7 +42,7 @@ class Engine:
     extra: str = "onnx"  # of this package, which brings them
     weight_bits: int | None = None  # most bits of a weight in the file, where products are of floats all the same
     calibrated: bool = False  # whether it needs examples where the checkpoint has no grids for activations
-    note: Callable[[Path], str] = lambda file: ""  # what a file says it runs in
+    note: Callable[..., str] = lambda file, key="": ""  # what a file says it runs in, or of itself under another key
     compiles: bool = False  # whether each new shape takes seconds to minutes before it runs
     open_any: Callable[[Source, int, str], Run] | None = None  # the same for inputs of many shapes; None: `open` is
     lacks: Callable[[], str] = lambda: ""  # what is missing here besides packages, and what mends it

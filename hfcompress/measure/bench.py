@@ -13,6 +13,7 @@ from ..export.inputs import example_inputs
 from ..export.notes import runs_in
 from ..export.runtime import Source, engine, why_not
 from .batches import read_batches
+from .exported import digests, stale
 from .flops import count_flops
 from .latency import ROUNDS, SECONDS, Latency, by_engine, measure_latency, speedups
 from .layout import layout_of
@@ -134,8 +135,7 @@ def describe(source: Source, settings: Settings, name: str | None = None) -> Mod
     model = load_model(source.checkpoint, auto_class, revision=source.revision, dtype=source.dtype)
     folder = local_folder(source.checkpoint)
     exports = Path(source.exports or source.checkpoint)
-    stale = stale_engines(exports, settings.engines, folder)
-    if stale:
+    if stale := stale_engines(source, settings):
         _export(model, source, settings, stale)
     parameters, nonzeros = count_parameters(model)
     files = weight_files(folder)
@@ -164,22 +164,30 @@ def _export(model: Any, source: Source, settings: Settings, engines: Sequence[st
         raise MeasureError(
             f"{source.checkpoint} is not a local folder: say where its exports shall go (Source.exports)"
         )
-    sizes = {shape.image_size or source.image_size for shape in settings.shapes}
+    export_onnx(
+        model,
+        source.exports or source.checkpoint,
+        engines=engines,
+        image_size=_pixels(source, settings),
+        calibration=read_batches(source.calibration) if source.calibration else None,
+        made_of=digests(source),
+    )
+
+
+def stale_engines(source: Source, settings: Settings) -> list[str]:
+    """Return the engines whose exported file is missing or no longer what exporting the checkpoint would give."""
+    files = [name for name in settings.engines if engine(name).file]
+    return stale(source, files, _pixels(source, settings)) if files else []
+
+
+def _pixels(source: Source, settings: Settings) -> int | None:
+    """Return the side of the images that an export takes; MeasureError when the shapes have several."""
+    sizes = {shape.image_size or source.image_size for shape in settings.shapes} or {source.image_size}
     if len(sizes) > 1:
         raise MeasureError(
             f"an export has one image size; the shapes have {', '.join(map(str, sorted(filter(None, sizes))))}"
         )
-    batches = read_batches(source.calibration) if source.calibration else None
-    export_onnx(
-        model, source.exports or source.checkpoint, engines=engines, image_size=sizes.pop(), calibration=batches
-    )
-
-
-def stale_engines(exports: Path, engines: Sequence[str], folder: Path) -> list[str]:
-    """Return the engines whose exported file is missing or older than the weights it was made from."""
-    newest = max((folder / name).stat().st_mtime_ns for name in weight_files(folder))
-    files = {name: exports / file for name in engines if (file := engine(name).file)}
-    return [name for name, file in files.items() if not file.is_file() or file.stat().st_mtime_ns < newest]
+    return sizes.pop()
 
 
 def _one_each(settings: Settings) -> list[Shape]:

@@ -7,7 +7,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,11 @@ def bench_models(
         sources = {}
         for index, model in enumerate(models):
             place = Path(scratch) / str(index)
-            source = _source(model, place, engines)
-            sources[model] = calibrated(source, engines, calibration, place)
+            sources[model] = calibrated(_source(model), engines, calibration, place)
         settings = Settings("AutoModel", _shapes(shapes, sources[models[0]]), tuple(engines), rounds=rounds,
                             real=real_of_models(sources, data, examples, Path(scratch)) if data else {},
                             lenient=not named)  # fmt: skip
+        sources = {m: _placed(s, settings, Path(scratch) / str(i)) for i, (m, s) in enumerate(sources.items())}
         names, found = {m: base_name(m) for m in models}, {}
         counts = list(dict.fromkeys(threads)) or [torch.get_num_threads()]
         for index, count in enumerate(counts):
@@ -114,17 +114,20 @@ def default_engines(*, calibrated: bool) -> list[str]:
     ]
 
 
-def _source(model: str, scratch: Path, engines: Sequence[str]) -> Source:
-    """Use the exports that lie in the model's folder; otherwise make them in a scratch folder."""
-    folder = Path(model)
+def _source(model: str) -> Source:
     if model.endswith(".onnx"):
-        if not folder.is_file():
+        if not Path(model).is_file():
             raise MeasureError(f"{model} is not a file")
         return Source(model)
-    fresh = folder.is_dir() and not stale_engines(folder, engines, folder)
     auto_class = auto_class_of(model)
-    exports = None if fresh else str(scratch)
-    return Source(model, exports, auto_class=auto_class, image_size=own_pixels(model, auto_class))
+    return Source(model, auto_class=auto_class, image_size=own_pixels(model, auto_class))
+
+
+def _placed(source: Source, settings: Settings, scratch: Path) -> Source:
+    """Use the exports that lie in the model's folder; otherwise make them in a scratch folder."""
+    if source.is_onnx or (Path(source.checkpoint).is_dir() and not stale_engines(source, settings)):
+        return source
+    return replace(source, exports=str(scratch))
 
 
 def training_table(loaded: LoadedRecipe, reporter: Reporter, *, rounds: int) -> Table:

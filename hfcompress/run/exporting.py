@@ -12,6 +12,7 @@ from ..export.gptq import FORMAT, export_gptq
 from ..export.onnx import export_onnx
 from ..export.runtime import ENGINES, Source, require_engine
 from ..measure.batches import read_batches
+from ..measure.exported import digests
 from ..recipe.load import LoadedRecipe
 from ..train.tasks import tasks
 from .calibrating import calibrated
@@ -55,7 +56,8 @@ def export_checkpoint(
         found = calibrated(Source(checkpoint, image_size=pixels), formats, calibration, Path(scratch))
         batches = read_batches(found.calibration) if found.calibration else None
         model = load_model(checkpoint, auto_class)
-        made = export_onnx(model, output or checkpoint, engines=formats, image_size=pixels, calibration=batches)
+        target, read = output or checkpoint, digests(found)
+        made = export_onnx(model, target, engines=formats, image_size=pixels, calibration=batches, made_of=read)
         return list(made.values()), []
 
 
