@@ -41,7 +41,12 @@ MISTAKES = [
     ("task=text-clasification", "no task is called 'text-clasification'. Did you mean 'text-classification'?"),
     ("data.columns.text=txt", "data.columns.text: the data has no column 'txt'. Did you mean 'text'?"),
     ("data.path=nowhere", "nowhere"),
-    ("model=nowhere", "cannot load nowhere with AutoModelForSequenceClassification"),
+    ("model=nowhere", "model: cannot load nowhere with AutoModelForSequenceClassification"),
+    ("model=no/where", "There is no folder no/where either."),
+    ("model=./nowhere", "model: there is no folder ./nowhere"),
+    ("teacher=models/no/where", "teacher: there is no folder models/no/where"),
+    ("student=/tmp/nowhere", "student: there is no folder /tmp/nowhere"),
+    ("processor=/tmp/nowhere", "(there is no folder /tmp/nowhere) Set 'processor'"),
     ("require={size_ratoi: '>=2'}", "require.size_ratoi: no such number is measured. Did you mean 'size_ratio'?"),
     ("stages.0.train=null", "distill acts while training: give its stage `train:`"),
     (
@@ -103,6 +108,21 @@ def test_empty_data(command, tmp_path):  # noqa: F811
     recipe = text_project(tmp_path)
     (tmp_path / "data" / "validation.csv").write_text("text,label\n")
     assert "empty" in fails(command, "plan", recipe)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "kept"), [("0/record.json", 0), ("0/model/model.safetensors", 0), ("1/model/config.json", 1)]
+)
+def test_a_damaged_stage_is_run_again_with_those_after_it(damaged, kept, command, tmp_path):  # noqa: F811
+    stages = [{"methods": {"svd": {"keep": 0.5}}}, {"methods": {"quantize_weights": {}}}]
+    recipe, out = text_project(tmp_path, stages=stages), tmp_path / "out"
+    assert command("run", recipe, "--output", out)[0] == 0
+    path = out / "stages" / damaged
+    path.write_bytes(path.read_bytes()[:-40])
+    status, printed, errors = command("run", recipe, "--output", out, "--resume")
+    assert status == 0 and "is damaged: it and what came of it are made again" in printed, errors
+    assert printed.count("done before") == kept
+    assert command("run", recipe, "--output", out, "--resume")[1].count("done before") == 2
 
 
 @pytest.mark.parametrize("keep", [-100, 5])

@@ -200,6 +200,9 @@ def test_a_run_with_a_derived_student_compares_it_with_the_model(command, tmp_pa
     assert "### Stage 1: student" in (tmp_path / "out" / "model" / "README.md").read_text()
     status, printed, errors = command("run", recipe, "--output", tmp_path / "out", "--resume")
     assert status == 0 and printed.count("done before") == 3, errors
+    (tmp_path / "out" / "stages" / "student" / "record.json").write_text("{")  # what it left is not to be trusted
+    status, printed, errors = command("run", recipe, "--output", tmp_path / "out", "--resume")
+    assert status == 0 and "damaged" in printed and printed.count("done before") == 0, errors
 
 
 def test_a_run_with_a_checkpoint_as_student(command, tmp_path):

@@ -3,16 +3,18 @@
 from .load import load_model
 from .loader import HFCompressConfig, HFCompressQuantizer, refuse_untrainable
 from .memory import own_memory_, release_
-from .save import attach_structure_, is_stock, save_checkpoint
+from .save import attach_structure_, is_stock, is_whole, save_checkpoint, share_weights_
 
 __all__ = [
     "HFCompressConfig",
     "HFCompressQuantizer",
     "attach_structure_",
     "is_stock",
+    "is_whole",
     "load_model",
     "own_memory_",
     "refuse_untrainable",
     "release_",
     "save_checkpoint",
+    "share_weights_",
 ]

@@ -33,6 +33,7 @@ def load_model(
     loader = getattr(transformers, auto_class, None) if isinstance(auto_class, str) else auto_class
     if loader is None:
         raise CheckpointError(f"cannot load {source}: transformers has no class {auto_class}")
+    require_folder(source)
     try:
         model, info = loader.from_pretrained(
             str(source), dtype=dtype_of(dtype), output_loading_info=True, revision=revision or "main", **config
@@ -40,7 +41,8 @@ def load_model(
     except SafetensorError as error:
         raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"cannot load {source} with {loader.__name__}: {_first(error)}") from error
+        reason = _first(error) + no_folder_either(source, error)
+        raise CheckpointError(f"cannot load {source} with {loader.__name__}: {reason}") from error
     missing = [name for name in info["missing_keys"] if not (new_head and _in_head(model, name))]
     if missing:
         raise CheckpointError(
@@ -50,6 +52,19 @@ def load_model(
     if dtype != "float32":
         own_memory_(model)
     return model.eval()
+
+
+def require_folder(source: str | Path) -> None:
+    """Raise CheckpointError where `source` can be no Hub id, by how it is written, and is no folder."""
+    name = str(source)
+    local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if local and not Path(name).is_dir():
+        raise CheckpointError(f"there is no folder {name}" + (": write ~ out" if name.startswith("~") else ""))
+
+
+def no_folder_either(source: str | Path, error: Exception) -> str:
+    """Say, after transformers' words on what it did not find, that there is no folder of that name here."""
+    return f" There is no folder {source} either." if isinstance(error, OSError) and not Path(source).is_dir() else ""
 
 
 def dtype_of(name: str) -> torch.dtype | Literal["auto"]:

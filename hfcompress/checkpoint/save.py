@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -56,6 +57,29 @@ def is_stock(folder: str | Path) -> bool:
     return config.get("quantization_config", {}).get("quant_method") != QUANT_METHOD
 
 
+def is_whole(folder: str | Path) -> bool:
+    """Return whether every JSON file in `folder` can be read, and weights of which none was cut short lie there."""
+    folder = Path(folder)
+    try:
+        for path in folder.glob("*.json"):
+            json.loads(path.read_text(encoding="utf-8"))
+        weights = list(folder.glob("*.safetensors"))
+        for path in weights:
+            with safe_open(path, framework="pt"):  # looks at the header and at the file's length
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return bool(weights)
+
+
+def share_weights_(folder: str | Path) -> None:
+    """Give the weights in `folder`, which safetensors writes for their owner alone, the mode that other files get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in Path(folder).glob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
+
+
 def _forget_code_(model: PreTrainedModel) -> None:
     # A config says that the loader's code lies beside it. Of a model that was loaded by this package instead, a save
     # does not take that code along.
@@ -81,6 +105,7 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         yield temporary
+        share_weights_(temporary)
         temporary.chmod(0o755)
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old")

@@ -31,7 +31,7 @@ from .measuring import base_name, measure
 from .reporter import Reporter
 from .setup import Setup, open_recipe
 from .staging import run_stages
-from .state import RECORD, Run, kept
+from .state import RECORD, Run, kept, read_record
 from .training import clean, train
 
 _STUDENT = "student"
@@ -95,7 +95,8 @@ def _baseline(run: Run) -> nn.Module:
     def execute() -> nn.Module:
         return _train_plain(run, setup.model, folder.baseline)
 
-    return kept(run, folder.baseline, "Fine-tuning", execute, instead=setup.model)
+    rest = [folder.stages, folder.control, scratch_of(folder.control)]
+    return kept(run, folder.baseline, "Fine-tuning", execute, instead=setup.model, rest=rest)
 
 
 def _train_plain(run: Run, model: nn.Module, target: Path) -> nn.Module:
@@ -134,8 +135,9 @@ def _student(run: Run, baseline: nn.Module, *, keep: bool) -> tuple[nn.Module, l
         save_checkpoint(model, run.folder.student / "model", setup.processor)
         return model
 
-    model = kept(run, run.folder.student / "model", "Deriving the student", execute, instead=model)
-    return model, [StageRecord.model_validate_json((run.folder.student / RECORD).read_text(encoding="utf-8"))]
+    made, rest = run.folder.student, [run.folder.stages]
+    model = kept(run, made / "model", "Deriving the student", execute, instead=model, recorded=True, rest=rest)
+    return model, [read_record(made)]
 
 
 def _student_record(model: nn.Module, settings: dict[str, Any], seconds: float) -> StageRecord:

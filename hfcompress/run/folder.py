@@ -40,9 +40,14 @@ class RunFolder:
         return self.path / "baseline"
 
     @property
+    def stages(self) -> Path:
+        """The folders of the stages, and that of the student they start from."""
+        return self.path / "stages"
+
+    @property
     def student(self) -> Path:
         """The folder of the student as it was before any stage, if the recipe names one."""
-        return self.path / "stages" / "student"
+        return self.stages / "student"
 
     @property
     def control(self) -> Path:
@@ -101,7 +106,7 @@ class RunFolder:
 
     def stage(self, index: int) -> Path:
         """The folder of one stage."""
-        return self.path / "stages" / str(index)
+        return self.stages / str(index)
 
     def log(self, **entry: Any) -> None:
         """Append one line to log.jsonl."""
@@ -123,10 +128,10 @@ class RunFolder:
 
     def written(self) -> list[Path]:
         """Return all that a run may have left here but its mark and recipe; what else lies beside it is the user's."""
-        named = [self.model, self.baseline, self.control, self.measured, self.batches, self.baseline_batches,
-                 self.calibration, self.baseline_calibration, self.real, self.baseline_real, self.labels,
-                 self.examples]  # fmt: skip
-        others = ("result.json", "plan.json", "log.jsonl", "stages", "exports", IMAGES)
+        named = [self.model, self.baseline, self.control, self.stages, self.measured, self.batches,
+                 self.baseline_batches, self.calibration, self.baseline_calibration, self.real, self.baseline_real,
+                 self.labels, self.examples]  # fmt: skip
+        others = ("result.json", "plan.json", "log.jsonl", "exports", IMAGES)
         named += [*(self.path / name for name in others), *map(scratch_of, (self.baseline, self.control))]
         return named + [cut for path in named for cut in self.path.glob(f".{path.name}.*")]
 

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor
 
 from ..checkpoint import is_stock, load_model
+from ..checkpoint.load import no_folder_either, require_folder
 from ..core.errors import CheckpointError, FamilyError, MeasureError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
@@ -32,10 +33,12 @@ from .inspect_bars import layer_bars
 
 def auto_class_of(source: str) -> str:
     """Return the Auto class for the task a checkpoint was saved for; CheckpointError when its config does not say."""
+    require_folder(source)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {source}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0] + no_folder_either(source, error)
+        raise CheckpointError(f"cannot read {source}: {reason}") from error
     found = (auto_class_for(name) for name in config.architectures or ())
     return next((auto for auto in found if auto), "AutoModel")
 

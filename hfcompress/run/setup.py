@@ -157,12 +157,20 @@ def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, 
     common: dict[str, Any] = {"revision": recipe.revision, "dtype": recipe.dtype}
     if recipe.finetune is not None:
         head = {**task.head_config(labels), "ignore_mismatched_sizes": True}
-        model = load_model(recipe.model, task.auto_class, new_head=True, **common, **head)
+        model = _load("model", recipe.model, task, new_head=True, **common, **head)
     else:
-        model = load_model(recipe.model, task.auto_class, **common)
+        model = _load("model", recipe.model, task, **common)
         task.check_labels(model.config, splits.label_names, splits.label_count)
     source = recipe.processor or recipe.model
     return model, task.load_processor(source, model.config, recipe.data, recipe.revision)
+
+
+def _load(key: str, source: str, task: Task, **options: Any) -> nn.Module:
+    """Load what the recipe names under `key`, which a CheckpointError names too."""
+    try:
+        return load_model(source, task.auto_class, **options)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}: {error}") from error
 
 
 def _open_student(recipe: Recipe, task: Task, model: Any, processor: Any) -> nn.Module | None:
@@ -172,7 +180,7 @@ def _open_student(recipe: Recipe, task: Task, model: Any, processor: Any) -> nn.
     labels = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
     head = {**task.head_config(labels), "ignore_mismatched_sizes": True}
     set_seed(recipe.seed)
-    student = load_model(recipe.student, task.auto_class, new_head=True, dtype=recipe.dtype, **head)
+    student = _load("student", recipe.student, task, new_head=True, dtype=recipe.dtype, **head)
     _require_same_processor(recipe, task, recipe.student, student.config, processor, "student")
     return student
 
@@ -181,7 +189,7 @@ def _look_at_teacher(recipe: Recipe, task: Task, model: Any, processor: Any) -> 
     """Return the shapes of the teacher the recipe names, once it is known to read and answer as the model does."""
     if recipe.teacher is None:
         return None
-    teacher = load_model(recipe.teacher, task.auto_class, dtype=recipe.dtype)
+    teacher = _load("teacher", recipe.teacher, task, dtype=recipe.dtype)
     _require_same_processor(recipe, task, recipe.teacher, teacher.config, processor, "teacher")
     return meta_copy(teacher)
 

@@ -19,7 +19,7 @@ from ..modules.tokens import follow_tokenizer_
 from ..train.compress import run_oneshot
 from ..train.data import calibration_batches
 from ..train.stages import StageMethods, stage_methods
-from .state import RECORD, Run, kept
+from .state import RECORD, Run, kept, read_record
 from .training import clean, train
 
 
@@ -30,8 +30,10 @@ def run_stages(run: Run, model: nn.Module, teacher: nn.Module | None) -> tuple[n
         methods = stage_methods(stage, f"stages.{index}")
         folder = run.folder.stage(index)
         heading = f"Stage {index + 1} of {len(run.setup.recipe.stages)}: {methods.title}"
-        model = kept(run, folder / "model", heading, _stage_runner(run, model, methods, teacher, folder), instead=model)
-        records.append(StageRecord.model_validate_json((folder / RECORD).read_text(encoding="utf-8")))
+        later = [run.folder.stage(i) for i in range(index, len(run.setup.recipe.stages))]
+        execute = _stage_runner(run, model, methods, teacher, folder)
+        model = kept(run, folder / "model", heading, execute, instead=model, recorded=True, rest=later)
+        records.append(read_record(folder))
         run = _following(run, model, folder / "model", teacher)
     return model, records, run
 

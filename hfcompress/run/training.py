@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from ..checkpoint import is_whole
 from ..core.method import Method
 from ..core.progress import listening
 from ..recipe.training import SAVE_STRATEGY
@@ -91,7 +92,7 @@ def selecting(arguments: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
 
 def last_checkpoint(scratch: Path) -> str | None:
     """Return the newest complete checkpoint: the Trainer writes its state last, so one without it was cut short."""
-    found = [p.parent for p in scratch.glob("checkpoint-*/trainer_state.json")]
+    found = [p.parent for p in scratch.glob("checkpoint-*/trainer_state.json") if is_whole(p.parent)]
     newest = max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
     return None if newest is None else str(newest)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..checkpoint import load_model
+from ..checkpoint import load_model, share_weights_
 from ..checkpoint.training_state import load_training_state_, save_training_state
 from ..core.errors import CheckpointError
 from ..core.files import write_text
@@ -74,6 +74,7 @@ class CheckpointMixin:
         super()._save(str(folder), clean_state_dict(model) if state_dict is None else state_dict)  # type: ignore[misc]
         if not self.args.should_save:
             return
+        share_weights_(folder)
         save_training_state(model, folder)
         # The Trainer pickles its arguments beside the weights; the same in JSON can be read without running code.
         (folder / "training_args.bin").unlink(missing_ok=True)

@@ -12,7 +12,8 @@ import torch
 import transformers
 from datasets import Dataset
 
-from ...core.errors import DataError, RecipeError, nearest
+from ...checkpoint.load import require_folder
+from ...core.errors import CheckpointError, DataError, RecipeError, nearest
 from ...core.metric import Metric
 from ...ops.reductions import REDUCTIONS
 from ...recipe.data import Data
@@ -216,8 +217,9 @@ def auto_class_for(architecture: str) -> str | None:
 def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -> Any:
     """Call ``loader.from_pretrained``; RecipeError says which key to set when `source` holds no such thing."""
     try:
+        require_folder(source)
         return loader.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, CheckpointError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = (
             f"no {what} can be loaded from {source!r} ({first}) Set 'processor' to a Hub id or folder that has one."
