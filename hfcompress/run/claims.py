@@ -47,6 +47,14 @@ class Place:
         """What the result says of both."""
         return {COMPRESSED: self.result.compressed, ORIGINAL: self.result.baseline}
 
+    @property
+    def complete(self) -> bool:
+        """Whether whoever made the result computed all that is told today: older ones have neither of these."""
+        rows = [*self.result.baseline.quality, *self.result.compressed.quality]
+        told = (row.mcnemar or row.classes or row.divergence is not None for row in self.result.difference)
+        sure = (row.calibration_error is not None for row in rows)
+        return any(model.checksums for model in self.models.values()) or any(told) or any(sure)
+
     def sources(self, engines: Sequence[str] = ()) -> dict[str, Source]:
         """Return the models that are at hand, the original first; of `engines` those without a file are skipped."""
         result, found = self.result, {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..checkpoint import load_model
@@ -12,7 +12,7 @@ from ..export.runtime import Source
 from ..measure.flops import count_flops
 from ..measure.layout import layout_of
 from ..measure.result import ModelResult
-from ..measure.size import checksum, count_parameters, local_folder
+from ..measure.size import checksum, count_parameters, export_files, local_folder, weight_files
 from ..publish.snippet import takes_images
 from .claims import COMPRESSED, NOT_FOUND, ORIGINAL, Check, Place, first_line, of, same, unread
 
@@ -46,11 +46,19 @@ def _model(at: Place, label: str, source: Source) -> list[Check]:
     except HFCompressError as error:
         return unread(_said(wanted), first_line(error))
     exports = Path(source.exports or source.checkpoint)
-    found = [*_files(label, wanted, folder), *_exports(label, wanted, exports)]
-    return [*found, *_counts(at, label, source)]
+    counts = list(_counts(at, label, source))  # first: loading may fetch the files
+    return [*_files(at, label, folder), *_exports(label, wanted, exports), *counts]
 
 
-def _files(label: str, wanted: ModelResult, folder: Path) -> Iterator[Check]:
+def _files(at: Place, label: str, folder: Path) -> Iterator[Check]:
+    """Compare the weight files with those that load: no other file counts, and none may be left out."""
+    wanted = at.models[label]
+    try:
+        yield _named(f"{of(label)}weight files", wanted.files, weight_files(folder))
+    except (HFCompressError, OSError, ValueError, KeyError) as error:  # an index may be damaged, or a file of it gone
+        yield Check(f"{of(label)}weight files", _number(wanted.files), first_line(error), False)
+    if at.complete:
+        yield _named(f"{of(label)}files with a SHA-256", wanted.checksums, wanted.files)
     for name, size in wanted.files.items():
         yield _bytes(label, folder, name, size)
     total = sum(wanted.files.values())
@@ -64,11 +72,24 @@ def _files(label: str, wanted: ModelResult, folder: Path) -> Iterator[Check]:
 
 def _exports(label: str, wanted: ModelResult, folder: Path) -> Iterator[Check]:
     """Compare exported files; those of the original are only for comparison and may be gone."""
+    if there := export_files(folder):
+        yield _named(f"{of(label)}exported files", wanted.exports.keys() & there.keys(), there)
     for name, size in wanted.exports.items():
         if label == ORIGINAL and not (folder / name).is_file():
             yield Check(f"{of(label)}bytes of {name}", f"{size:,}", f"{name} of this model is not at hand", None)
         else:
             yield _bytes(label, folder, name, size)
+
+
+def _named(name: str, told: Collection[str], there: Collection[str]) -> Check:
+    """Return the check that a result names all the files there are, and no other."""
+    wrong = [f"not named: {file}" for file in sorted(set(there) - set(told))]
+    wrong += [f"not one: {file}" for file in sorted(set(told) - set(there))]
+    return Check(name, _number(told), wrong[0] if wrong else _number(there), not wrong)
+
+
+def _number(names: Collection[str]) -> str:
+    return f"{len(names)} file{'s' * (len(names) != 1)}"
 
 
 def _bytes(label: str, folder: Path, name: str, size: int) -> Check:
