@@ -22,10 +22,14 @@ from .claims import COMPRESSED, NOT_FOUND, ORIGINAL, Check, Place, first_line, m
 from .folder import RunFolder
 
 SAME = 1e-3  # a metric that is no share may differ by so much of itself, between machines
-FLIPS = 3  # examples by which the end of an interval may move when one falls to the other side
+FLIPS = 3  # examples by which the end of an interval may move when one falls to the other side; of another metric,
+_WIDTH, _ROUNDED = 0.1, 1e-5  # by so much of the interval's width, and of the metric
 _KL = 0.05  # of itself, and so many nats: kernels of other machines round otherwise
 _ECE = 2e-3  # and two examples: one may cross a bin's edge
 _SURE = 1e-9
+_UNTOLD = "not told"
+_OF = ("metric", "examples", "resamples", "level", "counted", "higher_is_better")  # what a number is of
+_STATISTICS = {"mcnemar": "its McNemar test", "divergence": "KL divergence", "classes": "what each class paid"}
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,16 @@ Kept = np.ndarray | Unknown
 
 def quality_claims(at: Place, overrides: Sequence[str]) -> list[Check]:
     """Let both models, and the control, predict again, and compute every statistic anew."""
+    if not at.result.compressed.quality:
+        return []
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
         try:
             data = _evaluation(at, RunFolder(Path(scratch)), overrides)
         except HFCompressError as error:
             return unread(list(_said(at.result)), first_line(error))
-        names = [row.engine for row in (*at.result.compressed.quality, *at.result.baseline.quality)]
+        result = at.result
+        names = [row.engine for row in (*result.compressed.quality, *result.baseline.quality)]
+        names += [row.engine for row in result.difference]
         found = [line for name in dict.fromkeys(names) for line in _in_engine(at, data, name)]
         return [*found, *_control(at, data)]
 
@@ -85,7 +93,7 @@ def _in_engine(at: Place, data: EvaluationSet, name: str) -> Iterator[Check]:
     for label, model in at.models.items():
         wanted = model.quality_in(name)
         if wanted is not None:
-            yield from _quality(at.result, data, label, wanted, kept[label])
+            yield from _quality(at, data, label, wanted, kept[label])
     row = next((d for d in at.result.difference if d.engine == name), None)
     if row is None:
         return
@@ -94,9 +102,8 @@ def _in_engine(at: Place, data: EvaluationSet, name: str) -> Iterator[Check]:
         why = next(one.why for one in (after, before) if isinstance(one, Unknown))
         yield Check(_interval_name(row), _interval(at.result, row), why, None)
         return
-    yield from _difference(
-        at.result, row, difference(name, before, after, data, row.resamples, at.result.seed, row.level)
-    )
+    scale = max(abs(quality(name, one, data).value) for one in (before, after))
+    yield from _difference(at, row, difference(name, before, after, data, seed=at.result.seed), scale)
 
 
 def _predicted(at: Place, data: EvaluationSet, label: str, source: Source | None, name: str) -> Kept:
@@ -111,25 +118,28 @@ def _predicted(at: Place, data: EvaluationSet, label: str, source: Source | None
         return Unknown(first_line(error), holds=False if label == COMPRESSED else None)
 
 
-def _quality(result: Result, data: EvaluationSet, label: str, wanted: Quality, kept: Kept) -> Iterator[Check]:
-    name, claimed = f"{of(label)}{wanted.metric}, {engine_name(wanted.engine)}", metric(result, wanted.value)
+def _quality(at: Place, data: EvaluationSet, label: str, wanted: Quality, kept: Kept) -> Iterator[Check]:
+    name, claimed = f"{of(label)}{wanted.metric}, {engine_name(wanted.engine)}", metric(at.result, wanted.value)
     if isinstance(kept, Unknown):
         yield Check(name, claimed, kept.why, kept.holds)
         return
     found = quality(wanted.engine, kept, data)
-    held = abs(found.value - wanted.value) <= _allowed(result, wanted.value, wanted.examples)
-    yield Check(name, claimed, metric(result, found.value), held and found.examples == wanted.examples)
-    if wanted.calibration_error is not None:
-        name = f"{of(label)}calibration error, {engine_name(wanted.engine)}"
-        now = found.calibration_error or 0.0
-        held = abs(now - wanted.calibration_error) <= _ECE + 2 / wanted.examples
-        yield Check(name, f"{wanted.calibration_error:.2%}", f"{now:.2%}", held)
+    one = (1 / found.examples if abs(found.value) <= 1 else SAME * abs(found.value)) + _SURE
+    held, others = abs(found.value - wanted.value) <= one, _others(wanted, found)
+    yield Check(name, claimed, ", ".join([metric(at.result, found.value), *others]), held and not others)
+    name = f"{of(label)}calibration error, {engine_name(wanted.engine)}"
+    told, now = wanted.calibration_error, found.calibration_error
+    if told is not None:
+        held = abs((now or 0.0) - told) <= _ECE + 2 / found.examples
+        yield Check(name, f"{told:.2%}", f"{now or 0.0:.2%}", held)
+    elif at.complete and now is not None:
+        yield Check(name, _UNTOLD, f"{now:.2%}", False)
 
 
-def _allowed(result: Result, value: float, examples: int, flips: int = 1) -> float:
-    """Return by how much a metric, a difference or a bound may be off: so many examples may fall to the other side."""
-    before = max(abs(q.value) for q in (*result.baseline.quality, *result.compressed.quality))
-    return (flips / examples if before <= 1 else flips * SAME * max(before, abs(value))) + _SURE
+def _others(told: Quality | Difference, found: Quality | Difference) -> list[str]:
+    """Return what a number is of, in words, where that is something else than is claimed."""
+    names = [name for name in _OF if hasattr(found, name) and getattr(told, name) != getattr(found, name)]
+    return [f"{name.replace('_', ' ')} {getattr(found, name)}" for name in names]
 
 
 def _interval_name(row: Difference) -> str:
@@ -141,12 +151,13 @@ def _interval(result: Result, row: Difference) -> str:
     return f"{signed(result, row.value)} ({low} to {high})"
 
 
-def _difference(result: Result, row: Difference, found: Difference) -> Iterator[Check]:
-    """Compare every statistic of two models with what their predictions give now."""
-    where, n = engine_name(row.engine), row.examples
-    off = [abs(getattr(row, part) - getattr(found, part)) for part in ("value", "low", "high")]
-    held = all(by <= _allowed(result, row.value, n, flips) for by, flips in zip(off, (2, FLIPS, FLIPS), strict=True))
+def _difference(at: Place, row: Difference, found: Difference, scale: float) -> Iterator[Check]:
+    """Compare every statistic of two models, whose metrics are of size `scale`, with what they predict now."""
+    result, where, n = at.result, engine_name(row.engine), found.examples
+    held = _interval_holds(row, found, scale)
     yield Check(_interval_name(row), _interval(result, row), _interval(result, found), held)
+    others, words = _others(row, found), f"{row.examples} examples, {row.resamples} resamples, {row.level:.0%}"
+    yield Check(f"what that interval is of, {where}", words, ", ".join(others) or words, not others)
     answers, now = row.agreement, found.agreement
     yield Check(f"agreement, {where}", f"{answers:.1%}", f"{now:.1%}", abs(answers - now) <= 1 / n + _SURE)
     if row.divergence is not None:
@@ -161,6 +172,28 @@ def _difference(result: Result, row: Difference, found: Difference) -> Iterator[
         )
     if row.classes:
         yield _classes(row.classes, found.classes, where)
+    untold = [
+        words
+        for name, words in _STATISTICS.items()
+        if getattr(row, name) in (None, []) and getattr(found, name) not in (None, [])
+    ]
+    if at.complete and untold:
+        yield Check(f"statistics of a classifier, {where}", _UNTOLD, ", ".join(untold), False)
+
+
+def _interval_holds(row: Difference, found: Difference, scale: float) -> bool:
+    """Return whether a difference and its interval are those found, and tell the models apart where those do.
+
+    An end may cross zero by no more than one example makes, or of a metric that is no share the rounding of machines.
+    """
+    share = scale <= 1
+    one = (1 / found.examples if share else _ROUNDED * scale) + _SURE
+    wide = _WIDTH * (found.high - found.low) + one
+    held = abs(row.value - found.value) <= (2 * one if share else wide)
+    for sign, told, now in ((1, row.low, found.low), (-1, row.high, found.high)):
+        crossed = (sign * told > 0) != (sign * now > 0)
+        held &= abs(told - now) <= (one if crossed else FLIPS * one if share else wide)
+    return held
 
 
 def _classes(told: Sequence[ClassRow], seen: Sequence[ClassRow], where: str) -> Check:
@@ -186,4 +219,4 @@ def _control(at: Place, data: EvaluationSet) -> list[Check]:
         return [Check(name, claimed, "the control's folder is not at hand", None)]
     source = Source(str(folder), dtype=at.result.dtype)
     kept = _predicted(at, data, ORIGINAL, source, wanted.engine)
-    return list(_quality(at.result, data, "control", wanted, kept))
+    return list(_quality(at, data, "control", wanted, kept))
