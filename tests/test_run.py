@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,13 +24,23 @@ from hfcompress import cli
 from hfcompress.checkpoint import load_model
 from hfcompress.measure.latency import Latency
 from hfcompress.measure.opening import Opened
-from hfcompress.measure.result import read_result
-from hfcompress.run import claims_times
+from hfcompress.measure.result import Difference, read_result
+from hfcompress.run import claims_files, claims_quality, claims_times
 from hfcompress.run.check import check_card, unchecked
 from hfcompress.run.claims import Place, find_place
-from hfcompress.run.claims_text import TEXT, text_claims
+from hfcompress.run.claims_recipe import DONE, recipe_claims
+from hfcompress.run.claims_text import EVALUATED, TEXT, text_claims
 from hfcompress.run.claims_times import time_claims
 from hfcompress.run.folder import RunFolder
+
+INTERVALS = [
+    (26.0, -0.02, True),
+    (26.0, -0.05, True),  # within a tenth of its width
+    (26.0, -0.06, False),
+    (26.0, 0.01, False),  # it would tell the models apart
+    (0.9, -0.017, True),  # of a share: three examples of a thousand
+    (0.9, -0.016, False),
+]
 
 AUTO = "AutoModelForSequenceClassification"
 
@@ -90,7 +101,7 @@ def _check_claims(command, out: Path) -> None:
     text = (out / "result.json").read_text()
     pushed = out.parent / "pushed"  # as a push leaves it: the result beside the weights, no examples
     shutil.copytree(out / "model", pushed)
-    moved = text.replace('"overrides": []', '"overrides": ["data.path=sst2"]')
+    moved = text.replace('"overrides": []', '"overrides": ["data.path=data"]')
     (pushed / "result.json").write_text(moved)
     assert moved != text and _holds(pushed)["accuracy, PyTorch"] is None
     found = check_card(pushed, time=False, overrides=[f"data.path={out.parent / 'data'}"])
@@ -134,6 +145,17 @@ def _check_what_is_falsified(out: Path, text: str) -> None:
         "ratios of times are those of the times": lambda r: r["speedup"][-1].update(ratio=50.0),
         "what saved nothing is what its numbers say": lambda r: r["findings"].append("It is no faster on Mars."),
         "what `require` asked for was met": lambda r: r["requirements"][0].update(measured=9.0),
+        "what that interval is of, PyTorch": lambda r: r["difference"][0].update(resamples=1),
+        "original: weight files": lambda r: r["baseline"]["files"].update({"vocab.txt": 99}),
+        "exported files": lambda r: r["compressed"]["exports"].clear(),
+        "files with a SHA-256": lambda r: r["compressed"]["checksums"].clear(),
+        "statistics of a classifier, ONNX Runtime int8": lambda r: r["difference"][1].update(mcnemar=None),
+        "calibration error, PyTorch": lambda r: r["compressed"]["quality"][0].update(calibration_error=None),
+        "the metric in every engine that was timed": lambda r: r["compressed"]["quality"].pop(),
+        "model, data and metric are those of its recipe": lambda r: r["dataset"].update(split="train"),
+        "stages are those of its recipe": lambda r: r["stages"][0]["methods"]["movement"].update(heads=0.9),
+        "all is there that is asked for by its recipe": lambda r: r["baseline"]["quality"].pop(),
+        "the hash is that of its recipe": lambda r: r.update(recipe_hash="0" * 64),
     }  # fmt: skip
     result = json.loads(text)
     for change in changes.values():
@@ -143,6 +165,66 @@ def _check_what_is_falsified(out: Path, text: str) -> None:
     (out / "result.json").write_text(text)
     assert {name: found[name] for name in changes} == dict.fromkeys(changes, False)
     assert found[TEXT] is False and found["parameters"] is True
+    result = json.loads(text)
+    result["stages"][0]["methods"]["movement"]["penalty"] = 5.0  # which the recipe leaves to a default
+    (out / "result.json").write_text(json.dumps(result))
+    (line,) = [line for line in recipe_claims(find_place(out, None, ()), ()) if line.name == DONE]
+    (out / "result.json").write_text(text)
+    assert line.holds is None and "left to defaults, which are others now" in line.found
+
+
+def test_published_results_are_of_what_their_recipes_say():
+    """Older ones too, whose defaults were others and which lack newer statistics."""
+    for path in sorted(Path(__file__).parent.parent.glob("model_cards/*/result.json")):
+        at = Place(read_result(path), RunFolder(path.parent), path.parent, None)
+        wrong = [line for line in recipe_claims(at, ()) if line.holds is False]
+        wrong += [line for line in text_claims(at) if line.holds is False and line.name == EVALUATED]
+        assert not wrong, (path.parent.name, wrong)
+
+
+def test_a_recipe_that_cannot_be_read_is_told_and_speaks_against_nothing(tmp_path):
+    for recipe in ("", "model: x\nstages: 3\n"):
+        at = Place(make_result(recipe=recipe, overrides=[]), RunFolder(tmp_path), tmp_path, None)
+        assert {line.holds for line in recipe_claims(at, ())} == {None}
+
+
+def test_every_weight_file_that_loads_is_counted_and_no_other(tmp_path):
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in (*names, "vocab.txt"):
+        (tmp_path / name).write_bytes(b"1234")
+    index = {"weight_map": dict(zip("ab", names, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"12")
+
+    def holds(names: list[str], *, checksums: bool = False, exports: int = 1) -> dict[str, bool | None]:
+        told = {name: hashlib.sha256(b"1234").hexdigest() for name in names} if checksums else {}
+        model = make_result().compressed.model_copy(
+            update={
+                "files": dict.fromkeys(names, 4),
+                "size_bytes": 4 * len(names),
+                "checksums": told,
+                "exports": dict.fromkeys(["onnx/model.onnx"][:exports], 2),
+            }
+        )
+        at = Place(make_result(compressed=model), RunFolder(tmp_path), tmp_path, None)
+        lines = [*claims_files._files(at, "compressed", tmp_path), *claims_files._exports("", model, tmp_path)]
+        return {line.name: line.holds for line in lines}
+
+    assert set(holds(names).values()) == set(holds(names, checksums=True).values()) == {True}
+    assert "files with a SHA-256" not in holds(names), "an older result has none"
+    assert holds(names[:1])["weight files"] is holds(["vocab.txt"])["weight files"] is False
+    assert holds(names, exports=0)[": exported files"] is False
+    (tmp_path / names[1]).unlink()
+    assert holds(names)["weight files"] is False
+
+
+@pytest.mark.parametrize(("scale", "low", "holds"), INTERVALS)
+def test_the_end_of_an_interval_may_not_come_to_tell_models_apart(scale: float, low: float, holds: bool):
+    """A tolerance that is a share of the metric would let any small difference of a perplexity count as sure."""
+    found = Difference(engine="pytorch", metric="x", value=0.1, low=-0.02, high=0.3, resamples=2, examples=1000,
+                       agreement=1.0)  # fmt: skip
+    assert claims_quality._interval_holds(found.model_copy(update={"low": low}), found, scale) is holds
 
 
 def test_ratios_memory_and_loading_are_measured_again_against_any_engine(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from rich.table import Table
 from .claims import Check, find_place
 from .claims_files import LOADS, file_claims
 from .claims_quality import quality_claims
+from .claims_recipe import recipe_claims
 from .claims_text import text_claims
 from .claims_times import BAND, time_claims
 
@@ -24,14 +25,14 @@ def check_card(
 ) -> list[Check]:
     """Find again what the result in `folder` claims, of both models, and whether its card says the same.
 
-    That is the card's text, files, parameters, operations, the metric with all statistics of how the models differ,
-    and with `time` ratios of times, memory and loading. `folder` is a run folder, or a model's with the result beside
-    its weights, as a push leaves it; for that one the evaluation split is read again from where the result's recipe
-    says, or `overrides` of that recipe. `baseline` is the original, where it cannot be found. Raises MeasureError when
-    there is no result.
+    That is the card's text, whether the result is of what its recipe says, files, parameters, operations, the metric
+    with all statistics of how the models differ, and with `time` ratios of times, memory and loading. `folder` is a run
+    folder, or a model's with the result beside its weights, as a push leaves it; for that one the evaluation split is
+    read again from where the result's recipe says, or `overrides` of that recipe. `baseline` is the original, where it
+    cannot be found. Raises MeasureError when there is no result.
     """
     at = find_place(folder, baseline, overrides)
-    found = [*text_claims(at), *file_claims(at)]
+    found = [*text_claims(at), *recipe_claims(at, overrides), *file_claims(at)]
     if found[-1].name == LOADS:
         return found
     found += quality_claims(at, overrides)

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from ..core.errors import RecipeError
 from ..measure.result import Result
-from ..recipe.load import load_recipe
+from ..recipe.load import LoadedRecipe, load_recipe
 from ..recipe.schema import Recipe
 from ..recipe.yaml12 import parse_yaml
 from ..train.data import load_data
@@ -17,6 +17,7 @@ from ..train.tasks import get_task
 from .folder import RunFolder
 from .verify import write_labels, write_split
 
+_RECIPE = "the result's recipe"
 _LOCAL = "data.path="  # what was said of it is only the last part of a path on another machine
 
 
@@ -46,7 +47,15 @@ def claimed_recipe(result: Result, overrides: Sequence[str], more: tuple[str, ..
     """Return the recipe of a result, with what was set on the command line about its data, its seed and `more`."""
     said = [item for item in result.overrides if item.startswith(("data.", "evaluate.", "seed=", *more))]
     kept = [item for item in said if not item.startswith(_LOCAL)]
-    return load_recipe(parse_yaml(result.recipe, "the result's recipe"), [*kept, *overrides]).recipe
+    return recipe_of(result, [*kept, *overrides]).recipe
+
+
+def recipe_of(result: Result, overrides: Sequence[str]) -> LoadedRecipe:
+    """Return the recipe of a result with these values set; RecipeError where its text is none."""
+    values = parse_yaml(result.recipe, _RECIPE)
+    if not isinstance(values, dict):
+        raise RecipeError(f"{_RECIPE} is not one: it has no 'model', 'task', 'data' and 'stages'")
+    return load_recipe(values, overrides)
 
 
 def _recipe(result: Result, overrides: Sequence[str]) -> Recipe:

@@ -17,9 +17,10 @@ from ..measure.statistics import mcnemar_p
 from ..publish.card import LOCAL, figures_beside, render_card
 from ..publish.examples import GRID, said_of
 from ..publish.rows import engine_name, ratio, shape_name, signed
-from .claims import Check, Place, first_line
+from .claims import COMPRESSED, ORIGINAL, Check, Place, first_line
 
 TEXT = "the card's text is that of its result"
+EVALUATED = "the metric in every engine that was timed"
 _LOCATION = re.compile(r'^location = ("(?:[^"\\]|\\.)*")$', re.MULTILINE)
 _CAPTION = re.compile(rf"\]\({re.escape(GRID)}\)\n\n(.+)\n")
 _CLOSE = 1e-6  # of a number that is computed from others
@@ -68,6 +69,7 @@ def _parting(one: str, other: str) -> int:
 def _follows(result: Result) -> Iterator[Check]:
     """Yield whether each kind of number that follows from others does."""
     yield _ratios(result)
+    yield _evaluated(result)
     yield _findings(result)
     for row in result.difference:
         yield _difference_of(result, row)
@@ -91,6 +93,22 @@ def _ratios(result: Result) -> Check:
             where = f"{shape_name(row)}, {engine_name(row.engine)}"
             return Check(name, told, f"{where}: {ratio(wanted)}, not {ratio(row.ratio)}", False)
     return Check(name, told, f"{len(made)} more" if made else told, not made)
+
+
+def _evaluated(result: Result) -> Check:
+    """Look for the metric, and for the difference, in every engine that was timed: who leaves one out hides it."""
+    models = {ORIGINAL: result.baseline, COMPRESSED: result.compressed}
+    lacking = [
+        f"not of the {label}, {engine_name(row.engine)}"
+        for label, model in models.items()
+        for row in model.latency
+        if model.quality_in(row.engine) is None
+    ]
+    timed = [dict.fromkeys(row.engine for row in model.latency) for model in models.values()]
+    told = {row.engine for row in result.difference}
+    lacking += [f"no difference, {engine_name(name)}" for name in timed[0] if name in timed[1] and name not in told]
+    words = f"{len(timed[1])} engines"
+    return Check(EVALUATED, words, lacking[0] if lacking else words, not lacking)
 
 
 def _findings(result: Result) -> Check:

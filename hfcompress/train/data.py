@@ -21,7 +21,7 @@ from ..recipe.data import Columns, Data, Origin
 from .sources import Source, open_source
 from .tasks.base import Task
 
-_EVALUATION_NAMES = ("validation", "valid", "val", "dev", "evaluate", "eval", "test")
+EVALUATION_NAMES = ("validation", "valid", "val", "dev", "evaluate", "eval", "test")
 _MOST_WORKERS = 8
 
 
@@ -75,7 +75,7 @@ def _measured_on(data: Data, source: Source) -> str | None:
     """Return the split to measure on; None stands for a part of the training split, to be held out."""
     if data.splits.held_out:
         return None
-    return data.splits.evaluate or next((n for n in _EVALUATION_NAMES if n in source.splits), None)
+    return data.splits.evaluate or next((n for n in EVALUATION_NAMES if n in source.splits), None)
 
 
 def _unlabelled(data: Data, task: Task, seed: int, ranges: Mapping[str, list[tuple[str, range]]]) -> Dataset | None:
