@@ -13,6 +13,7 @@ from rich.console import Console
 from test_hub import hub  # noqa: F401 - a fixture
 
 from hfcompress import cli
+from hfcompress.core.errors import MeasureError
 from hfcompress.run import doctor
 from hfcompress.run.doctor import Line, doctor_table
 
@@ -54,6 +55,12 @@ def test_a_full_disk_is_broken_but_stops_nothing(monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1e8}))
     line = found("disk of the Hub's cache", list(doctor._surroundings()))
     assert (line.state, line.needed) == ("broken", False) and line.mend
+
+
+def test_an_engine_that_there_is_not_is_refused_first(monkeypatch) -> None:
+    monkeypatch.setattr(doctor, "_packages", lambda: pytest.fail("it looked before"))
+    with pytest.raises(MeasureError, match=r"no engine is called 'pytorhc'\. Did you mean 'pytorch'"):
+        doctor.examine(["pytorhc"])
 
 
 def test_an_engine_that_fails_is_broken(monkeypatch) -> None:

@@ -24,7 +24,7 @@ from ..core.config import StrictModel
 from ..core.errors import HFCompressError
 from ..core.machine import cpu_info
 from ..export.cpu import cpu_flags
-from ..export.runtime import ENGINES, Source, require_engine
+from ..export.runtime import ENGINES, Source, engine, require_engine
 from ..measure.batches import write_batches
 from ..measure.environment import FLAGS
 from ..measure.quality import predict
@@ -65,7 +65,12 @@ class Line(StrictModel):
 
 
 def examine(engines: list[str] | None = None, tell: Callable[[str], None] = lambda text: None) -> list[Line]:
-    """Return a line for each thing looked at; `engines` limits those tried (default: all), `tell` hears of each."""
+    """Return a line for each thing looked at; `engines` limits those tried (default: all), `tell` hears of each.
+
+    Raises MeasureError, before anything is looked at, for an engine there is not.
+    """
+    for name in engines or ():
+        engine(name)
     return [*_packages(), *_machine(), *_surroundings(), _token(), *_engines(engines, tell)]
 
 
