@@ -166,6 +166,8 @@ def test_overrides_are_typed_reach_into_lists_and_change_the_hash() -> None:
     assert changed.recipe.data.max_train == 10
     assert changed.recipe.stages[0].train == {"max_steps": 3, "learning_rate": 1e-3}
     assert changed.overrides == tuple(items)
+    bounds = load_recipe(BASE, ["require.size_ratio=>=4", "require.accuracy_drop= < 0.5"]).recipe
+    assert bounds.require == {"size_ratio": ">=4", "accuracy_drop": "< 0.5"}
     assert changed.hash != plain.hash and load_recipe(BASE).hash == plain.hash
     assert BASE["stages"][0]["methods"]["movement"] == {"heads": 0.5}  # the source is not touched
 

@@ -173,6 +173,8 @@ def _parse_override(item: str) -> tuple[list[str], Any]:
     path = key.strip().split(".")
     if not equals or not all(path):
         raise RecipeError(f"--set {item}: write it as dotted.key=value, such as --set stages.0.train.max_steps=100.")
+    if text.lstrip().startswith((">", "<")):  # a bound, such as >=4: in YAML, > begins text of several lines
+        return path, text.strip()
     return path, parse_yaml(text, f"--set {key}")
 
 
