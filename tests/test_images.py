@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,8 @@ def test_a_broken_image_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     found = load_data(Data(path=str(tmp_path)), IMAGE, 0)
     if lazy:
         monkeypatch.setattr(image_classification, "EAGER_BYTES", 0)
-    with pytest.raises(DataError, match=r"cannot be decoded.*"):
+    where = re.escape(f"file {broken}" if lazy else f"row 4, file {broken}")
+    with pytest.raises(DataError, match=rf"cannot be decoded \({where}\): .*Remove it\.$"):
         encoded = IMAGE.encode(found.train, PROCESSOR, Data(path="x"))
         _ = [encoded[i] for i in range(len(encoded))]
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, set_seed
 from ..checkpoint import load_model
 from ..checkpoint.load import dtype_of
 from ..checkpoint.memory import meta_copy
-from ..core.errors import CheckpointError, RecipeError
+from ..core.errors import CheckpointError, DataError, RecipeError
 from ..core.method import Corpus, Method
 from ..export.runtime import require_any_length, require_engine
 from ..measure.require import parse_requirement
@@ -130,9 +130,19 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
 
 def _encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> tuple[Dataset, Dataset, Dataset]:
     """Return what has labels to train on, the same with what has none, and what to measure on, as model inputs."""
-    mixed, evaluate = (task.encode(split, processor, recipe.data) for split in (splits.mixed(), splits.evaluate))
+    mixed, evaluate = (
+        _encoded(name, split, task, processor, recipe)
+        for name, split in (("train", splits.mixed()), ("evaluate", splits.evaluate))
+    )
     labelled = mixed if splits.unlabelled is None else mixed.select(range(len(splits.train)))
     return labelled, mixed, task.for_evaluation(evaluate, processor, recipe.data)
+
+
+def _encoded(name: str, split: Dataset, task: Task, processor: Any, recipe: Recipe) -> Dataset:
+    try:
+        return task.encode(split, processor, recipe.data)
+    except DataError as error:
+        raise DataError(f"split {name!r}: {error}") from error
 
 
 def _collators(task: Task, processor: Any, recipe: Recipe, model: Any) -> dict[str, Any]:

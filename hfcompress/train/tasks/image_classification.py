@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -106,7 +107,8 @@ class ImageClassification(Classification):
         if len(dataset) * int(np.prod(shape)) > EAGER_BYTES:
             return dataset.with_transform(pixels)
         features = Features(pixel_values=Array3D(shape, "uint8"), labels=Value("int64"))
-        options: dict[str, Any] = {"remove_columns": ["image"], "features": features, "desc": "reading images"}
+        options: dict[str, Any] = {"remove_columns": ["image"], "features": features, "desc": "reading images",
+                                   "with_indices": True}  # fmt: skip
         if len(dataset) >= PARALLEL and (cores := os.cpu_count() or 1) > 1:
             options["num_proc"] = min(cores, MOST_PROCESSES)
         return dataset.map(pixels, batched=True, batch_size=256, **options).with_format("numpy")
@@ -131,13 +133,15 @@ class ImageClassification(Classification):
         return [Shape(batch=1, image_size=size), Shape(batch=16, image_size=size)]
 
 
-def _pixels(batch: dict[str, Any], processor: Any, shape: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """Return images as the processor leaves them before it rescales; DataError when one is not of `shape`."""
+def _pixels(
+    batch: dict[str, Any], rows: Sequence[int] = (), *, processor: Any, shape: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """Return images as the processor leaves them before it rescales; DataError when one is not of `shape`.
+
+    `rows`: their numbers in the split as the recipe takes it, where they are known, to name one that is broken.
+    """
     mode = "L" if len(processor.image_mean or "RGB") == 1 else "RGB"
-    try:
-        images = [_in_8_bits(_DECODER.decode_example(image)).convert(mode) for image in batch["image"]]
-    except (OSError, ValueError) as error:
-        raise DataError(f"an image of the data set cannot be decoded: {error}") from error
+    images = [_decoded(image, row, mode) for image, row in zip_longest(batch["image"], rows)]
     encoded = [np.asarray(i) for i in processor(images, do_rescale=False, do_normalize=False)["pixel_values"]]
     shape = shape or encoded[0].shape
     if other := next((image.shape for image in encoded if image.shape != shape), None):
@@ -147,6 +151,16 @@ def _pixels(batch: dict[str, Any], processor: Any, shape: tuple[int, ...] | None
             "it gives squares of so many pixels per side"
         )
     return {"pixel_values": np.clip(np.rint(np.stack(encoded)), 0, 255).astype(np.uint8), "labels": batch["labels"]}
+
+
+def _decoded(image: Mapping[str, Any], row: int | None, mode: str) -> PILImage.Image:
+    try:
+        return _in_8_bits(_DECODER.decode_example(image)).convert(mode)
+    except (OSError, ValueError) as error:
+        known = {"row": row, "file": image.get("path")}
+        told = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        where = f" ({told})" if told else ""
+        raise DataError(f"an image of the data set cannot be decoded{where}: {error}. Remove it.") from error
 
 
 def _make_square_(processor: Any, pixels: int) -> None:
