@@ -141,7 +141,7 @@ def bench(
     set_: Set = None,
 ) -> None:
     """Time models against each other, or (--training) HFCompressTrainer against transformers' Trainer."""
-    from .core.files import write_text
+    from .core.files import require_writable, write_text
     from .run import benching
     from .run.bench_rows import bench_records, bench_rows
     from .run.reporter import Reporter
@@ -154,6 +154,8 @@ def bench(
         raise typer.BadParameter("name at least one model, or --training RECIPE")
     if examples is not None and data is None:
         raise typer.BadParameter("--examples says how many of the recipe in --data: name that too")
+    if json_ is not None:
+        require_writable(json_)
     grids, real = (loaded_recipe(path, set_) if path is not None else None for path in (calibration, data))
     measured = benching.bench_models(
         models, shape or [], engine or [], threads or [], rounds, reporter, grids, real, examples or benching.EXAMPLES

@@ -20,8 +20,11 @@ from test_suite import suite_file
 from tiny import make
 
 from hfcompress.checkpoint import save_checkpoint
+from hfcompress.core.errors import RecipeError
 from hfcompress.measure.result import read_result
 from hfcompress.recipe.load import load_recipe
+from hfcompress.run import benching
+from hfcompress.run.execute import run_recipe
 from hfcompress.run.folder import RunFolder
 from hfcompress.run.lock import sole_writer
 from hfcompress.run.reporter import Reporter
@@ -153,6 +156,7 @@ def test_what_a_run_has_made_is_kept_until_another_can_take_its_place(command, t
     assert not out.exists(), "nothing came of it"
     assert command("run", recipe, "--output", out, *FAST)[0] == 0
     (out / "notes.txt").write_text("mine")
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in out.rglob("*.safetensors")), "its owner's alone"
     (out / ".model.cut").mkdir()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     said = fails(command, "run", recipe, "--output", out, *FAST)
@@ -199,6 +203,20 @@ def test_a_plan_of_a_stage_with_brackets_in_its_name(command, tmp_path):  # noqa
     recipe = text_project(tmp_path)
     status, printed, errors = command("plan", recipe, "--set", 'stages.1.name="[red]int8[/blue]"')
     assert status == 0 and "[red]int8[/blue]" in printed, errors
+
+
+def test_options_that_would_do_nothing_or_fail_late(command, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(benching, "bench_models", lambda *_: pytest.fail("measured in vain"))
+    (tmp_path / "file").write_text("")
+    for path, reason in ((tmp_path / "file" / "x.json", "exists"), (tmp_path, "it is a folder")):
+        assert reason in fails(command, "bench", "some/model", "--json", path)
+    (tmp_path / "result.json").write_text(make_result().model_dump_json())
+    for option in (["--no-time"], ["--baseline", "x"], ["--set", "data.path=x"]):
+        assert "say how to --check" in fails(command, "card", tmp_path, *option)
+    said = fails(command, "push", tmp_path, "--repo-id", "bad//id", "--dry-run")
+    assert "--repo-id bad//id: write it as user/name" in said
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        run_recipe(tmp_path / "nosuch.yaml", tmp_path / "out")
 
 
 HOLD = """

@@ -39,6 +39,8 @@ def card(
 
     path = run_folder(folder).path
     if not check:
+        if no_time or baseline or set_:
+            raise typer.BadParameter("--no-time, --baseline and --set say how to --check: give that too")
         from ..publish.comparison import find_results
 
         others = find_results(beside) if beside else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,18 @@ def writing(path: str | Path) -> Iterator[Path]:
         raise HFCompressError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise HFCompressError when no file can be put at `path`: before what it is to hold is worked out."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise HFCompressError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

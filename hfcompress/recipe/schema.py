@@ -30,6 +30,7 @@ Engine = Literal[
 ]
 ENGINES: tuple[Engine, ...] = ("pytorch", "onnxruntime", "onnxruntime-int8")
 
+REPO_ID = r"^[\w.-]+(/[\w.-]+)?$"
 _REQUIREMENT = re.compile(r"(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -161,7 +162,7 @@ class Benchmark(StrictModel):
 class Publish(StrictModel):
     """Where `hfcompress push` uploads to."""
 
-    repo_id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Repository on the Hub, as 'user/name'.")
+    repo_id: str = Field(pattern=REPO_ID, description="Repository on the Hub, as 'user/name'.")
     private: bool = Field(False, description="Create the repository as a private one.")
     code: bool = Field(
         False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..publish.code import Code, code_for
 from ..publish.hub import Target, planned_upload, push_run
 from ..publish.rows import si
 from ..recipe.load import load_recipe
+from ..recipe.schema import REPO_ID
 from .folder import RunFolder
 from .verify import run_folder, verify_run
 
@@ -43,6 +45,8 @@ def pushes(
     """
     if repo_id is not None and len(folders) > 1:
         raise PublishError("--repo-id names one repository: give it with one run, and several by `publish:` of theirs")
+    if repo_id is not None and not re.fullmatch(REPO_ID, repo_id):
+        raise PublishError(f"--repo-id {repo_id}: write it as user/name, of letters, digits, '-', '_' and '.'")
     return [_push(run_folder(folder), repo_id, private, with_code) for folder in folders]
 
 
