@@ -56,6 +56,7 @@ def test_train_evaluate_save_load(name, tmp_path):
     metrics = run.evaluate()
     assert {"eval_loss", "eval_accuracy"} <= metrics.keys()
     run.save_model(str(tmp_path / "saved"))
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in (tmp_path / "saved").glob("*.safetensors"))
     loaded = load_model(tmp_path / "saved", auto_class(name))
     assert torch.allclose(logits(loaded, name), logits(run.model, name), atol=1e-6)
     assert not wrapped(run.model)
