@@ -216,6 +216,13 @@ def test_a_checkpoint_that_is_nowhere(monkeypatch):
         local_folder("no/such-model")
 
 
+def test_files_of_a_hub_model_are_those_of_its_revision(monkeypatch):
+    monkeypatch.setattr(
+        "transformers.utils.cached_file", lambda name, file, revision=None: f"/{name}/{revision}/{file}"
+    )
+    assert local_folder("user/name", "v2") == Path("/user/name/v2")
+
+
 def test_parameters_count_shared_tensors_once_and_packed_numbers_one_by_one():
     model = tiny_bert()
     total, nonzeros = count_parameters(model)

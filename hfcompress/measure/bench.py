@@ -133,7 +133,7 @@ def describe(source: Source, settings: Settings, name: str | None = None) -> Mod
     """Return what needs no clock: files, parameters and operations; exports the model first where they are stale."""
     auto_class = source.auto_class or settings.auto_class
     model = load_model(source.checkpoint, auto_class, revision=source.revision, dtype=source.dtype)
-    folder = local_folder(source.checkpoint)
+    folder = local_folder(source.checkpoint, source.revision)
     exports = Path(source.exports or source.checkpoint)
     if stale := stale_engines(source, settings):
         _export(model, source, settings, stale)

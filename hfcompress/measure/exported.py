@@ -19,7 +19,7 @@ CALIBRATION = "calibration"
 
 def digests(source: Source) -> dict[str, Any]:
     """Return the SHA-256 of the config, of each weight file, and of each file of the calibration, [] for none."""
-    folder = local_folder(source.checkpoint)
+    folder = local_folder(source.checkpoint, source.revision)
     config = {"config.json": checksum(file)} if (file := folder / "config.json").is_file() else {}
     weights = {name: checksum(folder / name) for name in weight_files(folder)}
     examples = batch_files(source.calibration) if source.calibration else []

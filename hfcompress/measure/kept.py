@@ -46,7 +46,7 @@ def model_files(source: Source, engine_name: str) -> list[Path]:
     if file is not None:
         path = source.export(file)
         return sorted(p for p in path.parent.glob(f"{path.stem}.*") if p.is_file())
-    folder = local_folder(source.checkpoint)
+    folder = local_folder(source.checkpoint, source.revision)
     return [folder / "config.json", *(folder / name for name in weight_files(folder))]
 
 

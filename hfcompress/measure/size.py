@@ -14,14 +14,14 @@ from ..modules.counting import parameter_counts, stated_counts
 _FORMATS = (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin"))
 
 
-def local_folder(checkpoint: str) -> Path:
+def local_folder(checkpoint: str, revision: str | None = None) -> Path:
     """Return the folder of a checkpoint, a Hub id's in the local cache; MeasureError when it is in neither."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     from transformers.utils import cached_file
 
     try:
-        return Path(str(cached_file(checkpoint, "config.json"))).parent
+        return Path(str(cached_file(checkpoint, "config.json", revision=revision))).parent
     except OSError as error:
         raise MeasureError(
             f"{checkpoint!r} is neither a folder nor a model on the Hub that can be read: {error}"

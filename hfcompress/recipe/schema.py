@@ -104,14 +104,13 @@ class TeacherCache(StrictModel):
 
 
 class Evaluate(StrictModel):
-    """How quality is measured."""
+    """How quality is measured, in every engine of the benchmark."""
 
     metric: str | None = Field(
         None,
         description="Metric of the task, or the path of a local `evaluate` script; by default the task's first "
         "(accuracy, or perplexity of a language model).",
     )
-    engines: list[Engine] | None = Field(None, description="Engines to evaluate in; by default those of the benchmark.")
     batch_size: int = Field(32, ge=1, description="Examples per forward pass.")
     control: bool = Field(
         False,

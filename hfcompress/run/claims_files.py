@@ -42,7 +42,7 @@ def _said(wanted: ModelResult) -> Iterator[tuple[str, str]]:
 def _model(at: Place, label: str, source: Source) -> list[Check]:
     wanted = at.models[label]
     try:
-        folder = local_folder(source.checkpoint)
+        folder = local_folder(source.checkpoint, source.revision)
     except HFCompressError as error:
         return unread(_said(wanted), first_line(error))
     exports = Path(source.exports or source.checkpoint)

@@ -108,7 +108,7 @@ def _settings(name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _asked(result: Result, recipe: Recipe) -> Check:
     """Look for what a run of this recipe measures: who leaves it out hides it."""
-    engines = recipe.evaluate.engines or (recipe.benchmark.engines if recipe.benchmark else ["pytorch"])
+    engines = recipe.benchmark.engines if recipe.benchmark else ["pytorch"]
     models = {ORIGINAL: result.baseline, COMPRESSED: result.compressed}
     lacking = [
         f"the {label}'s metric, {engine_name(name)}"
