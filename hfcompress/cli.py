@@ -50,6 +50,7 @@ def run(
         bool,
         typer.Option("--overwrite", help="Delete the run in the folder, once the recipe is checked, and start anew."),
     ] = False,
+    card: Annotated[bool, typer.Option(help="Write the model card with its figures, and try the code on it.")] = True,
 ) -> None:
     """Compress a model as a recipe says, measure it against the original, and write its card.
 
@@ -64,7 +65,7 @@ def run(
 
     folder = output or Path("out") / recipe.stem
     with resumable(f"What was done is in {folder}", "repeat the command with --resume"):
-        result = run_recipe(loaded, folder, resume=resume, overwrite=overwrite, reporter=Reporter(console))
+        result = run_recipe(loaded, folder, resume=resume, overwrite=overwrite, card=card, reporter=Reporter(console))
     console.print()
     console.print(result_table(result))
     for finding in result.findings:
@@ -73,7 +74,7 @@ def run(
         mark, word = ("[green]✓[/]", "met") if line.met else ("[red]✗[/]", "not met")
         console.print(f"{mark} {escape(line.name)} {line.wanted}: {word} ({line.measured:.4g})")
     model = escape(folder / "model")
-    console.print(f"\nModel  {model}\nCard   {model}/README.md", soft_wrap=True)
+    console.print(f"\nModel  {model}" + f"\nCard   {model}/README.md" * card, soft_wrap=True)
     if not all(line.met for line in result.requirements):
         raise typer.Exit(UNMET)
 

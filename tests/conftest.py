@@ -41,7 +41,7 @@ def in_this_process(monkeypatch):
     def run(loaded, folder, quiet):
         ran.append(folder.path.name)
         try:
-            execute.run_recipe(loaded, folder.path, resume=True)
+            execute.run_recipe(loaded, folder.path, resume=True, card=not quiet)
         except HFCompressError as error:
             return 2, f"error: {error}"
         return 0, ""

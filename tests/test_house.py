@@ -16,6 +16,7 @@ from hfcompress.core.files import between
 from hfcompress.core.registry import _METHODS, list_methods
 from hfcompress.measure.cells import read_suite
 from hfcompress.measure.findings import findings
+from hfcompress.measure.require import check
 from hfcompress.measure.result import read_result
 from hfcompress.publish.card import figures_beside, render_card
 from hfcompress.publish.comparison import comparison_markdown, find_results
@@ -206,11 +207,13 @@ def test_the_measured_table_is_that_of_the_published_results(page, link):
     assert text == between(text, "runs", table), f"out of date: hfcompress table model_cards --write {page}"
 
 
-def test_published_findings_are_those_the_numbers_give_today():
+def test_published_findings_and_requirements_are_those_the_numbers_give_today():
     for folder in (path.parent for path in ROOT.glob("model_cards/*/result.json")):
         result = read_result(folder)
         numbers = (result.baseline, result.compressed, result.speedup, result.waiting, result.methods)
         assert result.findings == findings(*numbers), folder.name
+        wanted = {line.name: line.wanted for line in result.requirements}
+        assert result.requirements == check(result, wanted), folder.name
 
 
 def test_published_cards_are_rendered_from_their_results():

@@ -18,7 +18,8 @@ from hfcompress.measure.trials import RECORD, SIZES, SearchRecord, Size, Trial, 
 from hfcompress.publish.search import render_report, write_report
 from hfcompress.publish.search_figure import draw_trials
 from hfcompress.recipe.search import load_search
-from hfcompress.run import child
+from hfcompress.run import child, execute
+from hfcompress.run.shelf import Shelf
 from hfcompress.search.execute import run_search
 from hfcompress.search.proposing import Proposer
 
@@ -81,13 +82,15 @@ def test_what_is_traded_is_timed_only_where_a_size_asks_for_time(tmp_path):
     assert load_search(path, ["benchmark={rounds: 3}"]).trial({BITS: 4}).recipe.benchmark.rounds == 3
 
 
-def test_the_best_within_each_sizes_bounds_is_run_whole(tmp_path, in_this_process):
+def test_the_best_within_each_sizes_bounds_is_run_whole(tmp_path, in_this_process, monkeypatch):
+    cards, write = [], execute.write_card
+    monkeypatch.setattr(execute, "write_card", lambda folder: cards.append(folder.name) or write(folder))
     sizes = {"small": {"size_ratio": ">=2"}}
     page = run_search(load_search(search_file(tmp_path, space={BITS: [8, 4]}, sizes=sizes)), tmp_path / "out")
     record, results = read_search(tmp_path / "out")
     assert sorted(t.params[BITS] for t in record.trials) == [4, 8], "a combination was tried twice"
     assert record.split == "train (held-out 20%)" and record.examples == 10
-    assert in_this_process == ["000", "001", "small"]
+    assert in_this_process == ["000", "001", "small"] and cards == ["small"]
     (size,), chosen = record.sizes, record.best("small")
     assert chosen.number == size.trial and "small" in chosen.within and chosen.cost >= 2
     assert all(chosen.value >= t.value for t in record.done if "small" in t.within)
@@ -98,6 +101,23 @@ def test_the_best_within_each_sizes_bounds_is_run_whole(tmp_path, in_this_proces
     assert "[small](sizes/small/model/README.md)" in text and (tmp_path / "out" / "trials.png").exists()
     done = CliRunner().invoke(app, ["search", str(tmp_path / "out"), "--report"])
     assert done.exit_code == 0 and page.read_text(encoding="utf-8") == text
+
+
+def test_a_trial_writes_no_card(tmp_path, monkeypatch):
+    class Ended:
+        stderr, returncode = None, 0
+
+        def __init__(self, command, **more):
+            commands.append(command)
+
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+    commands = []
+    monkeypatch.setattr("hfcompress.run.child.subprocess.Popen", Ended)
+    loaded = load_search(search_file(tmp_path)).trial({BITS: 4})
+    for quiet in (True, False):
+        assert child.execute(loaded, tmp_path / "run", Shelf(), quiet=quiet) is None
+    assert ["--no-card" in command for command in commands] == [True, False]
 
 
 def test_trials_are_kept_and_more_of_them_or_other_sizes_go_on(tmp_path, pretended):

@@ -24,7 +24,8 @@ def execute(loaded: LoadedRecipe, path: Path, shelf: Shelf, *, quiet: bool = Fal
     """Run the recipe into the folder `path`, going on where it stopped before; return why it failed, or None.
 
     What `shelf` has for it is not made again. A run of another recipe there is deleted once this one is known to fit
-    its model and data. `quiet`: nothing it says is passed on. Raises KeyboardInterrupt when the run was interrupted.
+    its model and data. `quiet`: only numbers are wanted, so what it says is not passed on, and it writes no card.
+    Raises KeyboardInterrupt when the run was interrupted.
     """
     try:
         run = _prepared(loaded, path, shelf)
@@ -57,6 +58,7 @@ def _in_a_process(loaded: LoadedRecipe, run: RunFolder, *, quiet: bool = False) 
     for item in loaded.overrides:
         command += ["--set", item]
     words = ""
+    command += ["--no-card"] * quiet
     said = subprocess.DEVNULL if quiet else None
     with subprocess.Popen(command, stdout=said, stderr=subprocess.PIPE, bufsize=0) as child:
         try:

@@ -43,13 +43,14 @@ def run_recipe(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    card: bool = True,
     reporter: Reporter | None = None,
 ) -> Result:
     """Execute a recipe, loaded or as `load_recipe` takes it, into the folder `output` and return what was measured.
 
     With `resume`, finished stages are kept and an interrupted one goes on from its last checkpoint; `overwrite` deletes
     what an earlier run left there, once the recipe is known to fit its model and data. HFCompressError without either
-    where a run has done something there, or while another process writes there.
+    where a run has done something there, or while another process writes there. Without `card` only numbers are left.
     """
     loaded = recipe if isinstance(recipe, LoadedRecipe) else load_recipe(recipe)
     if _trains(loaded.recipe):
@@ -59,7 +60,12 @@ def run_recipe(
         reporter.heading("Opening model and data")
         setup = open_recipe(loaded)
         folder.begin(loaded, resume=resume)
-        return _run(setup, folder, reporter)
+        result = _run(setup, folder, reporter)
+        if card:
+            write_card(folder.path)
+            reporter.heading("Checking that the card's own code loads the model")
+            run_snippet(result, folder.model)
+    return result
 
 
 def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
@@ -80,9 +86,6 @@ def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
     bench = measure(setup, state_after.setup, folder, reporter, control=folder.control if control else None)
     result = assemble(setup, bench, records, structure, stock=is_stock(folder.model))
     write_text(folder.path / "result.json", result.model_dump_json(indent=2) + "\n")
-    write_card(folder.path)
-    reporter.heading("Checking that the card's own code loads the model")
-    run_snippet(result, folder.model)
     return result
 
 
