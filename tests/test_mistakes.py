@@ -48,8 +48,8 @@ MISTAKES = [
     ("model=no/where", "There is no folder no/where either."),
     ("model=./nowhere", "model: there is no folder ./nowhere"),
     ("teacher=models/no/where", "teacher: there is no folder models/no/where"),
-    ("student=/tmp/nowhere", "student: there is no folder /tmp/nowhere"),
-    ("processor=/tmp/nowhere", "(there is no folder /tmp/nowhere) Set 'processor'"),
+    ("student=/no/where", "student: there is no folder /no/where"),
+    ("processor=/no/where", "(there is no folder /no/where) Set 'processor'"),
     ("require={size_ratoi: '>=2'}", "require.size_ratoi: no such number is measured. Did you mean 'size_ratio'?"),
     ("stages.0.train=null", "distill acts while training: give its stage `train:`"),
     (
