@@ -13,9 +13,8 @@ def lsq(values: Tensor, step: Tensor, low: int, high: int, count: int) -> Tensor
     """Return `values` rounded to multiples of `step` within [low, high] * step (LSQ, Esser 2020, eqs. 1 and 2).
 
     step: float32, broadcast against `values`; products are taken in the dtype of `values`, as a packed layer takes
-    them. The gradient to `values` passes straight through inside the range and is zero
-    outside; that to `step` is eq. 3, scaled by 1 / sqrt(count * high) with `count` the number of values that share a
-    step (section 2.2).
+    them. The gradient to `values` passes straight through inside the range and is zero outside; that to `step` is
+    eq. 3, scaled by 1 / sqrt(count * high) with `count` the number of values that share a step (section 2.2).
     """
     return _LSQ.apply(values, step, low, high, 1.0 / math.sqrt(count * high))
 
