@@ -278,15 +278,20 @@ def test_names_are_clear_in_the_survey(model):
     assert_names_are_clear(figure, [*(e.method for e in entries if e.results), "original"])
 
 
-def test_numbers_are_clear_in_the_figure_of_a_card():
+def test_numbers_are_clear_in_the_most_crowded_figure_of_a_card():
     others = find_results([SHIPPED[0].parents[2] / "model_cards"])
-    result = others["bert-sst2"]
-    runs = {"this run": result} | pareto.comparable(result, others)
+
+    def panels(result):
+        runs = {"this run": result} | pareto.comparable(result, others)
+        return pareto._sizes(runs), pareto._times(result, runs)
+
+    result = max(others.values(), key=lambda one: sum(map(len, panels(one))))
+    drawn = panels(result)
+    assert len(drawn[0]) > 20 and len(drawn[1]) > 2
     figure = pareto.draw_pareto(result, others)
-    drawn = (pareto._sizes(runs), pareto._times(result, runs))
     for axis, points in zip(figure.axes[:-1], drawn, strict=True):
         boxes = [t.get_window_extent() for t in axis.texts if t.get_text().strip()]
-        assert len(boxes) == len([p for p in points if p.name not in (pareto._OURS, pareto._ORIGINAL)]) > 20
+        assert len(boxes) == len([p for p in points if p.name not in (pareto._OURS, pareto._ORIGINAL)])
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
         dots = [line for line in axis.lines if line.get_marker() == "o"]
         places = [axis.transData.transform((d.get_xdata()[0], d.get_ydata()[0])) for d in dots]
