@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import auto_class, logits, make
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForMaskedImageModeling
 
 from hfcompress import compress
 from hfcompress.checkpoint import load_model, save_checkpoint
@@ -146,6 +146,21 @@ def test_a_hostile_stream_is_refused(tmp_path):
         save_file(tensors | {name: broken}, file, metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match="coded stream can't be read"):
             load_model(folder, auto_class("bert"))
+
+
+def test_what_no_file_holds_is_initialised_beside_coded_tensors(tmp_path, monkeypatch):
+    swin, vit = make("swin"), make("vit")
+    for name, parameter in swin.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            parameter.data = (4 * parameter.data).round()  # so few values that even a small table gets smaller
+    for name, model in (("swin", swin), ("vit", vit)):
+        save_checkpoint(compress(model, EntropyCodingConfig()), tmp_path / name)
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: torch.full_like(tensor, 7, **options))
+    loaded = load_model(tmp_path / "swin", auto_class("swin"))
+    assert any(name.endswith("relative_position_bias_table") for name in loaded.config.quantization_config.coded)
+    assert torch.equal(logits(loaded, "swin"), logits(swin, "swin"))
+    masked = AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "vit")
+    assert not masked.vit.embeddings.mask_token.any()
 
 
 def test_without_the_import_it_fails_loudly(tmp_path):

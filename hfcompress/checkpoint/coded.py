@@ -76,8 +76,11 @@ def expect_streams_(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, P
             raise CheckpointError(f"{name}: a coded stream of {length!r} bytes is not one of this weight")
         stream = torch.empty(length, dtype=torch.uint8, device=old.device)
         _set(model, name, nn.Parameter(stream, requires_grad=False))
-        # some models ask for the shape of a weight before they look whether it was loaded, and a stream has no rows
-        model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if name.endswith(".weight") and not list(owner.buffers(recurse=False)):
+            # some models ask for the shape of a layer's weight before they look whether it was loaded, and a stream has
+            # no rows; what has more than a weight and a bias has to be initialised, each loaded tensor says it is
+            owner._is_hf_initialized = True  # type: ignore[assignment]
     return places
 
 
