@@ -35,6 +35,8 @@ from hfcompress.publish import alone as alone_module
 from hfcompress.publish import code as code_module
 from hfcompress.publish.alone import Load, check_code, difference, load_alone, staged
 from hfcompress.publish.code import code_for, is_code, libraries, loader_files
+from hfcompress.run.claims import find_place
+from hfcompress.run.claims_text import text_claims
 from hfcompress.train.compress import run_oneshot
 from hfcompress.train.stages import StageMethods
 
@@ -239,6 +241,10 @@ def test_a_run_goes_up_with_its_code_and_loads_by_name(hub, command, run, alone,
     assert {*loader_files(), "modeling_hfcompress.py"} == {name for name in files if name.endswith(".py")}
     card = files["README.md"].decode()
     assert f'from_pretrained("{REPO}", trust_remote_code=True)' in card and "pydantic, torch, zstandard" in card
+    for name, data in files.items():
+        (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "got" / name).write_bytes(data)
+    assert text_claims(find_place(tmp_path / "got", None, ()))[0].holds, "card --check takes it for another's"
     local = [path.name for path in (run / "model").iterdir()]
     assert not [name for name in local if name.endswith(".py")] and "auto_map" not in _text(run / "model/config.json")
     assert "trust_remote_code" not in _text(run / "model/README.md")

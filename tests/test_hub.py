@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from test_card import make_result, save_text_model, write_run
 from hfcompress.core.errors import PublishError
 from hfcompress.publish import hub as client
 from hfcompress.publish.card import write_card
+from hfcompress.run.claims import find_place
+from hfcompress.run.claims_text import text_claims
 
 REPO = "tester/small"
 CREATE, COMMIT = "POST /api/repos/create", f"POST /api/models/{REPO}/commit"
@@ -170,6 +173,20 @@ def test_a_branch_is_made_and_main_left_alone(hub: Hub, model: Path) -> None:
     assert hub.content(REPO, "tiny") == contents(model) != hub.content(REPO)
     client.push(model, REPO, target=client.Target(branch="tiny"))
     assert commits(hub) == 1 and len(hub.repos[REPO].branches["tiny"]) == 3, "an unchanged push makes no commit"
+
+
+def test_the_card_on_a_branch_loads_from_that_branch(hub: Hub, saved: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(saved, tmp_path / "run")
+    client.push_run(run, REPO, verify=None, target=client.Target(branch="tiny"))
+    card = hub.content(REPO, "tiny")["README.md"].decode()
+    assert 'revision = "tiny"' in card and card.count("from_pretrained(location, revision=revision") == 3
+    assert (run / "model" / "README.md").read_text(encoding="utf-8") == card
+    for name, data in hub.content(REPO, "tiny").items():
+        (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "got" / name).write_bytes(data)
+    assert text_claims(find_place(tmp_path / "got", None, ()))[0].holds
+    client.push_run(run, REPO, verify=None)
+    assert "revision" not in hub.content(REPO)["README.md"].decode()
 
 
 def test_a_pull_request_changes_nothing_and_creates_nothing(hub: Hub, model: Path) -> None:

@@ -116,7 +116,7 @@ def push(
         if one.needs_no_code:
             console.print(f"{name}: it loads with transformers alone and needs no code: none goes up")
         if dry_run:
-            console.print(upload_table(one))
+            console.print(upload_table(one, target))
             continue
         console.print(f"{name}: loading the saved model again and evaluating it …")
         console.print(f"Pushed {escape(push_one(one, target))}", soft_wrap=True)

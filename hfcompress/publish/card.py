@@ -24,11 +24,17 @@ from .template import render
 LOCAL = "./model"  # as seen from the run folder; a leading dot cannot be taken for a Hub id
 
 
-def write_card(folder: Path, repo_id: str | None = None, others: Mapping[str, Result] | None = None) -> Path:
+def write_card(
+    folder: Path,
+    repo_id: str | None = None,
+    others: Mapping[str, Result] | None = None,
+    revision: str | None = None,
+) -> Path:
     """Write `model/README.md` and its figures from `folder/result.json`; return the card's path.
 
     A folder that holds a card beside its result and no model, as those published without weights, keeps it there.
-    `repo_id` is where the model is (to be) published: the card's code then loads from there, otherwise from the folder.
+    `repo_id` is where the model is (to be) published: the card's code then loads from there (`revision`: from that
+    branch), otherwise from the folder.
     `others` are runs by name, of which those of the same model and data are drawn beside this one.
     Raises MeasureError when there is no valid result, HFCompressError when the folder cannot be written.
     """
@@ -36,7 +42,8 @@ def write_card(folder: Path, repo_id: str | None = None, others: Mapping[str, Re
     model = folder if (folder / "README.md").is_file() and not (folder / "model").exists() else folder / "model"
     figures = write_figures(result, model, others)
     examples = write_grid(folder, model)
-    write_text(model / "README.md", render_card(result, *figures, repo_id=repo_id, examples=examples))
+    card = render_card(result, *figures, repo_id=repo_id, revision=revision, examples=examples)
+    write_text(model / "README.md", card)
     return model / "README.md"
 
 
@@ -63,6 +70,7 @@ def render_card(
     result: Result,
     *figures: str,
     repo_id: str | None = None,
+    revision: str | None = None,
     examples: str | None = None,
     libraries: Sequence[str] | None = None,
 ) -> str:
@@ -85,10 +93,11 @@ def render_card(
         base=_link(result.base_model, "https://huggingface.co/"),
         dataset=_link(result.dataset, "https://huggingface.co/datasets/"),
         table=rows.table(result),
-        code=loading_snippet(result, location),
+        code=loading_snippet(result, location, revision),
         libraries=libraries,
         location=location,
-        onnx_code=onnx_snippet(result, location, hub=repo_id is not None),
+        revision=revision,
+        onnx_code=onnx_snippet(result, location, hub=repo_id is not None, revision=revision),
         onnx_where=fastest_where(result.compressed),
         environment=list(_flatten(result.environment)),
         rows=rows,

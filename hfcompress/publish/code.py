@@ -82,6 +82,12 @@ def libraries(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names - sys.stdlib_module_names - {"transformers"}))
 
 
+def libraries_beside(folder: Path) -> tuple[str, ...] | None:
+    """Return what the loader's code in `folder` needs, as `Code.libraries` says; None where it holds none."""
+    files = [file for file in folder.glob("*.py") if is_code(file.name)]
+    return libraries(f.read_text(encoding="utf-8") for f in files if f.stem != CODE) if files else None
+
+
 def _classes(config: dict[str, object], auto_class: str) -> dict[str, str]:
     """Return the model's class by the auto class that loads it, and that of its base model by AutoModel."""
     architectures: object = config.get("architectures")

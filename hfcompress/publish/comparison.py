@@ -108,8 +108,8 @@ def _told_apart(group: Mapping[str, Result]) -> str:
     return ", ".join([*words, f"{first.headline().examples} examples", *weights])
 
 
-def comparison_markdown(results: Mapping[str, Result], link: str | None = None) -> str:
-    """Return the tables as markdown; `link` is the folder, as seen from the text, that holds a card per run."""
+def comparison_markdown(results: Mapping[str, Result], cards: Mapping[str, str] | None = None) -> str:
+    """Return the tables as markdown; `cards` are the runs' cards as seen from the text, which rows then link to."""
     parts = []
     for table in compare(results):
         head = [
@@ -118,7 +118,7 @@ def comparison_markdown(results: Mapping[str, Result], link: str | None = None) 
             f"| {' | '.join(table.columns)} |",
             "| --- | --- |" + " ---: |" * (len(table.columns) - 2),
         ]
-        lines = [[f"[{row[0]}]({link}/{row[0]}/README.md)" if link else row[0], *row[1:]] for row in table.rows]
+        lines = [[f"[{row[0]}]({cards[row[0]]})" if cards else row[0], *row[1:]] for row in table.rows]
         notes = ["", *table.notes] if table.notes else []
         parts.append("\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines), *notes]))
     return "\n\n".join(parts)

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
@@ -76,25 +76,26 @@ def push_run(
     """
     secret = find_token(token)
     repo_id = full_repo_id(repo_id, secret)
-    more = _made_here(run, repo_id, code)
+    more = _made_here(run, repo_id, code, target)
     address = push(run / "model", repo_id, private=private, token=secret, verify=verify, more=more, target=target)
-    write_card(run, repo_id)
+    write_card(run, repo_id, revision=target.branch)
     return address
 
 
-def _made_here(run: Path, repo_id: str, code: Code | None) -> dict[str, bytes]:
+def _made_here(run: Path, repo_id: str, code: Code | None, target: Target) -> dict[str, bytes]:
     """Return what goes up beside the model's files: the card, the result it can be checked against, and the code."""
     result = read_result(run / "result.json")
     examples = write_grid(run, run / "model")
     figures, libraries = write_figures(result, run / "model"), code.libraries if code else None
-    card = render_card(result, *figures, repo_id=repo_id, examples=examples, libraries=libraries)
+    place: dict[str, Any] = {"repo_id": repo_id, "revision": target.branch}
+    card = render_card(result, *figures, **place, examples=examples, libraries=libraries)
     made = {"README.md": card.encode(), "result.json": (run / "result.json").read_bytes()}
     return made | (code.files if code else {})
 
 
-def planned_upload(run: Path, repo_id: str, code: Code | None = None) -> dict[str, int]:
+def planned_upload(run: Path, repo_id: str, code: Code | None = None, target: Target = MAIN) -> dict[str, int]:
     """Return the files that `push_run` would send, with their bytes; touches no network."""
-    more = _made_here(run, repo_id, code)
+    more = _made_here(run, repo_id, code, target)
     sizes = {name: path.stat().st_size for name, path in files_to_upload(run / "model").items()}
     return dict(sorted((sizes | {name: len(content) for name, content in more.items()}).items()))
 

@@ -81,7 +81,9 @@ def shape_name(row: Workload) -> str:
 
 
 def metric_scale(result: Result) -> float:
-    """Return 100 for a metric that lies in [-1, 1], shown in per cent and points, otherwise 1."""
+    """Return 100 for a metric that lies in [-1, 1], shown in per cent and points, otherwise, and for an error, 1."""
+    if not all(row.higher_is_better for row in result.compressed.quality):
+        return 1.0
     return scale_of(q.value for model in (result.baseline, result.compressed) for q in model.quality)
 
 

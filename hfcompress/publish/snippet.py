@@ -13,11 +13,11 @@ from . import rows
 from .template import render
 
 
-def loading_snippet(result: Result, location: str) -> str:
+def loading_snippet(result: Result, location: str, revision: str | None = None) -> str:
     """Return a program that loads the model from `location`, a Hub id or a folder, and prints one prediction.
 
-    It leaves `model` and `logits`, (1, labels) of a classifier, (1, tokens, vocabulary) of a language model, in its
-    namespace.
+    `revision` is the branch on the Hub, where it is not the main one. The program leaves `model` and `logits`,
+    (1, labels) of a classifier, (1, tokens, vocabulary) of a language model, in its namespace.
     """
     image = takes_images(result)
     processor = "AutoImageProcessor" if image else "AutoTokenizer"
@@ -25,17 +25,19 @@ def loading_snippet(result: Result, location: str) -> str:
         "load.py.jinja",
         result=result,
         location=location,
+        revision=revision,
         image=image,
         classes=[result.auto_class, processor],
         prediction=prediction(result),
     )
 
 
-def onnx_snippet(result: Result, location: str, *, hub: bool) -> str | None:
+def onnx_snippet(result: Result, location: str, *, hub: bool, revision: str | None = None) -> str | None:
     """Return a program that runs the fastest ONNX file of the compressed model, or None when there is none.
 
-    `hub` says whether `location` is a Hub id. The program leaves `logits`, a numpy array, in its namespace. Where
-    optimum's ONNX Runtime classes could be imported when the run was made, a comment shows their call too.
+    `hub` says whether `location` is a Hub id, `revision` is its branch. The program leaves `logits`, a numpy array, in
+    its namespace. Where optimum's ONNX Runtime classes could be imported when the run was made, a comment shows their
+    call too.
     """
     file = fastest_onnx(result.compressed)
     if file is None:
@@ -46,6 +48,7 @@ def onnx_snippet(result: Result, location: str, *, hub: bool) -> str | None:
         file=file,
         ort_class=result.auto_class.replace("Auto", "ORT", 1) if result.environment.get(OPTIMUM) else None,
         location=location,
+        revision=revision,
         hub=hub,
         image=image,
         processor="AutoImageProcessor" if image else "AutoTokenizer",

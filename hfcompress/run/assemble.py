@@ -86,4 +86,13 @@ def _dataset(setup: Setup) -> Source:
 def _shortened(override: str) -> str:
     """Return an override with a local path cut to its last part: where things lie is nobody's business."""
     key, _, value = override.partition("=")
-    return f"{key}={Path(value).name}" if Path(value).exists() else override
+    if key.startswith("publish."):  # a repository's name, whatever folder is called so
+        return override
+    return f"{key}={Path(value).name}" if _exists(value) else override
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for the name of a file
+        return False

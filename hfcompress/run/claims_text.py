@@ -15,13 +15,16 @@ from ..measure.require import check
 from ..measure.result import Difference, Result, Speedup
 from ..measure.statistics import mcnemar_p
 from ..publish.card import LOCAL, figures_beside, render_card
+from ..publish.code import libraries_beside
 from ..publish.examples import GRID, said_of
 from ..publish.rows import engine_name, ratio, shape_name, signed
 from .claims import COMPRESSED, ORIGINAL, Check, Place, first_line
 
 TEXT = "the card's text is that of its result"
 EVALUATED = "the metric in every engine that was timed"
-_LOCATION = re.compile(r'^location = ("(?:[^"\\]|\\.)*")$', re.MULTILINE)
+_LOCATION, _REVISION = (
+    re.compile(rf'^{name} = ("(?:[^"\\]|\\.)*")$', re.MULTILINE) for name in ("location", "revision")
+)
 _CAPTION = re.compile(rf"\]\({re.escape(GRID)}\)\n\n(.+)\n")
 _CLOSE = 1e-6  # of a number that is computed from others
 _SHOWN = 60  # letters of a line that differs
@@ -38,7 +41,7 @@ def _text(at: Place) -> Check:
         return Check(TEXT, path.name, "missing", False)
     shown = path.read_text(encoding="utf-8")
     place = _LOCATION.search(shown)
-    location = json.loads(place[1]) if place else LOCAL
+    location, revision = json.loads(place[1]) if place else LOCAL, _REVISION.search(shown)
     told = said_of(at.folder.path)
     caption = _CAPTION.search(shown) if told is None else None  # a push leaves the picture but not what it was made of
     try:
@@ -46,9 +49,11 @@ def _text(at: Place) -> Check:
             at.result,
             *figures_beside(at.result, at.model),
             repo_id=None if location == LOCAL else location,
+            revision=json.loads(revision[1]) if revision else None,
+            libraries=libraries_beside(at.model),
             examples=caption[1] if caption else told,
         )
-    except HFCompressError as error:
+    except (HFCompressError, SyntaxError) as error:
         return Check(TEXT, path.name, first_line(error), False)
     return Check(TEXT, path.name, _difference(shown, wanted) or "the same", shown == wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,17 @@ def pushes(
         raise PublishError("--repo-id names one repository: give it with one run, and several by `publish:` of theirs")
     if repo_id is not None and not re.fullmatch(REPO_ID, repo_id):
         raise PublishError(f"--repo-id {repo_id}: write it as user/name, of letters, digits, '-', '_' and '.'")
-    return [_push(run_folder(folder), repo_id, private, with_code) for folder in folders]
+    found = [_push(run_folder(folder), repo_id, private, with_code) for folder in folders]
+    for repo, count in Counter(one.repo_id for one in found).items():
+        if count > 1:
+            raise PublishError(f"{count} of these runs go to {repo}, where each would take the place of the one before")
+    return found
 
 
 def _push(folder: RunFolder, repo_id: str | None, private: bool | None, with_code: bool | None) -> Push:
     result = read_result(folder.path)
     recipe = folder.path / "recipe.yaml"
-    publish = load_recipe(recipe).recipe.publish if recipe.exists() else None
+    publish = load_recipe(recipe, result.overrides).recipe.publish if recipe.exists() else None
     target = repo_id or (publish.repo_id if publish else None)
     if target is None:
         raise PublishError(f"{folder.path}: say where to: --repo-id user/name, or `publish:` in the recipe")
@@ -79,9 +84,9 @@ def push_one(one: Push, target: Target) -> str:
     return push_run(one.folder.path, one.repo_id, private=one.private, verify=verify, target=target, code=one.code)
 
 
-def upload_table(one: Push) -> Table:
+def upload_table(one: Push, target: Target) -> Table:
     """Return the files that would go up, with their sizes."""
-    files = planned_upload(one.folder.path, one.repo_id, one.code)
+    files = planned_upload(one.folder.path, one.repo_id, one.code, target)
     title = escape(f"{one.repo_id} (nothing was sent)")
     table = Table(title=title, title_justify="left", title_style="bold", show_edge=False)
     table.add_column("file")
