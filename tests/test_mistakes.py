@@ -25,7 +25,7 @@ from hfcompress.measure.result import read_result
 from hfcompress.recipe.load import load_recipe
 from hfcompress.run import benching
 from hfcompress.run.execute import run_recipe
-from hfcompress.run.folder import RunFolder
+from hfcompress.run.folder import RunFolder, open_folder
 from hfcompress.run.lock import sole_writer
 from hfcompress.run.reporter import Reporter
 
@@ -256,6 +256,30 @@ def test_resuming_another_recipe(command, tmp_path):  # noqa: F811
     said = fails(command, "run", recipe, "--output", out, "--resume")
     assert "another recipe" in said
     assert (out / "model" / "README.md").exists()
+
+
+def test_resuming_on_other_files(tmp_path):
+    """Stages done before would be of the old ones, all that is measured of the new."""
+    loaded = load_recipe(text_project(tmp_path))
+    folder = RunFolder(tmp_path / "out")
+    folder.path.mkdir()
+    folder.begin(loaded, resume=False)
+    with open_folder(folder.path, loaded, resume=True):
+        pass
+    (tmp_path / "base" / "README.md").write_text("a card written anew is no other model")
+    with open_folder(folder.path, loaded, resume=True):
+        pass
+    for key, changed in (("model", tmp_path / "base/config.json"), ("data.path", tmp_path / "data/train.csv")):
+        before = changed.read_text()
+        changed.write_text(before + "\n")
+        with (
+            pytest.raises(RecipeError, match=f"^{key}: other files lie there than when the run .*--overwrite"),
+            open_folder(folder.path, loaded, resume=True),
+        ):
+            pass
+        changed.write_text(before)
+    with open_folder(folder.path, loaded, resume=True):
+        pass
 
 
 def test_resuming_to_measure_more_keeps_the_stages(command, tmp_path):  # noqa: F811

@@ -25,13 +25,15 @@ from hfcompress.checkpoint import load_model
 from hfcompress.measure.latency import Latency
 from hfcompress.measure.opening import Opened
 from hfcompress.measure.result import Difference, read_result
-from hfcompress.run import claims_files, claims_quality, claims_times
+from hfcompress.recipe.load import load_recipe
+from hfcompress.run import claims_files, claims_quality, claims_times, execute
 from hfcompress.run.check import check_card, unchecked
 from hfcompress.run.claims import Place, find_place
 from hfcompress.run.claims_recipe import DONE, recipe_claims
 from hfcompress.run.claims_text import EVALUATED, TEXT, text_claims
 from hfcompress.run.claims_times import time_claims
 from hfcompress.run.folder import RunFolder
+from hfcompress.run.setup import open_recipe
 
 INTERVALS = [
     (26.0, -0.02, True),
@@ -276,6 +278,31 @@ def test_the_control_gets_the_same_steps(command, tmp_path):
     assert steps["control 1"] == steps["prune"] == 12
 
 
+def test_a_control_cut_off_between_its_trainings_gets_the_rest_of_them(tmp_path, monkeypatch):
+    train = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 0.01}
+    stages = [{"name": name, "methods": {"distill": {}}, "train": train} for name in ("a", "b")]
+    loaded = load_recipe(text_project(tmp_path, stages=stages, evaluate={"control": True}))
+    trained, interrupt, train_ = [], [], execute.train
+
+    def train_until(*given, title, **more):
+        trained.append(title)
+        if title in interrupt:
+            raise KeyboardInterrupt
+        return train_(*given, title=title, **more)
+
+    execute.run_recipe(loaded, tmp_path / "whole", card=False)
+    monkeypatch.setattr(execute, "train", train_until)
+    interrupt.append("control 2")
+    with pytest.raises(KeyboardInterrupt):
+        execute.run_recipe(loaded, tmp_path / "out", card=False)
+    interrupt.clear()
+    execute.run_recipe(loaded, tmp_path / "out", resume=True, card=False)
+    assert trained == ["control 1", "control 2", "control 2"]
+    whole, resumed = (load_file(tmp_path / run / "control/model.safetensors") for run in ("whole", "out"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not (tmp_path / "out" / "control-parts").exists()
+
+
 def test_the_control_of_adapters_trains_the_same_adapters_and_nothing_else(command, tmp_path):
     """Freed to move, a whole model would be trained at the adapters' learning rate: no control of anything."""
     train = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "learning_rate": 0.01}
@@ -286,6 +313,13 @@ def test_the_control_of_adapters_trains_the_same_adapters_and_nothing_else(comma
     before, after = (load_file(f / "model.safetensors") for f in (tmp_path / "base", tmp_path / "out" / "control"))
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"query"}
+
+
+def test_a_plan_leaves_out_what_a_stage_selects_on(tmp_path):
+    for more, steps in (({}, 12), ({"eval_strategy": "epoch"}, 11)):  # of 48 examples, 5 held out
+        train = {"num_train_epochs": 1, "per_device_train_batch_size": 4, **more}
+        recipe = text_project(tmp_path, stages=[{"methods": {"distill": {}}, "train": train}])
+        assert open_recipe(load_recipe(recipe)).plan.stages[0].steps == steps
 
 
 def test_fine_tuning_first_and_selecting_on_a_held_out_part(command, tmp_path):

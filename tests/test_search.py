@@ -11,7 +11,7 @@ from test_card import make_result
 from typer.testing import CliRunner
 
 from hfcompress.cli import app
-from hfcompress.core.errors import HFCompressError, RecipeError
+from hfcompress.core.errors import HFCompressError, PublishError, RecipeError
 from hfcompress.measure.cells import State
 from hfcompress.measure.result import read_result
 from hfcompress.measure.trials import RECORD, SIZES, SearchRecord, Size, Trial, read_search
@@ -19,6 +19,8 @@ from hfcompress.publish.search import render_report, write_report
 from hfcompress.publish.search_figure import draw_trials
 from hfcompress.recipe.search import load_search
 from hfcompress.run import child, execute
+from hfcompress.run.folder import RunFolder
+from hfcompress.run.pushing import pushes
 from hfcompress.run.shelf import Shelf
 from hfcompress.search.execute import run_search
 from hfcompress.search.proposing import Proposer
@@ -143,9 +145,65 @@ def test_trials_are_kept_and_more_of_them_or_other_sizes_go_on(tmp_path, pretend
 def test_a_search_that_fine_tunes_first_does_so_once_for_trials_and_once_for_sizes(tmp_path, pretended):
     out = tmp_path / "out"
     run_search(load_search(search_file(tmp_path, trials=2), ["finetune={train: {max_steps: 2}}"]), out)
-    trained = {p.parent.parent.name: p.read_text() for p in out.rglob("baseline/model.safetensors")}
-    assert trained == {name: "trained in 000" if name == "shared" else "trained in small" for name in trained}
-    assert set(trained) == {"shared", "small", "smaller"}
+    assert fine_tuned(out) == {"shared": ["000"], "sizes": ["small", "small"]}
+
+
+def test_trials_that_fine_tune_otherwise_do_not_get_the_model_of_another(tmp_path, pretended):
+    rate = "finetune.train.learning_rate"
+    path = search_file(tmp_path, space={BITS: [8, 4, 2], rate: [0.001, 0.002]}, trials=6)
+    search = load_search(path, ["finetune={train: {max_steps: 2, learning_rate: 0.001}}"])
+    run_search(search, tmp_path / "out")
+    rates = {f"{trial.number:03}": trial.params[rate] for trial in read_search(tmp_path / "out")[0].trials}
+    trained = fine_tuned(tmp_path / "out")["shared"]
+    assert sorted(rates[name] for name in trained) == [0.001, 0.002]
+
+
+def fine_tuned(out: Path) -> dict[str, list[str]]:
+    """Return, by the folder of a search, the runs in which the models were fine-tuned that lie there."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(out.rglob("baseline/model.safetensors")):
+        found.setdefault(path.relative_to(out).parts[0], []).append(path.read_text().removeprefix("trained in "))
+    return found
+
+
+def test_each_size_goes_to_its_own_repository(tmp_path, pretended):
+    search = load_search(search_file(tmp_path), ["publish.private=true"])
+    folders = []
+    for name in ("small", "smaller"):
+        size, folder = search.size(name, {BITS: 4}), RunFolder(tmp_path / name)
+        folder.path.mkdir()
+        folder.begin(size, resume=False)
+        result = make_result(recipe=size.text, overrides=list(size.overrides), recipe_hash=size.hash)
+        (folder.path / "result.json").write_text(result.model_dump_json())
+        folders.append(folder.path)
+    found = pushes(folders, None, None)
+    assert [(one.repo_id, one.private) for one in found] == [("me/tiny-small", True), ("me/tiny-smaller", True)]
+    with pytest.raises(PublishError, match="2 of these runs go to me/tiny-small, where each would take"):
+        pushes([folders[0], folders[0]], None, None)
+
+
+def test_trials_on_other_files_are_not_taken_for_trials_on_these(tmp_path, pretended, monkeypatch):
+    pretend = child._in_a_process
+
+    def run(loaded, folder, quiet):
+        folder.begin(loaded, resume=True)
+        return pretend(loaded, folder, quiet)
+
+    monkeypatch.setattr(child, "_in_a_process", run)
+    path = search_file(tmp_path)
+    run_search(load_search(path), tmp_path / "out")
+    again = run_search(load_search(path), tmp_path / "out")
+    assert again.is_file()
+    data = tmp_path / "data" / "train.csv"
+    data.write_text(data.read_text() + data.read_text().splitlines()[1] + "\n")
+    with pytest.raises(RecipeError, match=r"data\.path: other files lie there than for the trials"):
+        run_search(load_search(path), tmp_path / "out")
+
+
+def test_a_title_may_hold_any_character(tmp_path):
+    path = search_file(tmp_path)
+    path.write_text(path.read_text().replace("Tiny sizes", "Größen 🤗"), encoding="utf-8")
+    assert load_search(path).size("small", {BITS: 4}).recipe.title == "Größen 🤗: small"
 
 
 def test_a_failed_trial_is_told_and_a_size_that_nothing_reaches_ends_with_status_3(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from ..modules.student import derive_student_
 from .schema import Recipe, Stage
 
 _DEFAULT_EPOCHS, _DEFAULT_BATCH = 3.0, 8
+SELECTION_SHARE = 0.1  # of the labelled training examples, held out where a stage evaluates
 
 
 class PlannedMethod(StrictModel):
@@ -187,6 +188,8 @@ def _planned(
     examples: tuple[int, int],
 ) -> PlannedStage:
     labelled, unlabelled = examples
+    if stage.train and stage.train.get("eval_strategy", "no") != "no":
+        labelled -= math.ceil(SELECTION_SHARE * labelled)
     seen = labelled + (unlabelled if lifecycle.needs_teacher else 0)
     return PlannedStage(
         title=stage.title,

@@ -108,8 +108,8 @@ class Evaluate(StrictModel):
 
     metric: str | None = Field(
         None,
-        description="Metric of the task, or the path of a local `evaluate` script; by default the task's first "
-        "(accuracy, or perplexity of a language model).",
+        description="Metric of the task, or the path of a local `evaluate` script (of an error, its class has "
+        "`higher_is_better = False`); by default the task's first (accuracy, or perplexity of a language model).",
     )
     batch_size: int = Field(32, ge=1, description="Examples per forward pass.")
     control: bool = Field(

@@ -105,7 +105,7 @@ class LoadedSearch:
 
     def size(self, name: str, params: Params) -> LoadedRecipe:
         """Return the recipe of the model called `name`, with these values: whole, and held to its bounds."""
-        own = [*_set(params), f"title={json.dumps(f'{self.search.title}: {name}')}"]
+        own = [*_set(params), *_set({"title": f"{self.search.title}: {name}"})]
         loaded = load_recipe(self.recipe, [*self.overrides, *own])
         own += _set({"require": {**loaded.recipe.require, **self.search.sizes[name]}})
         if loaded.recipe.publish is not None:
@@ -163,5 +163,5 @@ def _check_space(search: LoadedSearch) -> None:
 
 
 def _set(values: Mapping[str, Any]) -> list[str]:
-    """Return values by dotted key as `--set` items; JSON is YAML."""
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    """Return values by dotted key as `--set` items; JSON is YAML, but for its escapes of what lies beyond 16 bits."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]

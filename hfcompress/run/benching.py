@@ -7,6 +7,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,8 @@ def bench_models(
     that from whose evaluation split so many `examples` are timed as they come, one at a time. Engines that are not
     named are those installed, and one that a model cannot be exported to is left out of it.
     """
-    models = [checkpoint_of(m) for m in models]
+    names = _names(models)
+    models = list(names)
     named, engines = bool(engines), engines or default_engines(calibrated=calibration is not None)
     for name in engines:
         require_engine(name)
@@ -77,12 +79,18 @@ def bench_models(
                             real=real_of_models(sources, data, examples, Path(scratch)) if data else {},
                             lenient=not named)  # fmt: skip
         sources = {m: _placed(s, settings, Path(scratch) / str(i)) for i, (m, s) in enumerate(sources.items())}
-        names, found = {m: base_name(m) for m in models}, {}
+        found = {}
         counts = list(dict.fromkeys(threads)) or [torch.get_num_threads()]
         for index, count in enumerate(counts):
             now = part(progress, index, len(counts))
             found[count] = bench(sources, replace(settings, threads=count), names=names, on_progress=now)
     return found
+
+
+def _names(models: list[str]) -> dict[str, str]:
+    """Return by checkpoint what a model is called: the last part of what was given, or all where others end alike."""
+    ends = Counter(map(base_name, models))
+    return {checkpoint_of(m): base_name(m) if ends[base_name(m)] == 1 else m for m in models}
 
 
 def _shapes(given: list[str], source: Source) -> list[Shape]:

@@ -15,7 +15,7 @@ from ..measure.result import read_result
 from ..publish.suite import write_report
 from ..recipe.suite import Cell, LoadedSuite
 from . import child
-from .folder import RunFolder, holds
+from .folder import RunFolder, changed_inputs, holds
 from .lock import sole_writer
 from .reporter import Reporter
 from .shelf import Shelf
@@ -133,7 +133,9 @@ def _record(
 
 def _is_done(cell: Cell, folder: Path) -> bool:
     try:
-        return read_result(folder / CELLS / cell.name).recipe_hash == cell.loaded.hash
+        path = folder / CELLS / cell.name
+        same = read_result(path).recipe_hash == cell.loaded.hash
+        return same and not changed_inputs(path, cell.loaded.recipe)
     except MeasureError:
         return False
 

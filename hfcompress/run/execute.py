@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _baseline(run: Run) -> nn.Module:
     def execute() -> nn.Module:
         return _train_plain(run, setup.model, folder.baseline)
 
-    rest = [folder.stages, folder.control, scratch_of(folder.control)]
+    rest = [folder.stages, folder.control, folder.control_parts, scratch_of(folder.control)]
     return kept(run, folder.baseline, "Fine-tuning", execute, instead=setup.model, rest=rest)
 
 
@@ -169,17 +170,25 @@ def _wants_control(recipe: Recipe) -> bool:
 
 def _control(run: Run, baseline: nn.Module) -> None:
     """Give the uncompressed model the same steps, the same teacher and, where a stage trains them, adapters too."""
-    recipe, target = run.setup.recipe, run.folder.control
-    training = [(i, s) for i, s in enumerate(recipe.stages) if s.train is not None]
+    recipe, folder = run.setup.recipe, run.folder
+    *earlier, last = (i for i, stage in enumerate(recipe.stages) if stage.train is not None)
+
+    def step(model: nn.Module, teacher: nn.Module | None, index: int, target: Path) -> nn.Module:
+        stage = recipe.stages[index]
+        methods = [m for m in stage_methods(stage, f"stages.{index}").methods if m.info.in_control]
+        return _trained(run, model, stage.train or {}, methods, teacher, target, f"control {index + 1}")
 
     def execute() -> nn.Module:
         model, teacher = copy.deepcopy(baseline), _teacher(run, baseline)
-        for index, stage in training:
-            methods = [m for m in stage_methods(stage, f"stages.{index}").methods if m.info.in_control]
-            model = _trained(run, model, stage.train or {}, methods, teacher, target, f"control {index + 1}")
+        for index in earlier:
+            target = folder.control_parts / str(index)
+            again = partial(step, model, teacher, index, target)
+            model = kept(run, target, f"Dense control, stage {index + 1}", again, instead=model)
+        model = step(model, teacher, last, folder.control)
+        clean(folder.control_parts)
         return model
 
-    kept(run, target, "Dense control: the uncompressed model, same training", execute)
+    kept(run, folder.control, "Dense control: the uncompressed model, same training", execute)
 
 
 def _trained(

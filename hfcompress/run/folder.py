@@ -18,6 +18,7 @@ from ..measure.examples import EXAMPLES, IMAGES
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan
 from ..recipe.schema import Recipe
+from .inputs import inputs_of
 from .lock import sole_writer
 
 _MARK = "hfcompress-run.json"
@@ -53,6 +54,11 @@ class RunFolder:
     def control(self) -> Path:
         """The uncompressed model after the same training."""
         return self.path / "control"
+
+    @property
+    def control_parts(self) -> Path:
+        """The same after each training but the last, until that is done."""
+        return self.path / "control-parts"
 
     @property
     def baseline_exports(self) -> Path:
@@ -128,7 +134,7 @@ class RunFolder:
 
     def written(self) -> list[Path]:
         """Return all that a run may have left here but its mark and recipe; what else lies beside it is the user's."""
-        named = [self.model, self.baseline, self.control, self.stages, self.measured, self.batches,
+        named = [self.model, self.baseline, self.control, self.control_parts, self.stages, self.measured, self.batches,
                  self.baseline_batches, self.calibration, self.baseline_calibration, self.real, self.baseline_real,
                  self.labels, self.examples]  # fmt: skip
         others = ("result.json", "plan.json", "log.jsonl", "exports", IMAGES)
@@ -143,7 +149,8 @@ class RunFolder:
         """Delete what an earlier run left here, unless that is taken up again, and note whose run this is."""
         for path in () if resume else self.written():
             _remove(path)
-        write_text(self.path / _MARK, json.dumps({"stages_hash": loaded.stages_hash}) + "\n")
+        mark = {"stages_hash": loaded.stages_hash, "inputs": inputs_of(loaded.recipe)}
+        write_text(self.path / _MARK, json.dumps(mark) + "\n")
         write_text(self.path / "recipe.yaml", loaded.text)
 
     def write_plan(self, plan: Plan) -> None:
@@ -172,8 +179,17 @@ def scratch_of(target: Path) -> Path:
 
 
 def holds(path: Path, loaded: LoadedRecipe) -> bool:
-    """Return whether `path` holds a run, done or not, whose stages are those of this recipe."""
-    return _previous_hash(RunFolder(path)) == loaded.stages_hash
+    """Return whether `path` holds a run, done or not, whose stages are those of this recipe, on the same files."""
+    return _previous(path).get("stages_hash") == loaded.stages_hash and not changed_inputs(path, loaded.recipe)
+
+
+def changed_inputs(path: Path, recipe: Recipe) -> list[str]:
+    """Return the keys of `recipe` that name other files, or files with other contents, than when the run began."""
+    before = _previous(path).get("inputs")
+    if before is None:  # of an earlier version, which did not look
+        return []
+    now = inputs_of(recipe)
+    return [key for key in {**before, **now} if before.get(key) != now.get(key)]
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -184,17 +200,25 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def _previous_hash(folder: RunFolder) -> str | None:
+def _previous(path: Path) -> dict[str, Any]:
+    """Return what a run folder's mark says of the run that began there; nothing where there is none."""
     try:
-        return str(json.loads((folder.path / _MARK).read_text(encoding="utf-8"))["stages_hash"])
-    except (OSError, ValueError, KeyError):
-        return None
+        found = json.loads((path / _MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _refuse_loss(folder: RunFolder, loaded: LoadedRecipe, *, resume: bool, overwrite: bool) -> None:
     path, same = folder.path, holds(folder.path, loaded)
     if resume:
         if (path / _MARK).exists() and not same:
+            if _previous(path).get("stages_hash") == loaded.stages_hash:
+                changed = " and ".join(changed_inputs(path, loaded.recipe))
+                raise RecipeError(
+                    f"{changed}: other files lie there than when the run in {path} began: start anew by --overwrite, "
+                    "or choose another --output"
+                )
             raise RecipeError(
                 f"{path} holds a run of another recipe (or other --set values); resume with the same ones (benchmark, "
                 "require, publish and evaluate.control may differ), or choose another --output"

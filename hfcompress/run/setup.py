@@ -15,6 +15,7 @@ from ..checkpoint.load import dtype_of
 from ..checkpoint.memory import meta_copy
 from ..core.errors import CheckpointError, DataError, RecipeError
 from ..core.method import Corpus, Method
+from ..core.registry import list_methods
 from ..export.runtime import require_any_length, require_engine
 from ..measure.require import parse_requirement
 from ..measure.workloads import Shape
@@ -90,6 +91,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         require_engine(name)
         if recipe.benchmark and recipe.benchmark.real_lengths:
             require_any_length(name)
+    _require_same_tokens(recipe, task)
     splits = load_data(recipe.data, task, recipe.seed)
     model, processor = _open_model(recipe, task, splits)
     train, mixed, evaluate = _encode(task, splits, processor, recipe)
@@ -126,6 +128,18 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         student=student,
         shapes=shapes_of(recipe, task, processor, plan),
     )
+
+
+def _require_same_tokens(recipe: Recipe, task: Task) -> None:
+    """Raise RecipeError where a metric counts tokens and a method changes which a text has: no two models compare."""
+    for index, stage in enumerate(recipe.stages if task.counted == "tokens" else ()):
+        for name in stage.methods:
+            if list_methods()[name].info.retokenizes:
+                raise RecipeError(
+                    f"stages.{index}.methods.{name}: it gives text other tokens, and {recipe.task} is measured token "
+                    "by token: original and result would be asked different things. Use it in a script, by "
+                    "compress(), and measure there what does not depend on tokens"
+                )
 
 
 def _encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> tuple[Dataset, Dataset, Dataset]:

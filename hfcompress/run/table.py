@@ -41,14 +41,24 @@ def comparison_tables(results: Mapping[str, Result]) -> Iterator[Table]:
 
 
 def write_comparison(results: Mapping[str, Result], folders: list[Path], path: Path) -> None:
-    """Put the tables between the markers of a markdown file; rows link to cards where one folder holds all runs.
+    """Put the tables between the markers of a markdown file; HFCompressError when it is missing or has no markers."""
+    write_text(path, with_comparison(results, folders, path))
 
-    Raises HFCompressError when the file is missing or has no markers.
+
+def with_comparison(results: Mapping[str, Result], folders: list[Path], path: Path) -> str:
+    """Return a markdown file with the tables between its markers; rows link to cards where one folder holds all runs.
+
+    Raises HFCompressError as `write_comparison`.
     """
     holder = folders[0] if len(folders) == 1 and not (folders[0] / "result.json").is_file() else None
-    link = None if holder is None else Path(os.path.relpath(holder, path.parent)).as_posix()
+    cards = None if holder is None else {name: _link(holder / name, path.parent) for name in results}
     try:
-        text = between(path.read_text(encoding="utf-8"), "runs", comparison_markdown(results, link))
+        return between(path.read_text(encoding="utf-8"), "runs", comparison_markdown(results, cards))
     except (OSError, ValueError) as error:
         raise HFCompressError(f"cannot write the table to {path}: {error}") from error
-    write_text(path, text)
+
+
+def _link(run: Path, here: Path) -> str:
+    """Return where the card of a run is, as seen from `here`: in its model's folder, or published without one."""
+    card = run / "README.md"
+    return Path(os.path.relpath(card if card.is_file() else run / "model" / "README.md", here)).as_posix()

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 from ..checkpoint import is_whole
 from ..core.method import Method
 from ..core.progress import listening
+from ..recipe.plan import SELECTION_SHARE
 from ..recipe.training import SAVE_STRATEGY
 from ..train.checkpointing import PlainTrainer
 from ..train.data import workers_for
@@ -26,7 +27,6 @@ from .folder import RunFolder
 from .reporter import Reporter, TrainingBar
 from .setup import Setup
 
-_SELECTION_SHARE = 0.1
 _WAITS = 0.05  # share of the time that training may wait for data before it is said
 
 
@@ -144,7 +144,7 @@ def _selection(setup: Setup, methods: list[Method], args: TrainingArguments) -> 
     train = setup.train_for(methods)
     if args.eval_strategy == "no":
         return train, None
-    split = setup.train.train_test_split(test_size=_SELECTION_SHARE, seed=setup.recipe.seed)
+    split = setup.train.train_test_split(test_size=SELECTION_SHARE, seed=setup.recipe.seed)
     kept = split["train"]
     if len(train) > len(setup.train):
         kept = concatenate_datasets([kept, train.select(range(len(setup.train), len(train)))])

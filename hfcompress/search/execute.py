@@ -18,8 +18,9 @@ from ..measure.trials import RECORD, SIZES, SearchRecord, Size, Trial
 from ..publish.search import write_report
 from ..recipe.load import LoadedRecipe
 from ..recipe.search import LoadedSearch, Params
+from ..recipe.shared import baseline_key
 from ..run import child
-from ..run.folder import RunFolder
+from ..run.folder import RunFolder, changed_inputs
 from ..run.lock import sole_writer
 from ..run.reporter import Reporter
 from ..run.shelf import Shelf
@@ -77,6 +78,7 @@ def _open(search: LoadedSearch, folder: Path, reporter: Reporter) -> _Progress:
                 f"{folder} holds the trials of another space or recipe (or other --set values): go on with the same "
                 "ones (trials and sizes may differ), or choose another --output"
             )
+        _refuse_changed(search, folder, before)
         kept = {"trials": [_measured_against(trial, search, folder) for trial in before.trials]}
         same = ("metric", "higher_is_better", "original", "split", "examples")
         record = record.model_copy(update={**kept, **{name: getattr(before, name) for name in same}})
@@ -84,6 +86,20 @@ def _open(search: LoadedSearch, folder: Path, reporter: Reporter) -> _Progress:
     progress.write()
     write_text(folder / _SEARCH, search.text)
     return progress
+
+
+def _refuse_changed(search: LoadedSearch, folder: Path, before: SearchRecord) -> None:
+    """Raise RecipeError where the files a trial has read are no longer what they were."""
+    for trial in before.done:
+        if changed := changed_inputs(_place(folder, trial.number), search.trial(trial.params).recipe):
+            raise RecipeError(
+                f"{' and '.join(changed)}: other files lie there than for the trials in {folder}: choose another "
+                "--output"
+            )
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / _TRIALS / f"{number:03}"
 
 
 def _new_record(search: LoadedSearch) -> SearchRecord:
@@ -143,7 +159,7 @@ def _try(progress: _Progress, params: Params) -> Trial:
     """Run one trial and keep its result; what it wrote beside that goes, but for what the next ones share."""
     number, started = len(progress.record.trials), time.perf_counter()
     loaded = progress.search.trial(params)
-    path = progress.folder / _TRIALS / f"{number:03}"
+    path = _place(progress.folder, number)
     reason = child.execute(loaded, path, progress.shelf, quiet=True)
     seconds = round(time.perf_counter() - started, 1)
     if reason is not None:
@@ -158,8 +174,8 @@ def _try(progress: _Progress, params: Params) -> Trial:
 
 def _keep_shared(progress: _Progress, run: RunFolder, loaded: LoadedRecipe) -> None:
     """Keep the fine-tuned model and what was computed of it: the trial's own folder will not last."""
-    shared = RunFolder(progress.folder / _SHARED)
-    shared.path.mkdir(exist_ok=True)
+    shared = RunFolder(progress.folder / _SHARED / baseline_key(loaded.recipe)[:12])  # the space may reach what it is
+    shared.path.mkdir(parents=True, exist_ok=True)
     run.share(shared, "baseline")
     progress.shelf.keep(shared, loaded.recipe)
 
@@ -198,7 +214,7 @@ def _measured_against(trial: Trial, search: LoadedSearch, folder: Path) -> Trial
     """Hold a trial done before against the sizes asked for now."""
     if trial.state is not State.DONE:
         return trial
-    return _measured(trial, read_result(folder / _TRIALS / f"{trial.number:03}"), search)
+    return _measured(trial, read_result(_place(folder, trial.number)), search)
 
 
 def _line(trial: Trial, record: SearchRecord, wanted: int) -> Text:
@@ -251,6 +267,6 @@ def _nearest_miss(record: SearchRecord, name: str) -> str:
 
 def _is_done(path: Path, loaded: LoadedRecipe) -> bool:
     try:
-        return read_result(path).recipe_hash == loaded.hash
+        return read_result(path).recipe_hash == loaded.hash and not changed_inputs(path, loaded.recipe)
     except MeasureError:
         return False
