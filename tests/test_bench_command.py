@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -72,6 +73,16 @@ def test_a_file_is_read_weighed_and_run(tmp_path):
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(MeasureError, match="cannot be read as an ONNX file"):
         read_onnx(tmp_path / "text.onnx")
+
+
+def test_models_are_called_by_what_was_given(tmp_path):
+    for name in ("a", "b"):
+        make("bert").save_pretrained(tmp_path / name / "model")
+    for name in ("a", "b", "b/model"):
+        assert list(benching._names([str(tmp_path / name)]).values()) == [Path(name).name]
+    runs = {str(tmp_path / name / "model"): name for name in ("a", "b")}
+    assert benching._names([str(tmp_path / name) for name in ("a", "b")]) == runs
+    assert list(benching._names(list(runs)).values()) == list(runs), "two of one name are told apart by their folders"
 
 
 def test_the_tables_of_our_own_files_are_seen(tmp_path):

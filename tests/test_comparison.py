@@ -172,8 +172,10 @@ def test_the_table_is_written_between_markers_and_links_to_cards(tmp_path):
     assert done.exit_code == 0, done.output
     text = page.read_text(encoding="utf-8")
     assert text.startswith("head\n<!-- runs -->\n**org/base-model") and text.endswith("\n<!-- /runs -->\ntail\n")
-    assert "[one](cards/one/README.md)" in text and "old" not in text
-    assert comparison_markdown(find_results([tmp_path / "cards"]), "cards") in text
+    assert "[one](cards/one/model/README.md)" in text and "old" not in text
+    (tmp_path / "cards/one/README.md").write_text("a card published without its model", encoding="utf-8")
+    CliRunner().invoke(app, ["table", str(tmp_path / "cards"), "--write", str(page)])
+    assert "[one](cards/one/README.md)" in page.read_text(encoding="utf-8")
 
 
 def test_runs_whose_folders_share_a_name_are_told_apart_by_their_paths(tmp_path):

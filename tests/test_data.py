@@ -361,7 +361,12 @@ def test_a_local_evaluate_script_is_a_metric(tmp_path: Path) -> None:
         "        return {'hits': sum(p == r for p, r in zip(predictions, references))}\n"
     )
     script = str(tmp_path / "hits.py")
-    assert TEXT.metric(script)([1, 0, 1], [1, 1, 1]) == 2
+    metric = TEXT.metric(script)
+    assert metric([1, 0, 1], [1, 1, 1]) == 2 and metric.higher_is_better
+    text = (tmp_path / "hits.py").read_text().replace("p == r", "p != r")
+    (tmp_path / "misses.py").write_text(text.replace("    def _info", "    higher_is_better = False\n\n    def _info"))
+    metric = TEXT.metric(str(tmp_path / "misses.py"))
+    assert metric([1, 0, 1], [1, 1, 1]) == 1 and not metric.higher_is_better
     with pytest.raises(RecipeError, match="cannot load the script"):
         TEXT.metric(str(tmp_path / "missing.py"))
 

@@ -451,7 +451,8 @@ def test_bad_requirements_are_recipe_errors():
         with pytest.raises(RecipeError, match=r"require.size_ratio: .* is not a bound; write"):
             parse_requirement("size_ratio", text)
     bound = parse_requirement("accuracy_drop", " <= 1e-2 ")
-    assert bound.bound == 0.01 and bound.compare(0.01, 0.01)
+    assert bound.bound == 0.01 and bound.met(0.01) and bound.met(0.91 - 0.90) and not bound.met(0.0101)
+    assert not parse_requirement("accuracy_drop", "<0.01").met(0.91 - 0.90)
 
 
 def test_a_requirement_that_was_not_measured_says_what_to_add():

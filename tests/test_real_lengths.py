@@ -121,6 +121,7 @@ def test_bench_reads_a_recipes_split_with_each_models_own_tokenizer(setups, tmp_
     seen = []
 
     def bench(sources, settings, *, names, on_progress):
+        assert list(names.values()) == ["base", "small", "bare"]
         seen.extend(ids(settings.real[label]) for label in sources)
 
     monkeypatch.setattr(benching, "bench", bench)

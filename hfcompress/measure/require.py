@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from ..core.errors import MeasureError, RecipeError, nearest
-from .result import Difference, Requirement, Result
+from .result import EXACT, Difference, Requirement, Result
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -29,6 +29,10 @@ class Bound:
     text: str
     compare: Callable[[float, float], bool]
     bound: float
+
+    def met(self, measured: float) -> bool:
+        """Say whether the bound holds; 0.91 less 0.90 is 0.01 here, as it is on paper."""
+        return self.compare(round(measured, EXACT), self.bound)
 
 
 def parse_requirement(name: str, text: str, metric: str = "accuracy", batches: Collection[int] | None = None) -> Bound:
@@ -58,7 +62,7 @@ def check(result: Result, wanted: Mapping[str, str]) -> list[Requirement]:
     quality = {bound: _of_quality(metric)[bound.name] for bound in bounds if bound.name in _of_quality(metric)}
     for bound in bounds:
         measured = _measured(result, bound.name, metric, quality)
-        met = bound.compare(measured, bound.bound)
+        met = bound.met(measured)
         checked.append(Requirement(name=bound.name, wanted=bound.text, measured=measured, met=met))
     return checked
 
@@ -127,7 +131,7 @@ def speedup(result: Result, batch: int | None = None, quality: Mapping[Bound, Qu
 def _holds(result: Result, engine: str, quality: Mapping[Bound, Quantity]) -> bool:
     """Say whether every bound is met by what was measured in `engine`."""
     try:
-        return all(bound.compare(measure(result, engine), bound.bound) for bound, measure in quality.items())
+        return all(bound.met(measure(result, engine)) for bound, measure in quality.items())
     except MeasureError:  # it was timed only
         return False
 

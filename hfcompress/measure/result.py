@@ -13,6 +13,7 @@ from ..core.explain import first_fault
 
 FORMAT = 1
 BUSY = 0.05  # of the time in which models were timed: held by others for longer, the times are uncertain
+EXACT = 9  # decimals of a difference that mean something: floating point adds more
 WORSE = 0.003  # of a metric that is a share: an engine this much below PyTorch runs another model
 WORSE_SHARE = 0.01  # the same as a share of a metric of which lower is better
 
@@ -158,7 +159,7 @@ class ModelResult(StrictModel):
             return bool(self.quality) and any(row.engine == engine for row in self.latency)
         if pytorch is None:
             return False
-        return there.shortfall(pytorch) > (WORSE if there.higher_is_better else WORSE_SHARE)
+        return round(there.shortfall(pytorch), EXACT) > (WORSE if there.higher_is_better else WORSE_SHARE)
 
 
 class McNemar(StrictModel):

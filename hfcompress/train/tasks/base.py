@@ -252,4 +252,4 @@ def _script_metric(path: str) -> Metric:
             raise RecipeError(f"evaluate.metric: {path} computed nothing")
         return float(next(iter(found.values())))
 
-    return Metric(score)
+    return Metric(score, higher_is_better=bool(getattr(module, "higher_is_better", True)))
