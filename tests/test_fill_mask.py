@@ -26,7 +26,9 @@ from hfcompress.export.runtime import open_onnx
 from hfcompress.measure.result import read_result
 from hfcompress.ops.reductions import IGNORED, masked_token
 from hfcompress.recipe.data import Data
+from hfcompress.recipe.load import load_recipe
 from hfcompress.run.families_table import smallest
+from hfcompress.run.setup import open_recipe
 from hfcompress.train.tasks import auto_class_for, get_task
 
 TASK, AUTO = get_task("fill-mask"), "AutoModelForMaskedLM"
@@ -145,6 +147,20 @@ def test_a_tokenizer_without_mask_token_is_refused(tmp_path):
     bare.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=r"processor: the tokenizer of .* has no mask token"):
         TASK.load_processor(str(tmp_path), make().config, settings())
+
+
+def test_a_method_that_changes_the_tokens_is_refused_where_they_are_counted(tmp_path):
+    recipe = {
+        "model": "x",
+        "task": "fill-mask",
+        "data": {"path": str(tmp_path)},
+        "stages": [{"methods": {"vocabulary": {}}}],
+    }
+    for task in ("fill-mask", "text-generation"):
+        with pytest.raises(
+            RecipeError, match=rf"^stages.0.methods.vocabulary: .* and {task} is measured token by token"
+        ):
+            open_recipe(load_recipe(recipe | {"task": task}))
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ class MethodInfo:
     alone: bool = False  # what it leaves has other paths: in its stage, only methods that leave nothing may join it
     cuts: bool = False  # puts smaller layers in the place of others when training ends, and what is on those goes
     learns_storage: bool = False  # trains, on the layers themselves, how their weights will be stored
+    retokenizes: bool = False  # gives some text other tokens than before
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by what they act on, where the
     # defaults are not all there is to say about the model types it works on
 

@@ -67,6 +67,7 @@ class Vocabulary(Method[VocabularyConfig]):
         phase=Phase.STRUCTURE,
         papers=("https://arxiv.org/abs/2010.05609", "https://arxiv.org/abs/2203.15996"),
         needs=Needs(processor=True),
+        retokenizes=True,
     )
     Config = VocabularyConfig
 

@@ -10,7 +10,6 @@ from datasets import Dataset, Features, List, Value
 
 from ...core.errors import DataError, RecipeError
 from ...core.metric import MeanMetric, Metric, Parts
-from ...core.position_tables import longest_input
 from ...ops.reductions import LOSS, TOKEN
 from ...recipe.data import Data
 from .text import TextInputs, token_limit
@@ -41,13 +40,6 @@ class LanguageModelling(TextInputs):
         "accuracy": MeanMetric(hits),
     }
     counted = "tokens"
-
-    def load_processor(self, source: str | None, config: Any, data: Data, revision: str | None = None) -> Any:
-        """Load the tokenizer and let it know the most tokens the model has positions for."""
-        tokenizer = super().load_processor(source, config, data, revision)
-        if positions := longest_input(config):
-            tokenizer.model_max_length = min(positions, tokenizer.model_max_length)
-        return tokenizer
 
     def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
         """Return nothing: the head gives one logit per token of the vocabulary."""

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from ...core.errors import DataError, RecipeError
+from ...core.position_tables import longest_input
 from ...recipe.data import Data
 from ...recipe.schema import Shape
 from .base import Task, load_pretrained, missing_values
@@ -25,12 +26,18 @@ class TextInputs(Task):
     main_input: ClassVar[str] = "input_ids"
 
     def load_processor(self, source: str | None, config: Any, data: Data, revision: str | None = None) -> Any:
-        """Load the tokenizer; a model from scratch has none, so the recipe has to name one."""
+        """Load the tokenizer and let it know the most tokens the model has positions for.
+
+        A model from scratch has none, so the recipe has to name one.
+        """
         if source is None:
             raise RecipeError(
                 "processor: a text model from scratch needs a tokenizer; give a Hub id or folder that has one."
             )
-        return load_pretrained(AutoTokenizer, source, "tokenizer", revision)
+        tokenizer = load_pretrained(AutoTokenizer, source, "tokenizer", revision)
+        if positions := longest_input(config):
+            tokenizer.model_max_length = min(positions, tokenizer.model_max_length)
+        return tokenizer
 
     def fit_config_(self, config: Any, processor: Any, given: Mapping[str, Any]) -> None:
         """Give a config from scratch the tokenizer's vocabulary and special tokens, where the recipe says nothing."""
