@@ -102,6 +102,27 @@ def test_smoothing_makes_outliers_harmless(monkeypatch):
     assert smoothed < 0.5 * error()
 
 
+def test_what_reads_through_a_grid_can_be_trained_on():
+    model = compress(make("bert"), SmoothQuantConfig(), calibration=calibration("bert"))
+    frozen, before = {n for n, p in model.named_parameters() if not p.requires_grad}, logits(model, "bert")
+    found = model(**batch("bert")).logits
+    assert torch.equal(found.detach(), before)
+    found.square().sum().backward()
+    assert frozen and all(p.grad.any() for n, p in model.named_parameters() if n not in frozen)
+
+
+def test_a_gradient_stops_where_the_grid_of_the_inputs_ends():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    pack_(model, "0")
+    layer = model[0]
+    layer.set_inputs(torch.tensor([0.1]), zero=10, bits=8)  # from -1 to 24.5
+    x = torch.tensor([[-2.0, 0.13, 20.0, 30.0]], requires_grad=True)
+    assert torch.equal(layer.rounded_inputs(x).detach(), layer.rounded_inputs(x.detach()))
+    layer(x).sum().backward()
+    wanted = layer.dequantized().sum(0) * torch.tensor([0.0, 1.0, 1.0, 0.0])
+    torch.testing.assert_close(x.grad[0], wanted)
+
+
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_the_int8_export_computes_what_pytorch_does(name, tmp_path):
     model = compress(make(name), SmoothQuantConfig(), calibration=calibration(name))

@@ -146,10 +146,8 @@ class Packed(nn.Module):
     def set_inputs(self, step: Tensor, zero: int, bits: int) -> None:
         """Let the layer round what it reads to (code - zero) * step, step (1,), with codes of `bits` bits."""
         self.input_bits = bits
-        bits_of_step = step.detach().to(SCALE_DTYPE).view(torch.int16)
-        self.input_scale = nn.Parameter(bits_of_step.clone(), requires_grad=False)
-        zero_point = torch.tensor([zero], dtype=torch.uint8, device=step.device)
-        self.input_zero = nn.Parameter(zero_point, requires_grad=False)
+        self.input_scale = nn.Parameter(step.detach().to(SCALE_DTYPE).view(torch.int16).clone(), requires_grad=False)
+        self.input_zero = nn.Parameter(torch.tensor([zero], dtype=torch.uint8, device=step.device), requires_grad=False)
 
     def inputs(self) -> tuple[Tensor, int, int] | None:
         """Return (step, zero, bits) of the grid of the layer's inputs, as `set_inputs` takes them; None: floats."""
@@ -158,12 +156,17 @@ class Packed(nn.Module):
         return self.input_scale.view(SCALE_DTYPE).float(), int(self.input_zero), self.input_bits
 
     def rounded_inputs(self, x: Tensor) -> Tensor:
-        """Return `x` as the layer reads it."""
+        """Return `x` as the layer reads it; the gradient passes rounding unchanged, and stops where the grid ends."""
         if self.input_bits is None:
             return x
         step, zero = self.input_scale.view(SCALE_DTYPE).float(), self.input_zero.float()
-        codes = torch.maximum(torch.minimum((x / step).round(), 2**self.input_bits - 1 - zero), -zero)
-        return codes.to(x.dtype) * step.to(x.dtype)
+        low, high = -zero, 2**self.input_bits - 1 - zero
+        codes = torch.maximum(torch.minimum((x / step).round(), high), low)
+        rounded = codes.to(x.dtype) * step.to(x.dtype)
+        if torch.is_grad_enabled() and x.requires_grad:
+            soft = x.clamp((low * step).to(x.dtype), (high * step).to(x.dtype))
+            rounded = rounded + (soft - soft.detach())  # a zero that has a gradient
+        return rounded
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
