@@ -250,7 +250,7 @@ def test_openvino_int8_takes_the_grids_of_the_checkpoint(openvino, tmp_path):
 
 
 def test_a_failing_openvino_export_leaves_the_old_pair(openvino, tmp_path, monkeypatch):
-    from hfcompress.export.openvino import writing_pair
+    from hfcompress.export.files import writing_pair
 
     file = tmp_path / "openvino" / "m.xml"
     for text in ("old", "new"):

@@ -14,13 +14,16 @@ from tiny import as_written, make
 from transformers import AutoModelForSequenceClassification
 
 from hfcompress.core.errors import ExportError, MeasureError
-from hfcompress.export import trace
+from hfcompress.export import files, trace
 from hfcompress.export.agreement import check
 from hfcompress.export.inputs import example_inputs, is_image, spec_of
+from hfcompress.export.kernels import kernels
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.plain import plain_copy
-from hfcompress.export.runtime import Source, open_engine, open_onnx
+from hfcompress.export.runtime import ENGINES, Source, open_engine, open_onnx
 from hfcompress.export.weights import SMALL
+from hfcompress.measure.exported import digests, stale
+from hfcompress.measure.size import export_files
 from hfcompress.modules.packed import pack_
 from hfcompress.ops.quantization import Grid, quantize
 
@@ -104,6 +107,37 @@ def test_fp32_gives_the_models_logits_at_any_shape(bert, exported, batch, length
     inputs = example_inputs(bert, batch, length, seed=batch, mask_zeros=True)
     got = open_onnx(exported["onnxruntime"], 1)(arrays(inputs))
     assert relative(got, logits(bert, inputs)) < 1e-5
+
+
+def test_weights_that_one_file_cannot_hold_lie_beside_it(bert, tmp_path, monkeypatch):
+    bert.save_pretrained(tmp_path)
+    source, folder = Source(str(tmp_path)), tmp_path / "onnx"
+    options = {"engines": ["onnxruntime", "onnxruntime-int8"], "made_of": digests(source)}
+    monkeypatch.setattr(files, "LIMIT", 20_000)  # bytes; it is 2 GB
+    made = export_onnx(bert, tmp_path, **options)
+    inputs = example_inputs(bert, 2, 9, mask_zeros=True)
+    assert relative(open_onnx(made["onnxruntime"], 1)(arrays(inputs)), logits(bert, inputs)) < 1e-5
+    names = {f"{name}{end}" for name in ("model.onnx", "model_quantized.onnx") for end in ("", "_data")}
+    assert {file.name for file in folder.iterdir()} == names and stale(source, options["engines"], None) == []
+    weights = sum(p.numel() for p in bert.parameters() if p.numel() >= 256)
+    assert export_files(tmp_path)["onnx/model.onnx_data"] >= 4 * weights > 2 * made["onnxruntime"].stat().st_size
+    assert ENGINES["onnxruntime"].note(made["onnxruntime"]).startswith("weights float32")
+    data = folder / "model.onnx_data"
+    data.write_bytes(data.read_bytes()[:-1])
+    assert stale(source, options["engines"], None) == ["onnxruntime"]
+    with pytest.raises(ExportError, match=r"model.onnx_data, which holds weights of model.onnx, is missing or cut"):
+        ENGINES["onnxruntime"].note(made["onnxruntime"])
+    with files.writing_pair(made["onnxruntime"]) as file:
+        file.write_bytes(b"one that needs none")
+    assert {file.name for file in folder.iterdir()} == names - {data.name}, "what is beside the file is not its own"
+
+
+def test_what_a_session_unpacks_is_never_one_file(exported, monkeypatch):
+    """Kernels are read of the graph that a session writes: 1 GB of codes may be 4 GB of floats there."""
+    sizes, load = [], onnx.load
+    monkeypatch.setattr(onnx, "load", lambda file, **how: sizes.append(Path(file).stat().st_size) or load(file, **how))
+    assert "MatMul" in kernels(exported["onnxruntime"])
+    assert 2 * sizes[0] < exported["onnxruntime"].stat().st_size
 
 
 def test_every_input_is_alive(exported):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,7 +47,8 @@ class Graph:
         return self._stored(helper.make_tensor(name, TensorProto.BFLOAT16, values.shape, halves, raw=True))
 
     def _stored(self, made: TensorProto) -> str:
-        if self.constants.setdefault(made.name, made) != made:
+        known = self.constants.setdefault(made.name, made)
+        if known is not made and known != made:
             raise ExportError(f"two different constants of the export are called {made.name!r}")
         return made.name
 
@@ -102,9 +104,8 @@ def lower(traced: Traced, how: Lowering) -> ModelProto:
             weights[path] = how.linear(graph, node.input[0], rank, layer, out)
     del proto.graph.node[:]
     proto.graph.node.extend(graph.nodes)
-    proto.graph.initializer.extend(graph.constants.values())
     _set_domains(proto)
-    _drop_unused(proto)
+    _store_used(proto, [*traced.proto.graph.initializer, *graph.constants.values()])
     helper.set_model_props(proto, {NOTE: note_of(list(weights.values()), list(tables.values()), how.note)})
     return proto
 
@@ -148,8 +149,9 @@ def _set_domains(proto: ModelProto) -> None:
     proto.opset_import.extend(kept)
 
 
-def _drop_unused(proto: ModelProto) -> None:
+def _store_used(proto: ModelProto, tensors: Iterable[TensorProto]) -> None:
     used = {name for node in proto.graph.node for name in node.input} | {o.name for o in proto.graph.output}
-    kept = [t for t in proto.graph.initializer if t.name in used]
     del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+    for tensor in tensors:
+        if tensor.name in used:
+            proto.graph.initializer.add().CopyFrom(tensor)  # `extend` takes none of over 2 GB

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .opening import compile_openvino, session_options
 
+_OUTSIDE = "session.optimized_model_external_initializers_file_name"
 _PRODUCTS = re.compile(r"MatMul|Gemm|FullyConnected|Conv(olution)?$|^QLinearConv|Attention")
 
 
@@ -27,6 +28,7 @@ def _onnxruntime(file: Path) -> Counter[str]:
     with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
         options = session_options(1)
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        options.add_session_config_entry(_OUTSIDE, "weights")  # unpacked they may be over 2 GB, which no file holds
         onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     return Counter(node.op_type for node in graph.node if _PRODUCTS.search(node.op_type))

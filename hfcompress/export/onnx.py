@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..core.errors import ExportError
-from ..core.files import writing
 from .cpu import needs_reduced_range
+from .files import write_onnx, writing_pair
 from .notes import made_with
 from .opening import MADE_OF
 from .runtime import engine, require_engine
@@ -60,7 +60,7 @@ def export_onnx(
     try:
         with contextlib.ExitStack() as stack:
             for name, target in targets.items():
-                written = stack.enter_context(_writing(target))
+                written = stack.enter_context(writing_pair(target))
                 _write(traced, name, written, reduced, batches, record)
                 check_file(traced, name, written)
     except BaseException:
@@ -88,14 +88,6 @@ def _calibration(traced: Traced, engines: Sequence[str], batches: Iterable[Batch
     return found
 
 
-def _writing(target: Path) -> contextlib.AbstractContextManager[Path]:
-    if target.suffix != ".xml":
-        return writing(target)
-    from .openvino import writing_pair
-
-    return writing_pair(target)
-
-
 def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: list[Batch], made_of: str) -> None:
     if file.suffix == ".xml":
         from .openvino import write_openvino
@@ -119,7 +111,7 @@ def _write(traced: Traced, name: str, file: Path, reduce_range: bool, batches: l
     proto = lower(traced, how)
     if made_of:
         proto.metadata_props.add(key=MADE_OF, value=made_of)
-    file.write_bytes(proto.SerializeToString())
+    write_onnx(proto, file)
 
 
 def require_onnx() -> None:

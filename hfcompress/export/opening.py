@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ExportError, MeasureError
+from .files import require_data
 
 NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
 MADE_OF = "hfcompress.made_of"  # another: the files and settings it was made of, as JSON
@@ -208,8 +209,12 @@ def rt_info(key: str) -> list[str]:
 
 
 def onnx_note(file: Path, key: str = NOTE) -> str:
-    """Return what an ONNX file of ours says of itself under `key`; nothing of another tool's."""
+    """Return what an ONNX file of ours says of itself under `key`; nothing of another tool's.
+
+    Raises ExportError when weights of it are not there.
+    """
     import onnx
 
     proto = onnx.load(str(file), load_external_data=False)
+    require_data(proto, file)
     return next((p.value for p in proto.metadata_props if p.key == key), "")

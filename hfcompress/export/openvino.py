@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import HFCompressError
 from .calibrate import Batch
 from .lower_openvino import NamedWeights, lower_named, stored_bits
 from .opening import MADE_OF, NOTE, given, rt_info
@@ -40,30 +37,6 @@ def write_openvino(traced: Traced, file: Path, *, int8: bool, batches: list[Batc
             if value:
                 model.set_rt_info(value, rt_info(key))
         ov.save_model(model, str(file), compress_to_fp16=False)
-
-
-@contextlib.contextmanager
-def writing_pair(target: Path) -> Iterator[Path]:
-    """Yield a temporary .xml that, with the .bin beside it, takes the place of `target` on success.
-
-    The .xml vanishes first and comes last: there is never one whose .bin is another's.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise HFCompressError(f"cannot write {target}: {error.strerror}") from error
-    try:
-        yield folder / target.name
-        target.unlink(missing_ok=True)
-        for suffix in (".bin", ".xml"):
-            file = (folder / target.name).with_suffix(suffix)
-            file.chmod(0o644)
-            file.replace(target.with_suffix(suffix))
-    except OSError as error:
-        raise HFCompressError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _converted(proto: Any, how: NamedWeights) -> tuple[Any, dict[str, set[str]]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import MeasureError
+from ..export.files import data_files, require_data
 from ..export.inputs import InputSpec
 from .result import ModelResult
 
@@ -58,8 +59,8 @@ def describe_onnx(file: Path) -> ModelResult:
     from onnx import numpy_helper
 
     proto = _load(file)
-    places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
-    files = {name: (file.parent / name).stat().st_size for name in (file.name, *sorted(places))}
+    require_data(proto, file)
+    files = {name: (file.parent / name).stat().st_size for name in (file.name, *sorted(data_files(proto)))}
     numbers = nonzeros = 0
     for tensor in proto.graph.initializer:
         if tensor.data_type in _FLOATS or len(tensor.dims) > 1:
