@@ -156,7 +156,7 @@ def make_result(*, image: bool = False, **changes: object) -> Result:
         "environment": {"cpu": "Some CPU", "threads": 2, "versions": {"torch": "2.13.0", "transformers": "5.23.0"}},
         "seed": 17,
         "recipe": "model: org/base-model\nstages:\n  - methods: {movement: {heads: 0.5}}  # ```\n",
-        "overrides": ["output=out"],
+        "overrides": ["seed=0"],
         "recipe_hash": "0123abcd" * 8,
     }  # fmt: skip
     return Result.model_validate(fields | changes)
@@ -312,6 +312,23 @@ def test_headline_says_what_the_fast_engine_costs() -> None:
     assert f"**{MINUS}0.34 points (95% interval {MINUS}1.95 to +0.92)** in ONNX Runtime int8" in head
 
 
+def test_an_error_is_no_share_however_small() -> None:
+    good = make_result()
+
+    def losing(model, value):
+        found = [
+            q.model_copy(update={"metric": "loss", "higher_is_better": False, "value": value}) for q in model.quality
+        ]
+        return model.model_copy(update={"quality": found})
+
+    lost = [d.model_copy(update={"metric": "loss", "higher_is_better": False, "value": 0.03}) for d in good.difference]
+    result = make_result(
+        baseline=losing(good.baseline, 0.85), compressed=losing(good.compressed, 0.88), difference=lost
+    )
+    assert rows.metric_name(result) == "Loss (lower is better)" and rows.metric(result, 0.85) == "0.85"
+    assert rows.points(result, 0.03) == "+0.03"
+
+
 def test_a_bad_result_is_told_in_plain_words() -> None:
     good = make_result()
     slow = [row.model_copy(update={"p50_ms": 2 * row.p50_ms}) for row in good.baseline.latency]
@@ -365,7 +382,7 @@ def test_what_was_done_is_all_there() -> None:
     result = make_result()
     text = render_card(result)
     for part in ("https://arxiv.org/abs/2005.07683", "Lagunas et al. 2021", "movement: {heads: 0.5, start: 0.1}",
-                 "| movement | units_left | 2304 |", "quantize_weights: {bits: 8}", "output=out", "`>=6`",
+                 "| movement | units_left | 2304 |", "quantize_weights: {bits: 8}", "seed=0", "`>=6`",
                  "| versions.torch | 2.13.0 |", "Some CPU", result.recipe_hash, "num_train_epochs: 5"):  # fmt: skip
         assert part in text, part
     assert f"````yaml\n{result.recipe.rstrip()}\n````" in text, "backticks in the recipe must not end its block"

@@ -15,7 +15,14 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, BertConfig, BitImageProcessorPil, PreTrainedTokenizerFast, ViTConfig
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BitImageProcessorPil,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    ViTConfig,
+)
 
 from hfcompress.core.errors import DataError, RecipeError
 from hfcompress.recipe import Data
@@ -285,6 +292,15 @@ def test_encoded_text_is_cut_and_padded_per_batch() -> None:
     batch = TEXT.collator(tokenizer)([encoded[i] for i in range(2)])
     assert batch["input_ids"].shape == (2, 3) and batch["labels"].tolist() == [1, 0]
     assert batch["attention_mask"].tolist()[0] == [1, 1, 0]
+
+
+def test_texts_are_cut_to_the_positions_the_model_has(tmp_path: Path) -> None:
+    _tokenizer().save_pretrained(tmp_path)
+    few = TEXT.load_processor(str(tmp_path), BertConfig(max_position_embeddings=4), Data(path="x"))
+    dataset = Dataset.from_dict({"text": ["word0 and " * 20], "label": [1]})
+    assert len(TEXT.encode(dataset, few, Data(path="x"))["input_ids"][0]) == 4
+    more = TEXT.load_processor(str(tmp_path), RobertaConfig(max_position_embeddings=12, pad_token_id=1), Data(path="x"))
+    assert len(TEXT.encode(dataset, more, Data(path="x"))["input_ids"][0]) == 10  # the first two rows are no positions
 
 
 def test_missing_processors_say_which_key_to_set(tmp_path: Path) -> None:

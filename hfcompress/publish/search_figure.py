@@ -25,7 +25,7 @@ def write_trials(record: SearchRecord, path: Path) -> None:
 
 def scale(record: SearchRecord) -> float:
     """Return 100 for a metric that is a share, shown in per cent, otherwise 1."""
-    return scale_of(trial.value or 0.0 for trial in record.done)
+    return scale_of(trial.value or 0.0 for trial in record.done) if record.higher_is_better else 1.0
 
 
 def draw_trials(record: SearchRecord) -> Figure:
