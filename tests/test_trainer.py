@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import MODELS, Examples, auto_class, logits, make
+from torch import nn
+from torch.utils.data import Dataset
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertForSequenceClassification,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
     TrainerCallback,
     TrainingArguments,
 )
@@ -22,6 +29,8 @@ from hfcompress import HFCompressMixin, HFCompressTrainer, compress, load_recipe
 from hfcompress.checkpoint import load_model
 from hfcompress.core.errors import CheckpointError, LifecycleError, RecipeError
 from hfcompress.methods.distill import DistillConfig
+from hfcompress.methods.hash_embeddings import HashEmbeddingsConfig
+from hfcompress.methods.lora import LoRAConfig
 from hfcompress.methods.movement import MovementConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.modules.gate import ColumnGate
@@ -106,6 +115,27 @@ def test_scores_have_their_own_learning_rate_and_no_decay(tmp_path):
     assert len(every) == len(set(every))
 
 
+@pytest.mark.parametrize(
+    ("config", "rate"), [(HashEmbeddingsConfig(), 1e-3), (LoRAConfig(r=2, learning_rate=1e-2), 1e-2)]
+)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_groups_of_methods_decay_as_the_arguments_say(config, rate, decay, tmp_path):
+    """They fell to AdamW's own 0.01."""
+    groups = trainer("bert", tmp_path, [config], args={"weight_decay": decay}).create_optimizer().param_groups
+    assert groups[2]["params"] and [g["weight_decay"] for g in groups] == [decay, 0.0, decay]
+    assert groups[2]["lr"] == rate
+
+
+def test_an_optimizer_of_the_users_own_takes_what_methods_train(tmp_path):
+    model = make("bert")
+    mine = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.2)
+    run = trainer("bert", tmp_path, [MOVEMENT], model=model, optimizers=(mine, None))
+    before, scores = mine.param_groups[0], {id(m.scores) for m in run.model.modules() if isinstance(m, ColumnGate)}
+    run.create_optimizer()
+    assert [scores == {id(p) for p in g["params"]} for g in mine.param_groups] == [False, True]
+    assert mine.param_groups[0] is before and mine.param_groups[1]["weight_decay"] == 0.0
+
+
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_the_best_model_is_one_at_full_strength(name, tmp_path):
     """Evaluation is made to look best at first: a checkpoint from before the schedule's end must not win for it."""
@@ -149,6 +179,47 @@ def test_the_mixin_goes_on_other_trainers(tmp_path):
     run = Compressing(model=make("bert"), args=args, recipe=[MOVEMENT], train_dataset=Examples("bert"))
     run.train()
     assert run.compression_report["movement"]["heads_after"] == 6
+
+
+class Pairs(Dataset):
+    """Sources with padding and targets of the same length, as a collator gives them that does not know the model."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        ids = torch.randint(5, 99, (6,), generator=torch.Generator().manual_seed(index))
+        real = torch.arange(6) < 2 + index % 5
+        return {"input_ids": ids, "attention_mask": real.long(), "labels": torch.where(real, -100, ids).flip(0)}
+
+
+def writer(kind: str, seed: int = 0) -> nn.Module:
+    """Return a tiny encoder-decoder that writes text, without dropout."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 99, "d_model": 32, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}
+    if kind == "t5":
+        return T5ForConditionalGeneration(T5Config(**sizes, num_layers=2, num_heads=4, d_kv=8, d_ff=64, dropout_rate=0))
+    layers = {f"{part}_{key}": size for part in ("encoder", "decoder")
+              for key, size in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
+    return BartForConditionalGeneration(BartConfig(**sizes, **layers, max_position_embeddings=40, dropout=0))
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_encoder_decoders_are_taught_on_their_targets(kind, tmp_path):
+    class Compressing(HFCompressMixin, Seq2SeqTrainer):
+        pass
+
+    args = Seq2SeqTrainingArguments(
+        str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
+    common = {"recipe": [DistillConfig(logits=1.0, temperature=1.0)], "train_dataset": Pairs(), "teacher_cache": True}
+    run = Compressing(model=writer(kind), args=args, teacher=writer(kind, seed=1), **common)
+    assert "its decoder reads the labels" in run.open_teacher_cache()
+    inputs = {key: torch.stack([Pairs()[i][key] for i in range(8)]) for key in Pairs()[0]}
+    ours, theirs = (m(**inputs).logits.log_softmax(-1) for m in (run.model, writer(kind, seed=1).eval()))
+    rows = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)[inputs["labels"] != -100]
+    assert run.compute_loss(run.model.train(), inputs).item() == pytest.approx(rows.mean().item(), rel=1e-4)
+    run.train()
 
 
 def test_model_init_starts_the_stage_anew(tmp_path):

@@ -74,12 +74,16 @@ class Seen:
         """Return which positions (batch, length) of token logits count; None when all do, or with one per example.
 
         Padding does not, nor does a position whose label is -100; a causal model's position has the next token's label.
+        Of an encoder-decoder the logits are the decoder's, and the other mask is of what the encoder reads.
         """
         shape = self.student["logits"].shape
         if len(shape) != 3:
             return None
-        masks = []
-        attention, labels = self.batch.get("attention_mask"), self.batch.get("labels")
+        masks, padding = (
+            [],
+            "decoder_attention_mask" if "encoder_last_hidden_state" in self.student else "attention_mask",
+        )
+        attention, labels = self.batch.get(padding), self.batch.get("labels")
         if attention is not None and attention.shape == shape[:2]:
             masks.append(attention.bool())
         if labels is not None and labels.shape == shape[:2]:

@@ -95,6 +95,8 @@ class TeacherCacheMixin(TrainingBatchesMixin):
         if wanted := self.lifecycle.ever_wants:  # not only now: the decision holds for the whole stage
             names = " and ".join(sorted(wanted)).replace("_", " ")
             return f"a method learns from its {names}, which are not kept"
+        if teacher.reads_labels:
+            return "its decoder reads the labels, by which examples are not told apart"
         if teacher.watched:
             return "a method reads what goes on inside it, which is not kept"
         if not (hasattr(self.train_dataset, "__len__") and hasattr(self.train_dataset, "__getitem__")):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..core.errors import LifecycleError
 from ..modules.pixels import as_read
@@ -26,9 +26,16 @@ class Teacher:
 
     def __call__(self, batch: Mapping[str, Any], wants: frozenset[str] = frozenset()) -> Any:
         """Return the teacher's outputs for `batch`, with the extra outputs named in `wants`."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", SOFT_LABELS)}
+        hidden = {SOFT_LABELS} if self.reads_labels else {SOFT_LABELS, "labels"}
+        inputs = {name: value for name, value in batch.items() if name not in hidden}
         with torch.no_grad():
             return self.model(**as_read(self.model, inputs), **output_flags(wants))
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether its decoder reads the labels: what writes text makes its inputs of them where a batch has none."""
+        encodes = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        return encodes and isinstance(self.model, PreTrainedModel) and self.model.can_generate()
 
     @property
     def watched(self) -> bool:
