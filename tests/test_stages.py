@@ -73,6 +73,27 @@ def test_layers_in_few_bits_are_refused_by_name(name):
         plan(QUANTIZED, {name: CASES[name].settings})
 
 
+@pytest.mark.parametrize("name", [name for name in QUANT if name != "quantize_weights"])
+def test_two_methods_of_a_stage_do_not_store_one_weight(name):
+    """The one that came later rounded what the other had stored: its bits with the other's error."""
+    settings = CASES[name].settings
+    with pytest.raises(
+        TargetError, match=rf"two methods of this stage claim its weight, .*{name}.* the `ignore` of one"
+    ):
+        plan({name: settings, "quantize_weights": {}})
+    apart = {"targets": ["re:.*word_embeddings"]}
+    apart = {"ignore": apart["targets"]} if "product" in name else apart
+    settings = settings if "product" in name else {**settings, "targets": ["re:.*query"]}
+    assert len(plan({name: settings, "quantize_weights": apart}).stages[0].methods) == 2
+
+
+def test_two_methods_of_a_stage_do_not_store_weights_that_are_tied():
+    head = {"quantize_weights": {"targets": ["lm_head"]}}
+    table = {"product_quantization": {"codewords": 16, "targets": ["transformer.wte"]}}
+    with pytest.raises(TargetError, match="two methods of this stage claim its weight"):
+        compress(make("gpt2-lm"), configs(table | head))
+
+
 @pytest.mark.parametrize("stage", [{"smooth_quant": {}}, {"bitsandbytes": {"mode": "nf4"}}], ids=str)
 def test_zeros_of_an_earlier_stage_stay_zero(stage):
     model = compress(make("bert"), configs(PRUNED), calibration=calibration("bert"))

@@ -74,15 +74,18 @@ class Lifecycle:
     ) -> dict[str, list[str]]:
         """Attach every method to the model and return the paths each acts on.
 
-        Raises TargetError when a method finds nothing to act on.
+        Raises TargetError when a method finds nothing to act on, and where two would store the same weight.
         """
         self._expect(State.NEW, "prepare")
         context = Context(model, seed, teacher, processor, corpus or Corpus())
-        targets = {}
+        targets: dict[str, list[str]] = {}
+        claims: dict[int, str] = {}
         for method in self.methods:
             targets[method.info.name] = method.prepare(model, context)
             if not targets[method.info.name]:
                 raise TargetError(f"{method.info.name} found nothing to change in this {type(model).__name__}")
+            if method.info.phase is Phase.QUANT:
+                _claim(model, targets[method.info.name], method.info.name, claims)
         self.state = State.PREPARED
         return targets
 
@@ -183,6 +186,22 @@ def _refuse_misfits(methods: list[Method], training: bool) -> None:
 def _changing_inputs(methods: list[Method], phase: Phase) -> str:
     """Return the method of an earlier phase that changes the tokenizer or image processor; "" for none."""
     return next((m.info.name for m in methods if m.needs.processor and m.info.phase < phase), "")
+
+
+def _claim(model: nn.Module, paths: list[str], name: str, claims: dict[int, str]) -> None:
+    """Note by its parameters, which tied layers share, that the method `name` stores each layer of `paths`.
+
+    Raises TargetError where another method of the stage does: it would store what that one has rounded already.
+    """
+    weights = {path: {id(p) for p in model.get_submodule(path).parameters()} for path in paths}
+    if taken := [path for path in paths if weights[path] & claims.keys()]:
+        others = sorted({claims[key] for path in taken for key in weights[path] & claims.keys()})
+        more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+        raise TargetError(
+            f"{taken[0]}{more}: two methods of this stage claim its weight, {' and '.join([*others, name])}; add it to "
+            "the `ignore` of one"
+        )
+    claims.update(dict.fromkeys(set().union(*weights.values()), name))
 
 
 def _title(method: Method) -> str:
