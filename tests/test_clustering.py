@@ -20,8 +20,10 @@ from hfcompress.core.lifecycle import Lifecycle
 from hfcompress.core.registry import create
 from hfcompress.methods.cluster_weights import ClusterWeightsConfig
 from hfcompress.methods.magnitude import MagnitudeConfig
+from hfcompress.methods.n_m import NOfMConfig
 from hfcompress.methods.product_quantization import ProductQuantizationConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
+from hfcompress.modules.chains import block_layers
 from hfcompress.modules.clustered import ClusteredWeight, pack_clustered_
 from hfcompress.modules.packed import dequantize_
 from hfcompress.modules.spec import build, spec_of
@@ -189,6 +191,15 @@ def test_pruned_weights_stay_zero(together, tmp_path):
     assert len(layer.clustered().words.unique()) <= 8
     loaded = load_model(save_checkpoint(model, tmp_path / "saved"), auto_class("bert"))
     assert torch.allclose(logits(loaded, "bert"), logits(model, "bert"), atol=1e-6)
+
+
+@pytest.mark.parametrize("prune", [MagnitudeConfig, NOfMConfig])
+def test_weights_pruned_after_they_are_clustered_are_zero(prune, tmp_path):
+    """Nothing is masked yet when clustering starts by default: the codewords of what was masked later came back."""
+    later = {"start": 0.3, "end": 0.8}
+    model = train(make("bert"), prune(schedule=later), ClusterWeightsConfig(clusters=8), folder=tmp_path)
+    for _, layer in block_layers(model):
+        assert layer.sparse and layer.nonzeros == layer.rows * layer.columns // 2
 
 
 def test_while_training_zeros_of_a_pruned_weight_are_zero():

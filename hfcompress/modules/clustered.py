@@ -17,9 +17,10 @@ from ..ops.kmeans import Init
 from ..ops.packing import packed_size
 from ..ops.quantization import SCALE_DTYPE
 from ..ops.straight_through import straight_through
+from .masked import MaskedWeight
 from .matrix import as_matrix, stored
 from .packed import packed_like, refuse_unpackable, replace_
-from .parametrizations import attach, detach, find
+from .parametrizations import attach, detach, find, has
 from .storage import Packed
 from .ties import sharers
 
@@ -30,7 +31,8 @@ class ClusteredWeight(nn.Module):
     """Parametrization W' = codeword of each weight once switched `on`; then only the codewords train.
 
     A codeword's gradient is the sum of its members' (Han 2016, section 3.3). The wrapper sees (rows, …), or the values
-    under a mask where a layer stores those alone. Zeros of a pruned weight stay zero and belong to no codeword.
+    under a mask where a layer stores those alone. Zeros of a pruned weight stay zero and belong to no codeword, those
+    too that a mask before this wrapper makes only later.
     """
 
     on: Tensor
@@ -38,8 +40,8 @@ class ClusteredWeight(nn.Module):
     keeps_zeros: Tensor
     mask: Tensor | None
 
-    def __init__(self, module: nn.Module, shape: torch.Size, book: Codebook) -> None:
-        """Take the layer, the shape of its weight as the wrapper will see it, and the codebook."""
+    def __init__(self, module: nn.Module, shape: torch.Size, book: Codebook, masked: bool = False) -> None:
+        """Take the layer, the shape of its weight as the wrapper will see it, the codebook, and if it is masked."""
         super().__init__()
         mask = module.mask() if isinstance(module, Packed) else None
         rows, columns = mask.shape if mask is not None else (shape[0], shape[1:].numel())
@@ -48,7 +50,7 @@ class ClusteredWeight(nn.Module):
         of = shape if book.dim == 1 else torch.Size((rows, columns // book.dim))
         self.words = nn.Parameter(torch.zeros(blocks, 2**book.bits, book.dim))
         self.register_buffer("on", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("keeps_zeros", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("keeps_zeros", torch.tensor(masked))
         self.register_buffer("index", torch.zeros(of, dtype=torch.int32))  # of each codeword, over all blocks
         self.register_buffer("mask", mask, persistent=False)
 
@@ -59,7 +61,8 @@ class ClusteredWeight(nn.Module):
         whole = bool(where.all())
         counts = importance if whole else where if importance is None else where * importance
         found = cluster(matrix, self.book, counts, init=init, seed=seed)
-        self.keeps_zeros.fill_(self.mask is None and not whole)
+        if self.mask is None and not whole:
+            self.keeps_zeros.fill_(True)
         self.words.copy_(found.words.float())
         rows = torch.arange(len(matrix), device=matrix.device)
         block = self.book.blocks(rows, len(matrix), matrix.shape[1])
@@ -146,7 +149,8 @@ def wrap_clustered(model: nn.Module, path: str, book: Codebook) -> list[str]:
     for where in paths:
         module = model.get_submodule(where)
         refuse_uncodable(where, module, book)
-        wrapper = ClusteredWeight(module, _layout(module, stored(module)).shape, book)
+        masked = has(model, where, MaskedWeight)
+        wrapper = ClusteredWeight(module, _layout(module, stored(module)).shape, book, masked)
         attach(model, where, wrapper, as_matrix=not isinstance(module, Packed))
         find(model, where, ClusteredWeight).words = find(model, path, ClusteredWeight).words
     return paths
