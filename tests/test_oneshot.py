@@ -164,6 +164,21 @@ def test_fisher_is_the_squared_gradient_of_a_mask_per_example():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_fisher_of_a_block_called_several_times_is_that_of_all_its_calls():
+    """What goes of ALBERT's one block is missing in every pass, not in the last alone."""
+    model, data = make("albert"), calibration("albert")[0]
+    block = blocks_of(model, family_of(model))[0]
+    found = fisher(model, {block.down: 1}, [data], 0)[block.down]
+    size, module = len(data["labels"]), model.get_submodule(block.down)
+    mask = torch.ones(size, module.in_features, requires_grad=True)
+    handle = module.register_forward_pre_hook(lambda _, args: (args[0] * mask[:, None],))
+    (gradient,) = torch.autograd.grad(model(**data).loss * size, mask)
+    handle.remove()
+    calls = model.config.num_hidden_layers
+    assert calls > 1 and found.tokens == calls * data["input_ids"].shape[1] == calls * found.length
+    assert torch.allclose(found.scores, gradient.square().sum(0), rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama-lm"])
 def test_without_labels_the_model_labels(name):
     model = make(name)

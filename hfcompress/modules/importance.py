@@ -32,10 +32,11 @@ def fisher(
 ) -> dict[str, Importance]:
     """Return the diagonal empirical Fisher information of a mask on groups of each layer's inputs.
 
-    groups: columns per group, by the layer's path. With m a mask of ones per example, it is the sum over examples of
-    (dL/dm)^2 (Michel 2019, eq. 2, squared; Kwon 2022, eq. 9). L is the model's loss on the batch's `labels`; without
-    labels, on the batch itself for a causal language model and on labels drawn from the model's own predictions, with
-    the seed, for others. Raises DataError when there are no batches, TargetError when the model gives no loss.
+    groups: columns per group, by the layer's path. With m a mask of ones per example, the same at every call of the
+    layer, it is the sum over examples of (dL/dm)^2 (Michel 2019, eq. 2, squared; Kwon 2022, eq. 9). L is the model's
+    loss on the batch's `labels`; without labels, on the batch itself for a causal language model and on labels drawn
+    from the model's own predictions, with the seed, for others. Raises DataError when there are no batches, TargetError
+    when the model gives no loss.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
@@ -45,9 +46,10 @@ def fisher(
         size = len(next(iter(batch.values())))
         gradients, shapes = _mask_gradients(model, groups, batch, size, generator)
         for path, gradient in gradients.items():
-            squares, shape = gradient.float().square().sum(0).cpu(), shapes[path]
+            squares, calls = gradient.float().square().sum(0).cpu(), shapes[path]
             if path not in found:
-                found[path] = Importance(torch.zeros_like(squares), shape[:-1].numel() / size, float(shape[-2]))
+                tokens = sum(shape[:-1].numel() for shape in calls)
+                found[path] = Importance(torch.zeros_like(squares), tokens / size, float(calls[-1][-2]))
             found[path].scores += squares
     if not found:
         raise DataError("there are no calibration batches")
@@ -107,19 +109,21 @@ def _examples(batch: Batch, device: torch.device) -> Iterator[dict[str, Any]]:
 
 def _mask_gradients(
     model: nn.Module, groups: Mapping[str, int], batch: Batch, size: int, generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, torch.Size]]:
-    """Return dL/dm (examples, groups) by layer, and the shapes of the layers' inputs."""
+) -> tuple[dict[str, Tensor], dict[str, list[torch.Size]]]:
+    """Return dL/dm (examples, groups) by layer, and the shapes of the layers' inputs at every call."""
     masks: dict[str, Tensor] = {}
-    shapes: dict[str, torch.Size] = {}
+    shapes: dict[str, list[torch.Size]] = {path: [] for path in groups}
     handles = []
 
     def hook(path: str) -> Any:
         def pre(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = args[0]
-            mask = torch.ones(size, x.shape[-1] // groups[path], dtype=x.dtype, device=x.device, requires_grad=True)
-            masks[path], shapes[path] = mask, x.shape
+            shapes[path].append(x.shape)
+            if path not in masks:  # a block may be called several times: what goes is missing in all of its calls
+                ones = torch.ones(size, x.shape[-1] // groups[path], dtype=x.dtype, device=x.device)
+                masks[path] = ones.requires_grad_()
             # windows of an image are examples of their own to attention; they lie together along the first dimension
-            spread = mask.repeat_interleave(groups[path], 1).repeat_interleave(len(x) // size, 0)
+            spread = masks[path].repeat_interleave(groups[path], 1).repeat_interleave(len(x) // size, 0)
             return (x * spread.view(len(x), *[1] * (x.ndim - 2), -1), *args[1:])
 
         return pre
