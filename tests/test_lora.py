@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import WITH_LINEAR, Examples, auto_class, logits, make
 from torch import nn
-from transformers import TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 from hfcompress import (
     BitsandbytesConfig,
@@ -29,6 +29,7 @@ from hfcompress.modules.adapters import adapter_layers, adapter_parameters
 from hfcompress.modules.bnb import BnbFormat, is_bnb
 from hfcompress.modules.bnb_quantized import BnbRounded
 from hfcompress.modules.chains import block_layers
+from hfcompress.modules.companion import companion_parameters
 from hfcompress.modules.storage import Packed
 from hfcompress.recipe.plan import make_plan
 from hfcompress.recipe.schema import Recipe
@@ -231,6 +232,20 @@ def test_a_loader_that_does_not_know_adapters_fails(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RuntimeError, match="mismatch"):
         transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_what_trains_beside_the_model_is_not_frozen():
+    """The projection of a distillation between models of other widths stayed as it started."""
+    model = make("bert")
+    teacher = BertForSequenceClassification(BertConfig(**{**model.config.to_dict(), "hidden_size": 48}))
+    settings = {"distill": {"hidden": 1.0}, "lora": {"r": 2}}
+    cycle = Lifecycle([create(*pair) for pair in settings.items()], training=True)
+    cycle.prepare(model, teacher=teacher)
+    trained = {p for p in model.parameters() if p.requires_grad}
+    beside = set(companion_parameters(model))
+    assert beside and trained == beside | set(adapter_parameters(model))
+    report = cycle.finalize(model)["lora"]
+    assert report["trained_parameters"] == sum(p.numel() for p in trained - beside)
 
 
 def test_a_plan_knows_that_a_quantized_base_trains_through_adapters():

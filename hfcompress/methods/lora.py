@@ -22,6 +22,7 @@ from ..modules.adapters import (
     start_from_rounding_,
 )
 from ..modules.chains import LINEAR, target_layers
+from ..modules.companion import companion_parameters
 from ..modules.ties import sharers
 
 _OURS = ("keep", "learning_rate", "loftq_iterations", "targets", "ignore", "modules_to_save")
@@ -144,7 +145,7 @@ class LoRA(Method[LoRAConfig]):
     Config = LoRAConfig
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Put the adapters on and freeze the rest.
+        """Put the adapters on and freeze the rest of the model; what trains beside it goes on training.
 
         Raises TargetError for a layer that takes no adapter, and for settings that need weights where there are codes.
         """
@@ -158,6 +159,10 @@ class LoRA(Method[LoRAConfig]):
             for parameter in module.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
         self._trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        beside = {id(p) for p in companion_parameters(model)}
+        for parameter in self._thawed:  # peft froze it with the model
+            if id(parameter) in beside:
+                parameter.requires_grad_(True)
         return paths
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:

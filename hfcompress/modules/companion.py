@@ -85,6 +85,11 @@ def attach_companion_(model: nn.Module, name: str, module: nn.Module) -> None:
     found[name] = module.to(next(model.parameters()).device)
 
 
+def companion_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of all that trains beside the model."""
+    return list(getattr(model, COMPANIONS).parameters()) if hasattr(model, COMPANIONS) else []
+
+
 def detach_companion_(model: nn.Module, name: str) -> None:
     """Take the module off the model, if it is there."""
     found: nn.ModuleDict | None = getattr(model, COMPANIONS, None)
