@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from cases import CASES
 from peft import LoraConfig, get_peft_model
 from tiny import WITH_LINEAR, auto_class, calibration, corpus, is_image, logits, make
 from torch import nn
@@ -396,6 +397,13 @@ def test_what_cuts_structure_comes_before(name, settings):
     cycle = Lifecycle([method], training=method.needs.training)
     with pytest.raises(TargetError, match=r"before|matches no module"):
         cycle.prepare(model, processor=tokenizer("bert"), corpus=corpus("bert"))
+
+
+@pytest.mark.parametrize("name", ["svd", "tucker", "cp", "factorize_embeddings"])
+def test_a_model_that_is_cut_at_the_end_is_not_the_best_one_before(name):
+    """The uncut model was measured, won, and was cut afterwards: nobody got what was the best."""
+    cycle = Lifecycle([create(name, CASES[name].settings)], training=True)
+    assert not cycle.settled(0.99) and cycle.settled(1.0)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,10 @@ class CP(Method[CPConfig]):
         }
         self._show.on(model, {path: cp_product(*factors) for path, factors in self._factors.items()})
 
+    def settled(self, fraction: float) -> bool:
+        """Say whether kernels are cut, which they are at the end of the stage."""
+        return fraction >= 1.0
+
     def finalize(self, model: nn.Module) -> None:
         """Put the four convolutions in place of each."""
         self._show.remove(model)

@@ -84,6 +84,10 @@ class FactorizeEmbeddings(Method[FactorizeEmbeddingsConfig]):
         self._cuts = {path: self._cut(model, path) for path in self._paths}
         self._show.on(model, {path: up @ down for path, (down, up) in self._cuts.items()})
 
+    def settled(self, fraction: float) -> bool:
+        """Say whether the tables are cut, which they are at the end of the stage."""
+        return fraction >= 1.0
+
     def finalize(self, model: nn.Module) -> None:
         """Put the factors in place."""
         self._show.remove(model)

@@ -50,6 +50,10 @@ class SVD(Method[SVDConfig]):
         cuts = {path: self._found[path].cut(rank) for path, rank in ranks.items() if rank is not None}
         self._show.on(model, {path: up @ down for path, (down, up) in cuts.items()})
 
+    def settled(self, fraction: float) -> bool:
+        """Say whether weights are cut, which they are at the end of the stage."""
+        return fraction >= 1.0
+
     def finalize(self, model: nn.Module) -> None:
         """Put the factors in place."""
         self._show.remove(model)

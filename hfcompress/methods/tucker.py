@@ -52,6 +52,10 @@ class Tucker(Method[TuckerConfig]):
         self._factors = {path: self._split(path, stored(model.get_submodule(path))) for path in self._paths}
         self._show.on(model, {path: tucker_product(*factors) for path, factors in self._factors.items()})
 
+    def settled(self, fraction: float) -> bool:
+        """Say whether kernels are cut, which they are at the end of the stage."""
+        return fraction >= 1.0
+
     def finalize(self, model: nn.Module) -> None:
         """Put the three convolutions in place of each."""
         self._show.remove(model)
