@@ -228,9 +228,14 @@ def _refuse_new_inputs(stages: list[StageMethods]) -> None:
 
 
 def _regroup_(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
-    """Move the parameters of `groups` out of the optimizer's groups and add `groups` to it."""
-    own = {id(p) for group in groups for p in group["params"]}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in own]
+    """Move the parameters of `groups` to groups of their own, which take what they do not set from those they leave."""
     for group in groups:
-        optimizer.add_param_group(group)
+        own = {id(p) for p in group["params"]}
+        for left in list(optimizer.param_groups):
+            moved = [p for p in left["params"] if id(p) in own]
+            if moved:
+                left["params"] = [p for p in left["params"] if id(p) not in own]
+                optimizer.add_param_group({**left, **group, "params": moved})
+                own -= {id(p) for p in moved}
+        if own:  # the optimizer was made before the methods were
+            optimizer.add_param_group({**group, "params": [p for p in group["params"] if id(p) in own]})
