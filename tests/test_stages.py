@@ -196,6 +196,15 @@ def test_data_read_before_the_tokenizer_changes_is_not_calibrated_on():
     assert len(plan({"vocabulary": {}, "quantize_weights": {}}).stages) == 1
 
 
+def test_batches_are_read_where_the_model_is(monkeypatch):
+    """Some methods moved them and others did not, which met a model on another device with an error."""
+    method, seen = get("layers"), []
+    monkeypatch.setattr(method, "observe", lambda self, model, batches: seen.extend(batches))
+    settings = method.Config(keep=2, choose="importance")
+    compress(make("bert").to("meta"), settings, calibration=calibration("bert"))
+    assert {value.device.type for each in seen for value in each.values()} == {"meta"}
+
+
 def test_a_stage_that_trains_stays_whole():
     methods = [create("magnitude", {}), create("quantize_weights", {}), create("distill", {})]
     trained = Lifecycle(copy.deepcopy(methods), training=True)

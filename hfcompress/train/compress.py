@@ -68,7 +68,7 @@ def run_oneshot(
     lifecycle = Lifecycle(stage.methods, training=False)
     if lifecycle.needs_calibration and calibration is None:
         raise LifecycleError(f"stage {stage.title!r} reads data: pass calibration=<batches of model inputs>")
-    batches: list[Any] = list(calibration or ()) if lifecycle.needs_calibration else []
+    batches = _on_device(model, calibration or ()) if lifecycle.needs_calibration else []
     report: dict[str, dict[str, float]] = {}
     training = model.training
     model.eval()
@@ -84,6 +84,11 @@ def run_oneshot(
         model.train(training)
     attach_structure_(model)
     return report
+
+
+def _on_device(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    device = next(model.parameters()).device
+    return [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
 def _apply(
