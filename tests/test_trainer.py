@@ -169,6 +169,18 @@ def test_the_best_model_is_one_at_full_strength(name, tmp_path):
     assert not torch.equal(run.model.state_dict()[key], states[6][key])
 
 
+@pytest.mark.parametrize("last", [2, 5, 6])
+def test_a_training_that_ends_before_its_schedule_says_so(last, tmp_path, caplog):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step >= last
+
+    run = trainer("bert", tmp_path, [MOVEMENT, QuantizeWeightsConfig()], callbacks=[Stop()])
+    run.train()
+    told = "training ended after 2 of 6 steps, before movement was at full strength"  # its schedule ends at 0.7
+    assert (told in caplog.text) == (last == 2) and caplog.text.count("training ended") == (last == 2)
+
+
 def test_the_mixin_goes_on_other_trainers(tmp_path):
     class Compressing(HFCompressMixin, Seq2SeqTrainer):
         pass
