@@ -421,6 +421,14 @@ def test_the_code_in_the_card_is_the_snippet(image: bool, loads_with: str) -> No
     assert onnx.rstrip() in published
 
 
+def test_the_onnx_code_fetches_the_weights_that_lie_in_a_file_beside() -> None:
+    model = make_result().compressed
+    large = model.model_copy(update={"exports": model.exports | {"onnx/model_quantized.onnx_data": 3_000_000_000}})
+    onnx = onnx_snippet(make_result(compressed=large), "user/name", hub=True, revision="tiny")
+    assert onnx and 'hf_hub_download(location, "onnx/model_quantized.onnx_data", revision=revision)' in onnx
+    compile(onnx, "card", "exec")
+
+
 def test_the_onnx_code_runs_the_fastest_engine_timed_everywhere() -> None:
     result = make_result()
     small, large = "onnx/model_quantized.onnx", "onnx/model.onnx"

@@ -46,6 +46,7 @@ def onnx_snippet(result: Result, location: str, *, hub: bool, revision: str | No
     return render(
         "load_onnx.py.jinja",
         file=file,
+        weights=[name for name in result.compressed.exports if name == f"{file}_data"],
         ort_class=result.auto_class.replace("Auto", "ORT", 1) if result.environment.get(OPTIMUM) else None,
         location=location,
         revision=revision,
