@@ -42,6 +42,7 @@ from hfcompress.ops.relations import (
 from hfcompress.train.checkpointing import PlainTrainer
 from hfcompress.train.teacher import Teacher, output_flags
 
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
 
 
@@ -50,7 +51,7 @@ def bert(**config) -> torch.nn.Module:
     torch.manual_seed(1)
     sizes = {"hidden_size": 48, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 32} | config
     known = {"vocab_size": 99, "max_position_embeddings": 40, "num_labels": 3, "initializer_range": 0.2}
-    return BertForSequenceClassification(BertConfig(**sizes, **known)).eval()
+    return BertForSequenceClassification(BertConfig(**{**known, **sizes})).eval()
 
 
 def loss_of(student, teacher, settings, inputs=None, fraction=0.0) -> tuple[float, dict[str, float], Lifecycle]:
@@ -129,6 +130,27 @@ def test_the_other_losses_by_their_formulas():
     assert activation_map_mse(ours, theirs, 2.0) == pytest.approx(float((maps[0] - maps[1]).square().sum(1).mean()))
     images = ours.transpose(1, 2).unflatten(-1, (2, 2))
     assert activation_map_mse(images, theirs, 2.0) == pytest.approx(float(activation_map_mse(ours, theirs, 2.0)))
+
+
+def test_several_labels_are_taught_each_by_itself():
+    ours, theirs = (bert(**STILL, problem_type="multi_label_classification") for _ in range(2))
+    theirs.classifier.bias.data += 4.0  # a softmax would not see it
+    inputs = batch("bert")
+    _, parts, _ = loss_of(ours, theirs, {"temperature": 2.0, "hard": 0.5}, inputs)
+    s, t = (m(**inputs).logits.detach() for m in (ours, theirs))
+    p, q = (torch.stack([(x / 2).sigmoid(), 1 - (x / 2).sigmoid()]) for x in (t, s))
+    assert parts["distill/logits"] == pytest.approx(float(4 * (p * (p / q).log()).sum(0).mean()), rel=1e-4)
+    wanted = F.binary_cross_entropy(s.sigmoid(), (t > 0).float())
+    assert parts["distill/hard"] == pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("config", [{"num_labels": 1}, {"problem_type": "regression"}], ids=str)
+def test_numbers_are_taught_by_their_squared_error(config):
+    ours, theirs = bert(**STILL, **config), bert(**STILL, **config)
+    theirs.classifier.bias.data += 3.0
+    assert loss_of(ours, theirs, {})[1]["distill/logits"] == pytest.approx(9.0, rel=1e-4)
+    with pytest.raises(LifecycleError, match=r"distill.hard: a model that answers with numbers"):
+        loss_of(ours, theirs, {"hard": 0.5})
 
 
 # --- layer maps -----------------------------------------------------------------------------------------------------

@@ -62,6 +62,20 @@ def test_the_divergence_is_that_of_a_model_with_those_layers_rounded():
         output_divergences(model, [], roundings)
 
 
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_answers_that_exclude_no_other_diverge_too(problem):
+    model = make("bert")
+    model.config.problem_type = problem
+    batches = [{"input_ids": batch["input_ids"]} for batch in calibration("bert")]
+    (found,) = output_divergences(model, batches, [{QUERY: Grid(2)}])
+    pack_(model, QUERY, Grid(2))
+    with torch.no_grad():
+        x, y = (torch.cat([m(**batch).logits for batch in batches]).double() for m in (make("bert"), model))
+    p, q = (torch.stack([z.sigmoid(), 1 - z.sigmoid()]) for z in (x, y))
+    wanted = (x - y).square().mean() if problem == "regression" else (p * (p / q).log()).sum(0).mean()
+    assert found == pytest.approx(float(wanted), rel=1e-3)
+
+
 def test_tied_layers_are_measured_together_and_stay_tied():
     model = make("gpt2-lm")
     wide, narrow = ({"transformer.wte": Grid(bits)} for bits in (8, 2))

@@ -28,7 +28,7 @@ from ..modules.pairing import (
 )
 from ..modules.seen import Seen, mean_over, require_same_tokens
 from ..modules.state_pairs import projections_to, state_pairs
-from ..ops.losses import hard_cross_entropy, hidden_cosine, hidden_mse, logits_mse, nearest_pairs, soft_cross_entropy
+from ..ops.losses import Answers, answers, divergence, hard_cross_entropy, hidden_cosine, hidden_mse, nearest_pairs
 from ..ops.relations import activation_map_mse, attention_kl, attention_mse, attention_scores_mse, relation_kl
 
 NAME = "distill"
@@ -49,7 +49,9 @@ class DistillConfig(StrictModel):
 
     temperature: float = Field(2.0, gt=0, description="Softening of both models' logits (Hinton 2015).")
     logits: Annotated[_Number | Annotated[LogitsPart, MAPPING], EITHER] = Field(
-        0.9, description="Weight of the loss against the teacher's logits."
+        0.9,
+        description="Weight of the loss against the teacher's logits; of each label by itself where several may be "
+        "right, a squared error where they are numbers (regression).",
     )
     hard: Annotated[_Number | Annotated[Weighted, MAPPING], EITHER] = Field(
         0.0, description="Weight of the cross-entropy against the teacher's decisions (DeiT)."
@@ -134,11 +136,14 @@ class Distill(Method[DistillConfig]):
         """Check that teacher and student can be compared, and return what will be; see `modules.capture` for hooks."""
         if ctx.teacher is None:
             raise LifecycleError("distill: there is no teacher")
+        self._model_config = model.config
         self._next_token = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         if self._next_token:
             require_same(model, ctx.teacher, "vocab_size", "vocabularies", NAME)
         else:
             require_same_labels(model, ctx.teacher, NAME)
+            if "hard" in self._parts and self._answers(getattr(model.config, "num_labels", 0)) == "numbers":
+                raise LifecycleError("distill.hard: a model that answers with numbers decides on no class; set it to 0")
         inner = [name for name in self._parts if name in _INSIDE]
         if inner and getattr(model.config, "is_encoder_decoder", False):
             raise LifecycleError(f"distill.{inner[0]}: an encoder-decoder has two rows of hidden states; set it to 0")
@@ -241,13 +246,19 @@ class Distill(Method[DistillConfig]):
                 yield name, weight
 
     def _logits(self, part: LogitsPart, seen: Seen) -> Tensor:
+        ours, theirs = seen.logits()
+        kind: Answers = "numbers" if part.loss == "mse" else self._answers(ours.shape[-1])
         mask = seen.counted(next_token=self._next_token)
-        if part.loss == "mse":
-            return logits_mse(*seen.logits(), mask)
-        return soft_cross_entropy(*seen.logits(), self.config.temperature, mask)
+        return divergence(kind, ours, theirs, self.config.temperature, mask)
 
     def _hard(self, part: Weighted, seen: Seen) -> Tensor:
-        return hard_cross_entropy(*seen.logits(), seen.counted(next_token=self._next_token))
+        ours, theirs = seen.logits()
+        binary = self._answers(ours.shape[-1]) == "labels"
+        return hard_cross_entropy(ours, theirs, seen.counted(next_token=self._next_token), binary=binary)
+
+    def _answers(self, count: int) -> Answers:
+        """Say what the logits are; a config may say so only once its model has seen labels."""
+        return answers(getattr(self._model_config, "problem_type", None), count)
 
     def _hidden(self, part: HiddenPart, seen: Seen) -> Tensor:
         return self._states(part, seen, hidden_mse, "distill.hidden")

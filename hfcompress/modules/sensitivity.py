@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import DataError, TargetError
 from ..core.progress import track
-from ..ops.losses import soft_cross_entropy
+from ..ops.losses import answers, divergence
 from ..ops.quantization import Clip, Grid
 from .packed import pack_, packed_like
 from .ties import declare_ties_, sharers
@@ -24,9 +24,10 @@ def output_divergences(
 ) -> list[float]:
     """Return, per entry of `roundings`, how far the outputs move when the layers it names are put on its grids.
 
-    KL(p || q), in nats, of the class or token probabilities without (p) and with (q) it, averaged over examples or real
-    tokens, as in ZeroQ (Cai 2020, section 3.3). Layers tied to those named are rounded along; all are put back. Raises
-    DataError when there are no batches, TargetError for a model without logits.
+    KL(p || q), in nats, of the class, label or token probabilities without (p) and with (q) it, averaged over examples
+    or real tokens, as in ZeroQ (Cai 2020, section 3.3); the squared error where the answers are numbers. Layers tied to
+    those named are rounded along; all are put back. Raises DataError when there are no batches, TargetError for a model
+    without logits.
     """
     batches = [{k: v.to(_device(model)) if isinstance(v, Tensor) else v for k, v in b.items()} for b in batches]
     if not batches:
@@ -37,7 +38,7 @@ def output_divergences(
         groups = [sharers(model, path) for path in rounding]
         for path, grid in rounding.items():
             pack_(model, path, grid, clip=clip)
-        total = sum(_divergence(_logits(model, b), p, b) for b, p in zip(batches, reference, strict=True))
+        total = sum(_divergence(model, b, p) for b, p in zip(batches, reference, strict=True))
         found.append(total / len(batches))
         _put_back_(model, groups)
     return found
@@ -61,14 +62,16 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def _divergence(logits: Tensor, reference: Tensor, batch: Batch) -> float:
-    """Return KL(reference || logits) in nats, a mean over what counts."""
+def _divergence(model: nn.Module, batch: Batch, reference: Tensor) -> float:
+    """Return how far the logits are from `reference`, a mean over what counts."""
+    logits = _logits(model, batch)
+    kind = answers(getattr(getattr(model, "config", None), "problem_type", None), logits.shape[-1])
     if logits.ndim < 3:
-        return float(soft_cross_entropy(logits, reference, 1.0))
+        return float(divergence(kind, logits, reference, 1.0))
     labels, mask = batch.get("labels"), batch.get("attention_mask")
     counts = labels != -100 if isinstance(labels, Tensor) and labels.shape == logits.shape[:-1] else mask
     fits = isinstance(counts, Tensor) and counts.shape == logits.shape[:-1]
-    return float(soft_cross_entropy(logits, reference, 1.0, counts.bool() if fits else None))  # type: ignore[union-attr]
+    return float(divergence(kind, logits, reference, 1.0, counts.bool() if fits else None))  # type: ignore[union-attr]
 
 
 def _device(model: nn.Module) -> torch.device:

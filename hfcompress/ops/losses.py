@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.layer_map import Pairs
+
+Answers = Literal["classes", "labels", "numbers"]  # of which one is right, or any of them, or that are the answer
+
+
+def answers(problem_type: str | None, count: int) -> Answers:
+    """Say what `count` logits are, by a config's `problem_type`; one alone is a number, for softmax makes 1 of any."""
+    if problem_type == "multi_label_classification":
+        return "labels"
+    return "numbers" if problem_type == "regression" or count == 1 else "classes"
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
@@ -27,6 +37,32 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float, mas
     return divergence / max(1, len(student)) * temperature**2
 
 
+def divergence(
+    kind: Answers, student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """Return how far the student's logits are from the teacher's: squared error of numbers, which have no temperature.
+
+    Shapes as in `soft_cross_entropy`.
+    """
+    if kind == "numbers":
+        return logits_mse(student, teacher, mask)
+    loss = soft_cross_entropy if kind == "classes" else soft_binary_cross_entropy
+    return loss(student, teacher, temperature, mask)
+
+
+def soft_binary_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """Return T^2 * KL(teacher || student) of softened logits of labels that are there or not, a mean over labels.
+
+    Shapes as in `soft_cross_entropy`.
+    """
+    s, t = student.float() / temperature, teacher.float() / temperature
+    there = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
+    absent = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return _mean((there + absent).mean(-1), mask) * temperature**2
+
+
 def soft_label_cross_entropy(student: Tensor, shares: Tensor) -> Tensor:
     """Return the cross-entropy against labels mixed from several, weighted by how much of a label a row has.
 
@@ -43,11 +79,14 @@ def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     return _mean((student.float() - teacher.float()).square().mean(-1), mask)
 
 
-def hard_cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+def hard_cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, binary: bool = False) -> Tensor:
     """Return the cross-entropy against the teacher's own decisions (DeiT, Touvron 2021, eq. 3).
 
-    Shapes as in `soft_cross_entropy`.
+    Shapes as in `soft_cross_entropy`. binary: each class is decided on by itself, and the mean is over classes too.
     """
+    if binary:
+        decided = (teacher > 0).float()
+        return _mean(F.binary_cross_entropy_with_logits(student.float(), decided, reduction="none").mean(-1), mask)
     losses = F.cross_entropy(student.float().movedim(-1, 1), teacher.argmax(-1), reduction="none")
     return _mean(losses, mask)
 
