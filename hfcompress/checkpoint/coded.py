@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
+from ..core.families import label_layers
 from ..modules.at_rest import SAVING, Streams, codable, code_at_rest_, code_widths, coded_at_rest
 from ..modules.ties import keep_biases_, own_ties
 from ..ops.coding import decode
@@ -73,7 +74,8 @@ def expect_streams_(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, P
         places[name] = place = _place(old, entry, name)
         length = entry["bytes"]
         if type(length) is not int or not 1 <= length <= old.numel() * place.stored.itemsize + SAVING:
-            raise CheckpointError(f"{name}: a coded stream of {length!r} bytes is not one of this weight")
+            hint = _labels(model, name)
+            raise CheckpointError(f"{name}: a coded stream of {length!r} bytes is not one of this weight{hint}")
         stream = torch.empty(length, dtype=torch.uint8, device=old.device)
         _set(model, name, nn.Parameter(stream, requires_grad=False))
         owner = model.get_submodule(name.rpartition(".")[0])
@@ -93,7 +95,7 @@ def decode_streams_(model: nn.Module, places: Mapping[str, Place]) -> None:
     for name, place in places.items():
         stream = model.get_parameter(name)
         if id(stream) not in made:
-            made[id(stream)] = _decoded(stream, place, name)
+            made[id(stream)] = _decoded(stream, place, name, _labels(model, name))
         _set(model, name, made[id(stream)])
     if set(places) - _witness(model):
         code_at_rest_(model)
@@ -129,13 +131,20 @@ def _place(old: nn.Parameter, entry: Any, name: str) -> Place:
     return Place(old.shape, stored, old.dtype, bits, old.requires_grad)
 
 
-def _decoded(stream: Tensor, place: Place, name: str) -> nn.Parameter:
+def _labels(model: nn.Module, name: str) -> str:
+    """Return the likely reason when a head's stream, which none is given any more, does not fit."""
+    if not name.startswith(tuple(f"{path}." for path in label_layers(model))):
+        return ""
+    return "; load it with as many labels as it was saved with, and exchange the head then"
+
+
+def _decoded(stream: Tensor, place: Place, name: str, hint: str) -> nn.Parameter:
     if stream.dtype != torch.uint8 or stream.is_meta:
         raise CheckpointError(f"{name}: the file holds no coded stream, though its config says so")
     try:
         values = decode(stream, place.shape, place.stored, place.bits)
     except ValueError as error:
-        raise CheckpointError(f"{name}: its coded stream can't be read: {error}") from error
+        raise CheckpointError(f"{name}: its coded stream can't be read: {error}{hint}") from error
     return nn.Parameter(values.to(stream.device, place.dtype), requires_grad=place.trains)
 
 

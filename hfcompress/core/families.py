@@ -174,8 +174,13 @@ def output_layers(model: nn.Module) -> set[str]:
 
     The task head's layers that give one number per label, and what can't be stored in another way at all.
     """
-    prefix, labels = base_prefix(model), getattr(model.config, "num_labels", None)
-    return direct_weights(model) | {
+    return direct_weights(model) | label_layers(model)
+
+
+def label_layers(model: nn.Module) -> set[str]:
+    """Return the paths of the task head's layers that give one number per label."""
+    prefix, labels = base_prefix(model), getattr(getattr(model, "config", None), "num_labels", None)
+    return {
         path
         for path, module in model.named_modules()
         if prefix and not path.startswith(prefix) and getattr(module, "out_features", 0) == labels

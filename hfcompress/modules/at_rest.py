@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.families import label_layers
 from ..ops.coding import encode
 from .joined import joined_names
 
@@ -37,11 +38,12 @@ def code_widths(model: nn.Module) -> Mapping[str, int]:
 def codable(model: nn.Module) -> set[str]:
     """Return the names of parameters that lie in a file as they are in memory.
 
-    Others, that transformers cuts or joins in between, can't be coded.
+    Others, that transformers cuts or joins in between, can't be coded. Layers that give the labels are not: a stream
+    does not show that it is of another number of labels, and the head could not be exchanged while loading.
     """
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    patterns = joined_names(model)
-    return {name for name in names if not any(pattern.search(name) for pattern in patterns)}
+    patterns, heads = joined_names(model), tuple(f"{path}." for path in label_layers(model))
+    return {n for n in names if not n.startswith(heads) and not any(pattern.search(n) for pattern in patterns)}
 
 
 class Streams:
