@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..core.families import base_prefix
+from ..core.families import base_prefix, label_layers
 
 POOLER = "pooler"
 
@@ -29,15 +29,17 @@ def absolute(model: nn.Module, path: str) -> str | None:
 
 
 def optional(model: nn.Module, path: str) -> bool:
-    """Say whether this model may lack what a checkpoint states at `path`: every module has to be there but two kinds.
+    """Say whether this model may lack what a checkpoint states at `path`: every module has to be there but three kinds.
 
-    A pooler can be left out of a base model; and a class other than the checkpoint's own has other parts at the top,
-    such as an encoder alone no decoder, or another task's model another head.
+    A pooler can be left out of a base model; a class other than the checkpoint's own has another head, and other parts
+    at the top, such as an encoder alone no decoder; and a layer for other labels has not the parts of the old one.
     """
     top = path.removeprefix("/").partition(".")[0]
     if top == POOLER:
         return True
-    stated = getattr(getattr(model, "config", None), "architectures", None) or []
-    prefix = base_prefix(model)
-    owner = model.get_submodule(prefix[:-1]) if prefix and not path.startswith("/") else model
+    prefix, stated = base_prefix(model), getattr(getattr(model, "config", None), "architectures", None) or []
+    if path.startswith("/") and prefix:
+        parts = tuple(f"/{layer}." for layer in label_layers(model))
+        return type(model).__name__ not in stated or path.startswith(parts)
+    owner = model.get_submodule(prefix[:-1]) if prefix else model
     return type(model).__name__ not in stated and not hasattr(owner, top)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core.errors import CheckpointError, FamilyError
-from ..core.families import base_prefix, blocks_of, family_of, has_module, size_names, width_in
+from ..core.families import base_prefix, blocks_of, family_of, has_module, label_layers, size_names, width_in
 from ..modules.bnb import float_twin, is_bnb
 from ..modules.merging import KIND as MERGING
 from ..modules.merging import add_merging_, merging_spec
@@ -63,7 +63,7 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
 
     Weights are left to be loaded. CheckpointError for a path the model lacks or a spec its config does not allow.
     """
-    inner = []
+    inner, heads = [], label_layers(model)
     for stated, spec in modules.items():
         path = absolute(model, stated)
         if path is None:
@@ -80,6 +80,10 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
         if spec.get("kind") == SIZES:
             resize_(old, spec, size_names(model), path)
             continue
+        if spec_of(old) is None and optional(model, stated):  # another task's head, of the same name
+            continue
+        if path in heads:
+            spec = _for_labels(spec, old, len(heads) == 1)
         if _spec(old) == dict(spec):
             continue
         if spec.get("inner") is True:
@@ -90,6 +94,18 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
     _fit_new_pooler_(model, modules)
     declare_ties_(model)
     return inner
+
+
+def _for_labels(spec: Mapping[str, Any], old: nn.Module, only: bool) -> Mapping[str, Any]:
+    """Return the spec of a head's last layer: where there are other labels than it had, of a plain one as wide.
+
+    Its weights then do not fit, which transformers says, or makes new ones. One of several that has as many outputs as
+    inputs is not the last of its head, whose labels are as many as the model was wide.
+    """
+    width, count = spec.get("in_features"), getattr(old, "out_features", None)
+    if spec.get("out_features") in (None, count) or (not only and spec["out_features"] == width):
+        return spec
+    return {**(spec_of(old) or {}), "in_features": width}
 
 
 def apply_ties_(model: nn.Module, ties: Mapping[str, Any]) -> None:
