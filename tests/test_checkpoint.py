@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import HEADS, LAYERS, MODELS, UNITS, Examples, auto_class, batch, logits, make
+from tiny import HEADS, LAYERS, MODELS, UNITS, Examples, auto_class, batch, calibration, logits, make
 from torch import nn
 from transformers import (
     AutoModel,
@@ -26,9 +27,13 @@ from transformers import (
 
 from hfcompress import compress
 from hfcompress.checkpoint import load_model, save_checkpoint
+from hfcompress.core.config import StrictModel
 from hfcompress.core.errors import CheckpointError, HFCompressError
 from hfcompress.core.families import blocks_of, family_of
+from hfcompress.methods.entropy_coding import EntropyCodingConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
+from hfcompress.methods.svd import SVDConfig
+from hfcompress.methods.width import WidthConfig
 from hfcompress.modules.packed import PackedEmbedding, PackedLinear, dequantize_
 from hfcompress.modules.shrink import keep_heads_, keep_units_
 
@@ -134,6 +139,75 @@ def test_what_another_class_lacks_is_left_out_but_nothing_of_its_own(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"layer.7.attention.q_lin', which this model does not have"):
         AutoModelForTokenClassification.from_pretrained(tmp_path)
+
+
+def with_plain_numbers_in_its_head(name: str) -> nn.Module:
+    model = make(name)
+    for path, parameter in model.named_parameters():
+        if path.startswith("classifier"):
+            parameter.data = (4 * parameter.data).round()  # so few values that even a small head gets smaller coded
+    return model
+
+
+HEADED: dict[str, tuple[str, list[StrictModel]]] = {
+    "narrow": ("bert", [WidthConfig()]),
+    "narrow, two layers": ("roberta", [WidthConfig(), QuantizeWeightsConfig()]),
+    "packed": ("vit", [QuantizeWeightsConfig(targets=["classifier"])]),
+    "split": ("bert", [SVDConfig(rank=1, targets=["classifier"])]),
+    "split, coded": ("bert", [SVDConfig(rank=1, targets=["classifier"]), EntropyCodingConfig()]),
+    "split, packed": (
+        "bert",
+        [SVDConfig(rank=1, targets=["classifier"]), QuantizeWeightsConfig(targets=["re:classifier.*"])],
+    ),
+    "coded": ("vit", [EntropyCodingConfig()]),
+}
+
+
+@pytest.mark.parametrize("count", [2, 5, 32])
+@pytest.mark.parametrize("kind", HEADED)
+def test_another_number_of_labels_makes_another_head(kind, count, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfcompress.modules.at_rest.SAVING", 8)
+    name, methods = HEADED[kind]
+    model = with_plain_numbers_in_its_head(name)
+    for method in methods:
+        compress(model, method, calibration=calibration(name))
+    save_checkpoint(model, tmp_path)
+    assert torch.allclose(logits(load_model(tmp_path, auto_class(name)), name), logits(model, name), atol=1e-6)
+    with pytest.raises(CheckpointError, match="ignore_mismatched_sizes"):
+        load_model(tmp_path, auto_class(name), num_labels=count)
+    other: dict[str, Any] = {"num_labels": count, "ignore_mismatched_sizes": True}
+    with pytest.raises(CheckpointError, match=r"no weights for classifier.*random"):
+        load_model(tmp_path, auto_class(name), **other)
+    new = load_model(tmp_path, auto_class(name), new_head=True, **other)
+    assert logits(new, name).shape == (4, count) and logits(new, name).isfinite().all()
+    ours, theirs = ({n: t for n, t in m.state_dict().items() if not n.startswith("classifier")} for m in (model, new))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_a_head_that_is_coded_asks_for_its_own_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfcompress.modules.at_rest.SAVING", 8)
+    monkeypatch.setattr("hfcompress.modules.at_rest.label_layers", lambda model: set())  # as earlier releases did
+    model = compress(with_plain_numbers_in_its_head("vit"), EntropyCodingConfig())
+    save_checkpoint(model, tmp_path)
+    assert torch.equal(logits(load_model(tmp_path, auto_class("vit")), "vit"), logits(model, "vit"))
+    for count in (2, 5):
+        with pytest.raises(CheckpointError, match="as many labels as it was saved with"):
+            load_model(tmp_path, auto_class("vit"), num_labels=count, ignore_mismatched_sizes=True, new_head=True)
+
+
+@pytest.mark.parametrize("methods", [[QuantizeWeightsConfig()], [EntropyCodingConfig()]])
+def test_another_task_of_the_same_body_gets_a_head_of_another_form(methods, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfcompress.modules.at_rest.SAVING", 8)
+    whole = compress(make("roberta"), methods)
+    save_checkpoint(whole, tmp_path / "sequences")
+    tokens = load_model(tmp_path / "sequences", AutoModelForTokenClassification, new_head=True)
+    assert type(tokens.classifier) is nn.Linear
+    ours, theirs = (m.roberta.state_dict() for m in (whole, tokens))
+    assert all(torch.equal(t, theirs[n]) for n, t in ours.items() if not n.startswith("pooler"))
+    compress(tokens, QuantizeWeightsConfig(targets=["classifier"]))
+    save_checkpoint(tokens, tmp_path / "tokens")
+    back = load_model(tmp_path / "tokens", auto_class("roberta"), new_head=True)
+    assert type(back.classifier.dense) is nn.Linear and logits(back, "roberta").shape == (4, 3)
 
 
 @pytest.mark.parametrize("name", ["bert", "vit"])

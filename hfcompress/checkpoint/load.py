@@ -43,10 +43,11 @@ def load_model(
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = _first(error) + no_folder_either(source, error)
         raise CheckpointError(f"cannot load {source} with {loader.__name__}: {reason}") from error
-    missing = [name for name in info["missing_keys"] if not (new_head and _in_head(model, name))]
+    random = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    missing = sorted(name for name in random if not (new_head and _in_head(model, name)))
     if missing:
         raise CheckpointError(
-            f"{source} has no weights for {', '.join(sorted(missing)[:3])}{' …' if len(missing) > 3 else ''}; it would "
+            f"{source} has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; it would "
             "run on random numbers. Name a checkpoint with a trained head, or add `finetune:` to train one."
         )
     if dtype != "float32":
