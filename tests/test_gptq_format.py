@@ -9,9 +9,13 @@ from causal import make_causal
 from safetensors.numpy import load_file
 from tiny import make
 
+from hfcompress import compress
 from hfcompress.core.errors import ExportError
 from hfcompress.export.gptq import export_gptq, pack_layer
+from hfcompress.methods.entropy_coding import EntropyCodingConfig
+from hfcompress.modules.at_rest import coded_at_rest
 from hfcompress.modules.packed import pack_
+from hfcompress.modules.ties import tie_
 from hfcompress.ops.quantization import Grid, quantize
 
 
@@ -121,3 +125,18 @@ def test_a_packed_table_is_left_dense_with_a_message(tmp_path):
     (message, *_) = export_gptq(model, tmp_path / "out")
     assert message.startswith("model.embed_tokens is stored dense")
     assert np.array_equal(load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"], wanted)
+
+
+def test_a_coded_model_is_written_decoded_and_a_tied_one_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfcompress.modules.at_rest.SAVING", 8)
+    model, _ = packed("llama", Grid(4))
+    torch.nn.init.ones_(model.model.embed_tokens.weight)  # gets smaller by coding
+    assert export_gptq(model, tmp_path / "plain") == export_gptq(
+        compress(model, EntropyCodingConfig()), tmp_path / "out"
+    )
+    plain, coded = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
+    assert plain.keys() == coded.keys() and all(np.array_equal(plain[name], coded[name]) for name in plain)
+    assert coded_at_rest(model)
+    tie_(model, {"model.layers.1.input_layernorm.weight": "model.layers.0.input_layernorm.weight"})
+    with pytest.raises(ExportError, match=r"layers.1.input_layernorm.weight shares the weight"):
+        export_gptq(model, tmp_path / "out")

@@ -23,8 +23,10 @@ from ..checkpoint.structure import read_structure
 from ..core.errors import ExportError
 from ..core.families import blocks_of, family_of
 from ..core.files import write_text
+from ..modules.at_rest import leave_at_rest_
 from ..modules.packed import PackedConv2d, PackedEmbedding, dequantize_
 from ..modules.storage import Packed
+from ..modules.ties import own_ties
 from ..ops.codebooks import Codebook
 from ..ops.quantization import Grid, Quantized
 from .inputs import is_image
@@ -141,12 +143,15 @@ def _blocks(model: nn.Module, layers: Mapping[str, Packed]) -> tuple[str, list[s
 def _dense(model: nn.Module) -> nn.Module:
     """Return a copy with ordinary layers in float16; ExportError when it is not a stock model then."""
     plain = dequantize_(copy.deepcopy(model))
+    leave_at_rest_(plain)
     mark_trainable_(plain)  # transformers refuses to cast a model it takes for a quantized one
     plain = plain.half()
     if differs := read_structure(plain):
         raise ExportError(
             f"the GPTQ format has stock shapes only, but {next(iter(differs))} differs from what the config builds"
         )
+    if ties := own_ties(plain):
+        raise ExportError(f"the GPTQ format cannot say that {next(iter(ties))} shares the weight of another layer")
     plain.config.dtype = torch.float16
     return plain
 

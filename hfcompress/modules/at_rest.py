@@ -21,6 +21,11 @@ def code_at_rest_(model: nn.Module) -> None:
     setattr(model, _MARK, True)
 
 
+def leave_at_rest_(model: nn.Module) -> None:
+    """Let saves of `model` store its tensors as they are in memory again."""
+    vars(model).pop(_MARK, None)
+
+
 def coded_at_rest(model: nn.Module) -> bool:
     """Say whether `code_at_rest_` was called, or the model was loaded from a file that is coded."""
     return bool(getattr(model, _MARK, False))
