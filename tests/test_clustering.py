@@ -212,6 +212,9 @@ def test_while_training_zeros_of_a_pruned_weight_are_zero():
     assert torch.equal(seen == 0, zeros) and len(seen[~zeros].unique()) <= 4
     stored, mask = wrapper.clustered(layer.weight.detach())
     assert torch.equal(mask, ~zeros) and torch.equal(stored.dequantize() * mask, seen)
+    spared = ClusteredWeight(layer, layer.weight.shape, Codebook(2), masked=True)  # others of the model lost more
+    spared.start(torch.ones_like(layer.weight), "linear", 0)
+    assert spared.clustered(torch.ones_like(layer.weight))[1] is None, "a mask of ones takes a bit per weight"
 
 
 def test_tied_weights_stay_tied(tmp_path):

@@ -94,9 +94,10 @@ class ClusteredWeight(nn.Module):
         if self.mask is not None:
             codes = codes.new_zeros(self.mask.shape).masked_scatter(self.mask, codes)
         stored = Clustered(codes.flatten(1), self.words.detach().to(SCALE_DTYPE), self.book)
-        if self.mask is None and not self.keeps_zeros:
-            return stored, None
-        return stored, (weight.flatten(1) != 0 if self.mask is None else self.mask)
+        if self.mask is not None:
+            return stored, self.mask
+        where = weight.flatten(1) != 0
+        return stored, where if self.keeps_zeros and not where.all() else None
 
     def _matrix(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weight as (rows, columns), and where it counts."""
