@@ -16,6 +16,8 @@ from transformers import (
 from hfcompress.export.kernels import kernels
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.runtime import ENGINES, require_engine
+from hfcompress.modules.packed import pack_
+from hfcompress.ops.quantization import Grid
 
 STATIC = "onnxruntime-static-int8"
 
@@ -64,6 +66,27 @@ def test_convolutions_are_folded_small_and_of_integers(make, tmp_path):
         room = 20 * channels  # of each, scale and zero point of kernel and bias, and the bias: 17 bytes
         assert held < 1.02 * weights * (4 if name == "onnxruntime" else 1) + room
     assert f"QLinearConv ({convolutions})" in kernels(files[STATIC])
+
+
+@pytest.mark.parametrize("grid", [None, Grid(8), Grid(1)])
+@pytest.mark.parametrize("gamma", [1e-8, 0.0])
+def test_a_channel_that_gives_its_bias_alone_keeps_it(gamma, grid, tmp_path):
+    """Its weights are as nothing once the norm is folded in; steps of the bias are as fine as theirs, and int32."""
+    torch.manual_seed(0)
+    model = lively(resnet())
+    layer = model.resnet.encoder.stages[1].layers[0].layer[1]
+    layer.normalization.weight.data[:32] = gamma
+    layer.normalization.bias.data[:32] = 3.0
+    layer.normalization.bias.data[32] = layer.normalization.weight.data[32] = 0.0
+    if grid:
+        pack_(model, "resnet.encoder.stages.1.layers.0.layer.1.convolution", grid)
+    images = torch.randn(8, 3, 32, 32)
+    examples = [{"pixel_values": image[None].numpy()} for image in images]
+    file = export_onnx(model, tmp_path, engines=[STATIC], calibration=examples)[STATIC]
+    with torch.inference_mode():
+        wanted = model(pixel_values=images).logits.numpy()
+    got = ENGINES[STATIC].run(file, 1)({"pixel_values": images.numpy()})
+    assert np.abs(got - wanted).max() < 0.15 * np.abs(wanted).max()
 
 
 def test_openvino_convolves_integers(tmp_path):

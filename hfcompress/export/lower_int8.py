@@ -14,6 +14,9 @@ from .lower_float import FloatProducts, rounded_inputs
 from .weights import SMALL, Array, Coded, Dense, Inputs, Layer, Weight, Worded, coded8, halved
 from .words import worded_matrix
 
+_MOST = 2.0**30  # steps of a bias; the products' sum is added to it
+_TINY = 1e-30  # a scale: float32 holds it times that of an input
+
 
 @dataclass(frozen=True)
 class _Integers:
@@ -113,6 +116,7 @@ class Int8Products:
             return self._float.convolve(graph, x, replace(layer, weight=weight), out) + " computed in float32"
         self._layers["static"] += 1
         x, grid = self._rounded(graph, x, layer.inputs)
+        layer, weight = _with_room(layer, weight, grid.step)
         matrix = self._integers(graph, layer, weight)
         kernel, bias = _qdq_kernel(graph, layer, matrix), _qdq_bias(graph, layer, matrix.scale * grid.step)
         made = add_convolution(graph, x, kernel, bias, _unbounded(layer, layer.outputs), f"{out}/product")
@@ -136,6 +140,24 @@ def rounded_kernel(weight: Weight) -> Weight:
 def integer_kernel(weight: Weight) -> TypeGuard[Coded]:
     """Say whether a convolution with this weight can be one of integers: one scale a row, and zero is code zero."""
     return isinstance(weight, Coded) and weight.groups == 1 and weight.zero is None
+
+
+def _with_room(layer: Layer, weight: Coded, step: float) -> tuple[Layer, Coded]:
+    """Return the same with scales so large that a bias in steps of theirs and of the input's fits int32.
+
+    The codes of a channel whose weights are as nothing beside its bias, as a norm that is switched off leaves them,
+    are rounded anew, mostly to zeros.
+    """
+    if layer.bias is None:
+        return layer, weight
+    least = np.maximum(np.abs(layer.bias) / (_MOST * step), _TINY)[:, None].astype(np.float32)
+    if (np.abs(weight.scale) >= least).all():
+        return layer, weight
+    scale = np.where(np.abs(weight.scale) < least, np.copysign(least, weight.scale), weight.scale)
+    codes = np.rint(weight.codes * (weight.scale / scale)).astype(np.int8)
+    bits, gap = (2, 1) if weight.step == 2 else (weight.bits, weight.step)  # of 1 bit: there is no zero
+    name = f"{layer.path}/with_room"  # another layer of the same weight has a bias of its own
+    return replace(layer, name=name), replace(weight, codes=codes, scale=scale, bits=bits, step=gap)
 
 
 def _unbounded(layer: Layer, to: Inputs) -> Layer:
