@@ -11,6 +11,7 @@ import torch
 from test_calibrated_engines import error, packed
 from tiny import make
 from tiny import make as tiny
+from transformers import GPT2LMHeadModel
 
 from hfcompress.export.kernels import kernels
 from hfcompress.export.lower_blocks import BlockProducts
@@ -67,8 +68,12 @@ def test_what_is_pruned_stays_pruned_and_small_weights_stay_floats(bits):
     assert BlockProducts(bits).rounded(small) is small
 
 
-def test_a_tied_table_is_stored_once(tmp_path):
-    model = make("gpt2-lm")
+@pytest.mark.parametrize("width", [32, 62, 63])
+def test_a_tied_table_is_stored_once(width, tmp_path):
+    """Where rows are no multiple of a block too: only the product wants blocks, the table is read as it lies."""
+    config = make("gpt2-lm").config
+    config.n_embd, config.n_head = width, 1
+    model = GPT2LMHeadModel(config).eval()
     file = export_onnx(model, tmp_path, engines=[W4])[W4]
     rows = model.config.vocab_size
     tables = [t.name for t in onnx.load(file).graph.initializer if t.dims and t.dims[0] == rows and len(t.dims) == 3]

@@ -67,8 +67,10 @@ def _unsigned(codes: Array, bits: int) -> Array:
 
 def _codes4(graph: Graph, name: str, weight: Coded, size: int, shape: list[int]) -> str:
     """Add the codes in `shape`, from the bytes that `bits` stores too, so that a table tied to a layer adds none."""
-    padded = np.pad(weight.codes, ((0, 0), (0, -weight.shape[1] % size)))
-    packed = graph.constant(f"{name}/codes/4", fold(_unsigned(padded, 4), 4)[:, :, None])
+    packed = graph.constant(f"{name}/codes/4", fold(_unsigned(weight.codes, 4), 4)[:, :, None])
+    if missing := math.prod(shape[1:]) - (weight.shape[1] + 1) // 2:
+        pads = graph.shared(f"byte_pads_{missing}", [0, 0, 0, 0, missing, 0], np.int64)
+        packed = graph.node("Pad", [packed, pads], f"{name}/codes/padded")
     sizes = graph.constant(f"{name}/shape_{len(shape)}", shape, np.int64)
     return graph.node("Reshape", [packed, sizes], f"{name}/blocks_{len(shape)}")
 
