@@ -15,8 +15,12 @@ from tiny import Examples, auto_class, batch, calibration, make
 from torch import nn
 from transformers import (
     BertConfig,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertModel,
     DeiTForImageClassificationWithTeacher,
+    LlamaConfig,
+    LlamaForCausalLM,
     TrainingArguments,
 )
 
@@ -42,6 +46,7 @@ from hfcompress.ops.relations import (
 from hfcompress.train.checkpointing import PlainTrainer
 from hfcompress.train.teacher import Teacher, output_flags
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
 
@@ -153,6 +158,30 @@ def test_numbers_are_taught_by_their_squared_error(config):
         loss_of(ours, theirs, {"hard": 0.5})
 
 
+def test_where_an_answer_begins_and_ends_is_taught():
+    """Question answering has two rows of logits over the tokens, each a choice of one."""
+    config = bert(**STILL, num_labels=2).config
+    ours, theirs = (BertForQuestionAnswering(config).eval() for _ in range(2))
+    with torch.no_grad():
+        given = [m(**batch("bert")) for m in (ours, theirs)]
+    heads = [[getattr(outputs, f"{end}_logits") for outputs in given] for end in ("start", "end")]
+    loss, parts, lifecycle = loss_of(ours, theirs, {"logits": {"weight": 0.5}, "hard": 0.5, "temperature": 1.0})
+    soft = [F.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="batchmean", log_target=True) for s, t in heads]
+    hard = [F.cross_entropy(s, t.argmax(-1)) for s, t in heads]
+    assert parts["distill/logits"] == pytest.approx(float(sum(soft)) / 2, rel=1e-4) and float(min(soft)) > 0.01
+    assert loss == pytest.approx(float(sum(soft) + sum(hard)) / 4, rel=1e-4)
+    lifecycle.finalize(ours)
+    assert loss_of(ours, theirs, {"logits": 0, "hidden": 1})[0] > 0
+
+
+def test_a_model_without_logits_can_be_taught_inside_only():
+    config = bert(**STILL).config
+    ours, theirs = BertModel(config), BertModel(config)
+    with pytest.raises(LifecycleError, match=r"the student gives no logits to compare, only last_hidden_state"):
+        loss_of(ours, theirs, {})
+    assert loss_of(BertModel(config), theirs, {"logits": 0, "hidden": 1})[0] > 0
+
+
 # --- layer maps -----------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +249,16 @@ def test_models_of_other_width_heads_and_depth_meet_in_relation_heads():
         LifecycleError, match=r"relations.heads: widths of 32, 48 can't be cut into 6 heads; set one of 1, 2, 4"
     ):
         loss_of(make("bert"), bert(), {"relations": 1})
+
+
+def test_queries_that_share_a_key_do_not_meet_it():
+    config = LlamaConfig(**SMALL, vocab_size=99, num_key_value_heads=2)
+    models = [LlamaForCausalLM(config) for _ in range(2)]
+    with pytest.raises(
+        LifecycleError, match=r"relations.of: heads share their keys .* 32 .* meet 16 .* leave query_key"
+    ):
+        loss_of(*models, {"relations": {"of": ["value", "query_key"]}})
+    assert loss_of(*models, {"relations": 1})[1]["distill/relations"] > 0
 
 
 def test_a_model_taught_by_itself_has_nothing_to_learn():

@@ -26,7 +26,7 @@ from test_text_generation import StopRunError, _stop
 from test_trainer import arguments
 from tiny import Examples, make, tokenizer
 from torch.utils.data import IterableDataset
-from transformers import DataCollatorWithPadding, ViTConfig, ViTImageProcessorPil
+from transformers import BertConfig, BertForQuestionAnswering, DataCollatorWithPadding, ViTConfig, ViTImageProcessorPil
 
 from hfcompress import DistillConfig, HFCompressTrainer, MovementConfig
 from hfcompress.core.errors import HFCompressError, LifecycleError, RecipeError
@@ -307,6 +307,7 @@ def noisy(rows: list[Any]) -> dict[str, torch.Tensor]:
     return {"pixel_values": pixels + torch.randn_like(pixels), "labels": torch.tensor([int(r["labels"]) for r in rows])}
 
 
+SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 LATER = {"weight": 0.5, "schedule": {"shape": "linear", "start": 0.3, "end": 0.4}}
 OFF = {
     "hidden": ({"recipe": [DistillConfig(hidden=0.5)]}, "a method learns from its hidden states"),
@@ -333,6 +334,15 @@ def test_off_where_masks_are_drawn(tmp_path, caplog):
     case = {"model": make_mlm(), "teacher": make_mlm(1), "train_dataset": unmasked(24), "data_collator": mask}
     losses(trainer(output=tmp_path, args={"max_steps": 2, "remove_unused_columns": False}, **case))
     assert "the data collator masks other tokens each time" in caplog.text
+
+
+def test_off_where_there_are_two_rows_of_logits(tmp_path, caplog):
+    """Question answering: where the answer begins, and where it ends."""
+    models = [BertForQuestionAnswering(BertConfig(**SMALL)) for _ in range(2)]
+    rows = [{"input_ids": torch.arange(9) + i, "start_positions": 1, "end_positions": i % 3 + 1} for i in range(8)]
+    run = trainer(output=tmp_path, model=models[0], teacher=models[1], train_dataset=rows, args={"max_steps": 2})
+    assert all(loss > 0 for loss in losses(run))
+    assert "logits of several kinds" in caplog.text
 
 
 def test_off_where_a_method_looks_inside(tmp_path):

@@ -175,13 +175,13 @@ class Distill(Method[DistillConfig]):
 
     def extra_loss(self, batch: Mapping[str, Any], student: Any, teacher: Any) -> Tensor | None:
         """Return the weighted sum of the parts, each a mean over the batch or over its tokens."""
-        loss = student["logits"].new_zeros((), dtype=torch.float32)
+        loss: Tensor | None = None
         seen = Seen(batch, student, teacher)
         for name, weight in self._active():
             value: Tensor = getattr(self, f"_{name}")(self._parts[name], seen)
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value.detach(), count + 1)
-            loss = loss + weight * value
+            loss = weight * value if loss is None else loss + weight * value
         self._wide = {}
         return loss
 
@@ -212,7 +212,8 @@ class Distill(Method[DistillConfig]):
             if name == "attention":
                 require_same_heads(*sides, where="distill.attention")
             else:
-                self._relation_heads = relation_heads(*sides, part.heads, where="distill.relations")
+                crossed = "query_key" in part.of
+                self._relation_heads = relation_heads(*sides, part.heads, where="distill.relations", crossed=crossed)
 
     def _project(self, model: nn.Module, ctx: Context) -> None:
         """Attach the projections from the student's width to the teacher's, where they differ."""

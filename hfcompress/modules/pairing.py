@@ -100,15 +100,22 @@ def relation_heads(
     pairs: Pairs,
     wanted: int | None,
     where: str,
+    *,
+    crossed: bool = False,
 ) -> int:
     """Return into how many heads to cut the widths of queries, keys and values: `wanted`, or the teacher's own number.
 
-    Raises LifecycleError with the valid numbers when one of the widths cannot be cut so.
+    crossed: queries are to meet keys. Raises LifecycleError with the valid numbers when one of the widths cannot be cut
+    so, and where queries that share a key are to meet it.
     """
     heads = wanted or _heads(teacher, theirs[pairs[-1][1]])
-    widths = {
-        w for s, t in pairs for m, a in ((model, ours[s]), (teacher, theirs[t])) for w in vector_widths(m, a).values()
-    }
+    found = [vector_widths(m, a) for s, t in pairs for m, a in ((model, ours[s]), (teacher, theirs[t]))]
+    if crossed and (shared := next((w for w in found if w["query"] != w["key"]), None)):
+        raise LifecycleError(
+            f"{where}.of: heads share their keys here, so {shared['query']} numbers of a query meet {shared['key']} of "
+            "a key; leave query_key out (query, key and value have relations of their own)"
+        )
+    widths = {width for kinds in found for width in kinds.values()}
     if any(width % heads for width in widths):
         common = gcd(*widths)
         valid = [str(n) for n in range(1, common + 1) if common % n == 0]

@@ -35,7 +35,17 @@ def labelled_logits(outputs: Any, *, taught: bool) -> list[Tensor]:
 
 def taught_logits(outputs: Any) -> Tensor:
     """Return the logits that learn from a teacher: of two heads those of the distillation token."""
-    found: Tensor = outputs["distillation_logits"] if "distillation_logits" in outputs else outputs["logits"]
+    found: Tensor = outputs["distillation_logits"] if "distillation_logits" in outputs else _logits(outputs, "student")
+    return found
+
+
+def _logits(outputs: Any, whose: str) -> Tensor:
+    """Return the logits; where an answer begins and where it ends (question answering) are two rows of each example."""
+    if "start_logits" in outputs and "end_logits" in outputs:
+        return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=1)
+    if "logits" not in outputs:
+        raise LifecycleError(f"the {whose} gives no logits to compare, only {', '.join(outputs)}")
+    found: Tensor = outputs["logits"]
     return found
 
 
@@ -46,8 +56,8 @@ class Seen:
         self.batch, self.student, self.teacher = batch, student, teacher
 
     def logits(self) -> tuple[Tensor, Tensor]:
-        """Return the logits of the student that learn from the teacher, and the teacher's."""
-        return taught_logits(self.student), self.teacher["logits"]
+        """Return the logits of the student that learn from the teacher, and the teacher's; LifecycleError without."""
+        return taught_logits(self.student), _logits(self.teacher, "teacher")
 
     def states(self, where: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return both models' hidden states; LifecycleError when one returns none."""
@@ -76,7 +86,7 @@ class Seen:
         Padding does not, nor does a position whose label is -100; a causal model's position has the next token's label.
         Of an encoder-decoder the logits are the decoder's, and the other mask is of what the encoder reads.
         """
-        shape = self.student["logits"].shape
+        shape = taught_logits(self.student).shape
         if len(shape) != 3:
             return None
         masks, padding = (

@@ -94,7 +94,9 @@ class CachedTeacher:
         self._write(pending)
 
     def _run(self, batch: Batch) -> Iterator[Logits]:
-        logits = self.teacher(batch).logits
+        logits = self.teacher(batch).get("logits")
+        if logits is None:
+            raise LifecycleError("teacher_cache: the teacher gives logits of several kinds, or none; leave it out")
         if logits.dim() == 2:
             yield from (shrunk(row[None], self.top_k, per_token=False) for row in logits)
             return
