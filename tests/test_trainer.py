@@ -35,6 +35,7 @@ from hfcompress.methods.movement import MovementConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.modules.gate import ColumnGate
 from hfcompress.modules.parametrizations import wrapped
+from hfcompress.train.checkpointing import PlainTrainer
 from hfcompress.train.interrupt import SaveOnInterrupt
 
 MOVEMENT = MovementConfig(heads=0.5, ffn=0.5, round_to=4)
@@ -102,6 +103,35 @@ def test_gradient_accumulation_equals_the_large_batch(name, tmp_path):
     assert whole.keys() == parts.keys()
     for key in whole:
         assert torch.allclose(whole[key], parts[key], rtol=1e-3, atol=1e-5), key
+
+
+@pytest.mark.parametrize("kind", [PlainTrainer, HFCompressTrainer])
+def test_a_loss_of_the_users_own_is_told_how_many_labels_its_batch_has(kind, tmp_path):
+    """With any number of accumulation steps the gradient is that of the mean over all of them."""
+
+    def doubled(outputs, labels, num_items_in_batch=None):
+        return 2 * F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    found = []
+    for func, size, accumulate in ((None, 8, 1), (doubled, 8, 1), (doubled, 2, 4)):
+        args = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulate, "max_steps": 1}
+        recipe = {"recipe": [MOVEMENT]} if kind is HFCompressTrainer else {}
+        run = kind(model=make("bert"), args=arguments(tmp_path, **args, max_grad_norm=0.0), compute_loss_func=func,
+                   train_dataset=Examples("bert"), eval_dataset=Examples("bert"), **recipe)  # fmt: skip
+        seen = {}
+
+        class Spy(TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, model=None, _seen=seen, **kwargs):
+                _seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+        run.add_callback(Spy())
+        loss = run.evaluate()["eval_loss"]
+        run.train()
+        found.append((loss, seen))
+    (loss, stock), *others = found
+    for doubled_loss, gradients in others:
+        assert doubled_loss == pytest.approx(2 * loss, rel=1e-4) and gradients.keys() == stock.keys()
+        assert all(torch.allclose(2 * stock[n], g, rtol=1e-3, atol=1e-5) for n, g in gradients.items())
 
 
 def test_scores_have_their_own_learning_rate_and_no_decay(tmp_path):

@@ -40,11 +40,17 @@ class CheckpointMixin:
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the Trainer's loss as a mean over the batch, whatever the number of accumulation steps."""
+        """Return the Trainer's loss as a mean over the batch, whatever the number of accumulation steps.
+
+        A `compute_loss_func` is therefore told how many labels this batch has.
+        """
         labels, smoothing = inputs.get("labels"), self.args.label_smoothing_factor
-        bare = labels is not None and not takes_labels(self.plain_model(model))
+        own = self.compute_loss_func is not None  # type: ignore[attr-defined]
+        bare = labels is not None and not own and not takes_labels(self.plain_model(model))
         if SOFT_LABELS not in inputs and not bare:
-            return super().compute_loss(model, inputs, return_outputs=return_outputs)  # type: ignore[misc]
+            count = self._get_num_items_in_batch([inputs], self.args.device) if own else None  # type: ignore[attr-defined]
+            more = {"return_outputs": return_outputs, "num_items_in_batch": count}
+            return super().compute_loss(model, inputs, **more)  # type: ignore[misc]
         outputs = model(**{k: v for k, v in inputs.items() if k != SOFT_LABELS and not (bare and k == "labels")})
         heads = labelled_logits(outputs, taught=getattr(self, "teacher", None) is not None)
         if labels is not None:
