@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hfcompress.core.errors import CheckpointError, HFCompressError
 from hfcompress.core.families import blocks_of, family_of
 from hfcompress.methods.entropy_coding import EntropyCodingConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
+from hfcompress.methods.share_layers import ShareLayersConfig
 from hfcompress.methods.svd import SVDConfig
 from hfcompress.methods.width import WidthConfig
 from hfcompress.modules.packed import PackedEmbedding, PackedLinear, dequantize_
@@ -227,6 +229,57 @@ def test_fine_tuning_further_with_the_stock_trainer(name, tmp_path):
     )
 
 
+CHANGES: dict[str, tuple[StrictModel, Callable[[Any], object]]] = {
+    "more words": (WidthConfig(), lambda model: model.resize_token_embeddings(101)),
+    "fewer words": (WidthConfig(), lambda model: model.resize_token_embeddings(97)),
+    "fewer layers": (QuantizeWeightsConfig(), lambda model: model.bert.encoder.layer.__delitem__(2)),
+    "another head": (
+        QuantizeWeightsConfig(targets=["classifier", "bert.pooler.dense"]),
+        lambda model: model.set_submodule("classifier", nn.Linear(32, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_model_that_was_changed_is_saved_as_it_is(kind, tmp_path):
+    method, change = CHANGES[kind]
+    save_checkpoint(compress(make("bert"), method, calibration=calibration("bert")), tmp_path / "first")
+    model = load_model(tmp_path / "first", auto_class("bert"))
+    change(model)
+    model.config.num_hidden_layers = len(model.bert.encoder.layer)
+    model.save_pretrained(tmp_path / "second")
+    again = load_model(tmp_path / "second", auto_class("bert"))
+    assert torch.allclose(logits(again, "bert"), logits(model, "bert"), atol=1e-6)
+
+
+BODIES: dict[str, tuple[str, list[StrictModel]]] = {
+    "packed": ("bert", [QuantizeWeightsConfig()]),
+    "coded": ("vit", [EntropyCodingConfig()]),
+    "shared": ("bert", [ShareLayersConfig()]),
+    "shared, coded": ("bert", [ShareLayersConfig(), EntropyCodingConfig()]),
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_the_body_of_a_loaded_model_is_saved_alone(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfcompress.modules.at_rest.SAVING", 8)
+    name, methods = BODIES[kind]
+    made = make(name)
+    for method in methods:
+        compress(made, method)
+    save_checkpoint(made, tmp_path / "whole")
+    for model in (made, load_model(tmp_path / "whole", auto_class(name))):
+        for _ in range(2):  # a save changes nothing for the next one
+            model.base_model.save_pretrained(tmp_path / "body")
+            state = AutoModel.from_pretrained(tmp_path / "body").state_dict()
+            ours = model.base_model.state_dict()
+            assert all(torch.equal(ours[n], t) for n, t in state.items() if n in ours or "pooler" not in n)
+            model.save_pretrained(tmp_path / "again")
+            assert torch.equal(logits(load_model(tmp_path / "again", auto_class(name)), name), logits(model, name))
+        sizes = [(tmp_path / each / "model.safetensors").stat().st_size for each in ("body", "whole")]
+        assert 0.8 * sizes[1] < sizes[0] < sizes[1]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_dequantize_gives_plain_layers_that_compute_the_same(name, tmp_path):
     save_checkpoint(compress(make(name), QuantizeWeightsConfig()), tmp_path)
@@ -235,6 +288,7 @@ def test_dequantize_gives_plain_layers_that_compute_the_same(name, tmp_path):
     model.dequantize()
     assert not any(isinstance(m, PackedLinear | PackedEmbedding) for m in model.modules())
     assert torch.allclose(logits(model, name), before, atol=1e-6)
+    assert not hasattr(model, "hf_quantizer") and not hasattr(model.base_model, "hf_quantizer")
     save_checkpoint(model, tmp_path / "plain")
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from tiny import auto_class, logits, make
 from transformers import AutoModel, AutoModelForMaskedImageModeling
@@ -170,6 +171,20 @@ def test_without_the_import_it_fails_loudly(tmp_path):
     assert load_in_fresh_process(folder, "bert", tmp_path)[0] == 0
     status, stderr, _ = load_in_fresh_process(folder, "bert", tmp_path, with_import=False)
     assert status != 0 and "mismatch" in stderr
+
+
+def test_adapters_of_a_coded_model_are_saved_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **_: None)  # nothing here is new
+    save_checkpoint(compress(make("bert"), EntropyCodingConfig()), tmp_path / "model")
+    model, again = (load_model(tmp_path / "model", auto_class("bert")) for _ in range(2))
+    model.add_adapter(LoraConfig(r=8, target_modules=["query", "value"], init_lora_weights=False))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = (16 * parameter.data).round()  # so few values that they would get smaller
+    model.save_pretrained(tmp_path / "adapter")
+    again.load_adapter(tmp_path / "adapter")
+    assert torch.equal(logits(model, "bert"), logits(again, "bert"))
+    assert all(t.is_floating_point() for t in load_file(tmp_path / "adapter" / "adapter_model.safetensors").values())
 
 
 def test_it_is_not_done_twice_and_survives_widening(tmp_path):

@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from ..core.errors import CheckpointError, LifecycleError
-from ..modules.at_rest import coded_at_rest
+from ..modules.at_rest import code_at_rest_, coded_at_rest
 from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import check_masks, dequantize_
 from ..modules.plain_names import clean_state_dict
@@ -108,6 +108,7 @@ class HFCompressQuantizer(HfQuantizer):
         if self.quantization_config.inner is not None:
             check_bnb_(model, parse_inner(self.quantization_config.inner).form)
             _cast_(model, self._dtypes)
+        _lend_(self, model)
         mark_trainable_(model)
         return model
 
@@ -131,13 +132,19 @@ class HFCompressQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the tensors to save, under their plain names, training wrappers left out.
 
-        Of coded ones the config is told here, before transformers writes it: another release of the coder may make
-        streams of other lengths.
+        The config is told here, before transformers writes it, what they are of: layers may have gone or changed since
+        it was last told, and another release of the coder may make streams of other lengths. The structure to which
+        training wrappers belong was told before they were put on. Adapters go to a file of their own, without a config.
         """
-        state = flat_codes(model, clean_state_dict(model))
-        state, entries = encode_state(model, state)
+        state = clean_state_dict(model)
+        if model._hf_peft_config_loaded:
+            return state, {}
+        if state.keys() == model.state_dict().keys():
+            attach_(model, read_structure(model))
+        state, entries = encode_state(model, flat_codes(model, state))
         config: Any = model.config
-        config.quantization_config.coded = entries or None
+        if hasattr(config, "quantization_config"):
+            config.quantization_config.coded = entries or None
         return state, {}
 
     def is_serializable(self) -> bool:
@@ -165,14 +172,26 @@ def attach_(model: nn.Module, modules: Modules) -> None:
     """Make `save_pretrained` write this structure, or none when there is nothing to say."""
     ties = {relative(model, target): relative(model, source) for target, source in own_ties(model).items()}
     if not modules and not ties and not coded_at_rest(model):
-        for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-            if hasattr(owner, name):
-                delattr(owner, name)
+        owned = [(model, "hf_quantizer"), (model.base_model, "hf_quantizer"), (model.config, "quantization_config")]
+        for owner, name in owned:
+            vars(owner).pop(name, None)
     else:
         config = HFCompressConfig(modules, inner=read_inner(model), ties=ties or None)
         model.config.quantization_config = config  # type: ignore[union-attr]
-        model.hf_quantizer = HFCompressQuantizer(config, pre_quantized=True)  # type: ignore[assignment]
+        quantizer = HFCompressQuantizer(config, pre_quantized=True)
+        model.hf_quantizer = quantizer  # type: ignore[assignment]
+        _lend_(quantizer, model)
     mark_trainable_(model)
+
+
+def _lend_(quantizer: HFCompressQuantizer, model: Any) -> None:
+    """Let the base model inside `model`, whose config is the same, be saved alone as what it is."""
+    base = model.base_model
+    if base is not model and isinstance(base, PreTrainedModel):
+        base.hf_quantizer = quantizer  # type: ignore[assignment]
+        if coded_at_rest(model):
+            code_at_rest_(base)
+        apply_ties_(base, quantizer.quantization_config.ties or {})
 
 
 def mark_trainable_(model: nn.Module) -> None:
