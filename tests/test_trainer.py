@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +40,7 @@ from hfcompress.modules.parametrizations import wrapped
 from hfcompress.train.checkpointing import PlainTrainer
 from hfcompress.train.interrupt import SaveOnInterrupt
 
+one_shot = importlib.import_module("hfcompress.train.compress")  # the function of that name hides it
 MOVEMENT = MovementConfig(heads=0.5, ffn=0.5, round_to=4)
 JOINT = [MOVEMENT, DistillConfig(hidden=0.5), QuantizeWeightsConfig()]
 
@@ -292,6 +295,47 @@ def test_a_recipe_with_one_shot_stages_around_the_training(tmp_path):
     two = {**values, "stages": [values["stages"][0], values["stages"][0]]}
     with pytest.raises(LifecycleError, match="one stage that trains, this recipe has 2"):
         trainer("bert", tmp_path, load_recipe(two).recipe)
+
+
+FILE = {
+    "model": "unused",
+    "task": "text-classification",
+    "data": {"path": "unused"},
+    "seed": 7,
+    "stages": [{"methods": {"distill": {}}, "train": {"max_steps": 1, "report_to": "none"}}],
+}
+
+
+def test_what_a_recipe_says_of_the_training_holds_unless_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HFCOMPRESS_CACHE", str(tmp_path / "cache"))
+    deep = make("bert", seed=1)
+    deep.save_pretrained("big")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({**FILE, "teacher": "big", "teacher_cache": {"top_k": 3}}))
+    run = HFCompressTrainer(make("bert"), recipe=file, train_dataset=Examples("bert"))
+    assert torch.equal(logits(run.teacher.model, "bert"), logits(deep, "bert"))
+    assert (run.args.seed, run.args.max_steps, run.teacher_cache.top_k) == (7, 1, 3)
+    given = {"args": arguments(tmp_path, seed=3), "teacher": make("bert", seed=2), "teacher_cache": False}
+    run = HFCompressTrainer(make("bert"), recipe=file, train_dataset=Examples("bert"), **given)
+    assert (run.teacher.model, run.args.seed, run.teacher_cache) == (given["teacher"], 3, None)
+
+
+@pytest.mark.parametrize(("key", "value"), [("student", {"layers": 1}), ("finetune", {})])
+def test_a_recipe_that_makes_another_model_first_is_refused(key, value):
+    recipe = load_recipe({**FILE, key: value}).recipe
+    for act in (lambda: HFCompressTrainer(make("bert"), recipe=recipe), lambda: compress(make("bert"), recipe)):
+        with pytest.raises(LifecycleError, match=rf"the recipe's '{key}' is for .* and leave '{key}' out"):
+            act()
+
+
+def test_compress_takes_the_seed_of_a_recipe(monkeypatch):
+    seen = []
+    monkeypatch.setattr(one_shot, "run_oneshot", lambda *_, seed, **__: seen.append(seed))
+    recipe = load_recipe({**FILE, "stages": [{"methods": {"quantize_weights": {}}}]}).recipe
+    for given, more in ((recipe, {}), (recipe, {"seed": 3}), (QuantizeWeightsConfig(), {})):
+        compress(make("bert"), given, **more)
+    assert seen == [7, 3, 0]
 
 
 def test_training_a_finished_trainer_again_is_an_error(tmp_path):

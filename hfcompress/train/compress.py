@@ -14,8 +14,9 @@ from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..core.progress import OnProgress, listening, silent, track
 from ..modules.parametrizations import strip_
+from ..recipe.schema import Recipe
 from .data import corpus_of_batches
-from .stages import RecipeLike, StageMethods, stages_of
+from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 
 
 def compress(
@@ -25,20 +26,23 @@ def compress(
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
     processor: Any = None,
     texts: Iterable[str] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     on_progress: OnProgress = silent,
 ) -> nn.Module:
     """Apply the one-shot methods of `recipe` to `model`, in place, and return it, ready for `save_pretrained`.
 
     calibration: batches of model inputs, read by the methods that need data. processor: the model's tokenizer or image
     processor; a method that changes what the model reads changes it in place too, so save both. texts: the corpus as
-    written, for methods that read text. A Recipe's or recipe file's `dtype` is for loading: here the model keeps its
-    own. `on_progress` is called with what is being done and the share done. Raises LifecycleError for a method that
-    trains or lacks what it needs. When interrupted, the model is left without training wrappers; layers that were done
-    stay compressed.
+    written, for methods that read text. seed: by default that of a Recipe, else 0. A Recipe's or recipe file's `dtype`
+    is for loading: here the model keeps its own. `on_progress` is called with what is being done and the share done.
+    Raises LifecycleError for a method that trains or lacks what it needs. When interrupted, the model is left without
+    training wrappers; layers that were done stay compressed.
     """
     calibration = None if calibration is None else list(calibration)
     corpus = corpus_of_batches(calibration or (), list(texts or ()))
+    recipe = read_recipe(recipe)
+    if seed is None:
+        seed = recipe.seed if isinstance(recipe, Recipe) else 0
     for stage in stages_of(recipe):
         if stage.train is not None:
             raise LifecycleError(f"stage {stage.title!r} trains: use HFCompressTrainer, or `hfcompress run`")

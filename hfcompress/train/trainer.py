@@ -16,14 +16,14 @@ from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from ..ops.reductions import IGNORED
-from ..recipe.schema import TeacherCache
+from ..recipe.schema import Recipe, TeacherCache
 from .cached_teacher import NUMBER
 from .caching import TeacherCacheMixin
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
 from .data import corpus_of
-from .stages import RecipeLike, StageMethods, stages_of
+from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 from .tasks import auto_class_for
 from .teacher import Teacher, output_flags, require_same_processor
 
@@ -35,8 +35,9 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
     that trains are applied at once, those after it when training ends. `teacher` is a model, a folder or a Hub id; a
     method that needs one gets a frozen copy of the model itself when none is given. With `teacher_cache` (true, or its
     settings) the teacher runs once on every example and its logits are kept on disk, in $HFCOMPRESS_CACHE or
-    ~/.cache/hfcompress. `train_collator` makes training batches where augmentation has them differ from those that
-    `data_collator` makes. Everything else is the Trainer's.
+    ~/.cache/hfcompress. What is not given of these two and of `args`, its seed included, a Recipe says; the model, data
+    and measurements it names are not read. `train_collator` makes training batches where augmentation has them differ
+    from those that `data_collator` makes. Everything else is the Trainer's.
     """
 
     def __init__(
@@ -46,15 +47,19 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         *positional: Any,
         recipe: RecipeLike,
         teacher: PreTrainedModel | str | Path | None = None,
-        teacher_cache: bool | TeacherCache = False,
+        teacher_cache: bool | TeacherCache | None = None,
         **kwargs: Any,
     ) -> None:
+        recipe = read_recipe(recipe)
         self._before, self._stage, self._after = _around_training(stages_of(recipe))
         _refuse_new_inputs([*self._before, *self._after])
+        if isinstance(recipe, Recipe):
+            teacher = recipe.teacher if teacher is None else teacher
+            teacher_cache = recipe.teacher_cache if teacher_cache is None else teacher_cache
+            own = {"output_dir": "trainer_output", "seed": recipe.seed}
+            args = TrainingArguments(**{**own, **(self._stage.train or {})}) if args is None else args
         self._teacher_source = teacher
-        self._ask_for_cache(teacher_cache)
-        if args is None and self._stage.train is not None:
-            args = TrainingArguments(**{"output_dir": "trainer_output", **self._stage.train})
+        self._ask_for_cache(teacher_cache or False)
         adapts = any(method.info.adapts for method in self._stage.methods)
         if not adapts:
             refuse_untrainable(model)
