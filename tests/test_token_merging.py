@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from hfcompress import (
 )
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import CheckpointError, FamilyError, LifecycleError, TargetError
+from hfcompress.core.families import blocks_of, family_of
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.runtime import open_onnx
 from hfcompress.measure.flops import count_flops
@@ -111,6 +114,36 @@ def test_equal_patches_lose_nothing_by_merging(name):
         before = model(**pixels).logits
         after = compress(model, TokenMergingConfig(remove=8, blocks=[0]))(**pixels).logits
     assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_threads_that_share_a_model_merge_by_their_own_keys():
+    """As a server's do: here one waits at the door of attention while another goes all the way."""
+    model = compress(make("vit"), TokenMergingConfig(remove=4))
+    images = torch.randn(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    alone = [model(pixel_values=image).logits for image in images]
+    arrived, left, found = threading.Event(), threading.Event(), []
+
+    def wait(*_: Any) -> None:
+        if threading.current_thread() is waiting:
+            arrived.set()
+            left.wait(60)
+
+    block = model.get_submodule(blocks_of(model, family_of(model))[0].path)
+    block.get_submodule(block.merging.parts.attention).register_forward_pre_hook(wait)
+    waiting = threading.Thread(target=lambda: found.append(model(pixel_values=images[0]).logits))
+    waiting.start()
+    assert arrived.wait(60) and torch.equal(model(pixel_values=images[1]).logits, alone[1])
+    left.set()
+    waiting.join()
+    assert torch.equal(found[0], alone[0])
+
+
+def test_a_model_that_merges_can_be_pickled_as_a_whole():
+    model = compress(make("vit"), TokenMergingConfig(remove=4))
+    torch.save(model, file := io.BytesIO())
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(answers(again), answers(model)) and type(again.vit.layers[0]) is type(model.vit.layers[0])
 
 
 @pytest.mark.parametrize("name", ["deit", "beit"])

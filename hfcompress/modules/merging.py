@@ -15,6 +15,7 @@ from ..ops.merging import bipartite_places, merge_count, merge_tokens, spread_to
 
 KIND = "merging"
 CHILD = "merging"  # the child of a block that says how much it merges
+KEYS = "merging_keys"  # attribute of a hidden state under way through attention: the list its keys go into
 _MOST = 1 << 20
 
 
@@ -46,6 +47,12 @@ class Parts(NamedTuple):
     key: str
     key_size: int  # width of one head's keys
     tokens: ImageTokens
+
+
+def _note_keys(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    """Put keys where the block waits for them: at the tensor they are of, so that a thread only finds its own."""
+    if (keys := getattr(args[0], KEYS, None)) is not None:
+        keys.append(output)
 
 
 class MergingBlock(nn.Module):
@@ -84,12 +91,19 @@ class MergingBlock(nn.Module):
         """Return what attention gives, in proportion to the tokens' sizes (eq. 1), and its keys, a mean over heads."""
         parts, keys = self.merging.parts, []
         mask = None if merged is None else merged.sizes.log()[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
-        handle = self.get_submodule(parts.key).register_forward_hook(lambda _, __, output: keys.append(output))
+        projection = self.get_submodule(parts.key)  # any time another one, packed or with factors
+        if _note_keys not in projection._forward_hooks.values():
+            projection.register_forward_hook(_note_keys)
+        setattr(hidden, KEYS, keys)
         try:
             attended = self.get_submodule(parts.attention)(hidden, attention_mask=mask, **kwargs)[0]
         finally:
-            handle.remove()
+            setattr(hidden, KEYS, None)  # what holds it would hold itself, through the gradients of the keys
         return attended, keys[0].unflatten(-1, (-1, parts.key_size)).mean(-2)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Return how pickle makes the block anew: its class is made at run time, and lies in no module."""
+        return _blank, (type(self).__bases__[1],), self.__dict__
 
     def _through(self, names: Iterable[str], x: Tensor) -> Tensor:
         for name in names:
@@ -219,3 +233,9 @@ def _merging_class(cls: type[nn.Module]) -> type[nn.Module]:
         if issubclass(cls, MergingBlock)
         else type(cls.__name__, (MergingBlock, cls), {"__module__": cls.__module__})
     )
+
+
+def _blank(cls: type[nn.Module]) -> nn.Module:
+    """Return a block of `cls` that merges and holds nothing yet."""
+    made = _merging_class(cls)
+    return made.__new__(made)
