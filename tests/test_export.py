@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from hfcompress.core.errors import ExportError, MeasureError
 from hfcompress.export import files, trace
 from hfcompress.export.agreement import check
-from hfcompress.export.inputs import example_inputs, is_image, spec_of
+from hfcompress.export.inputs import example_inputs, is_image, spec_from, spec_of
 from hfcompress.export.kernels import kernels
 from hfcompress.export.onnx import export_onnx
 from hfcompress.export.plain import plain_copy
@@ -83,6 +83,8 @@ def test_inputs_follow_what_each_family_takes():
     vit = make("vit")
     assert example_inputs(vit, 2)["pixel_values"].shape == (2, 3, 16, 16)
     assert example_inputs(vit, 2, image_size=24)["pixel_values"].shape == (2, 3, 24, 24)
+    bare = spec_from(SimpleNamespace(model_type="timm_wrapper"), type(vit))  # says neither channels nor pixels
+    assert (bare.channels, bare.image_size) == (3, (224, 224))
 
 
 def test_the_export_is_laid_out_for_the_hub(exported):
