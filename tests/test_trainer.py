@@ -421,14 +421,14 @@ DISTRIBUTED = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import torch
-from test_trainer import JOINT, trainer
+from test_trainer import AROUND, JOINT, trainer
 from pathlib import Path
 
-run = trainer("bert", Path({folder!r}), JOINT)
+run = trainer("bert", Path({folder!r}), {recipe})
 run.train()
 metrics = run.evaluate()
 run.save_model({folder!r} + "/saved")
-mine = torch.cat([p.detach().float().flatten() for p in run.model.parameters()])
+mine = torch.cat([t.float().flatten() for t in run.model.state_dict().values()])
 others = run.accelerator.gather(mine[None])
 assert len(others) == 2 and torch.equal(others[0], others[1]), "the ranks ended with different models"
 if run.is_world_process_zero():
@@ -439,9 +439,19 @@ os._exit(0)  # gloo's threads may abort an interpreter that shuts down around th
 """
 
 
-def test_two_processes_end_with_the_same_model(tmp_path):
+STAGES = [
+    {"methods": {"heads": {"remove": 0.5}, "ffn": {"remove": 0.5, "round_to": 4}}},
+    {"methods": {"qat": {"start": 0.3, "targets": ["re:.*intermediate.*"]}}, "train": {"max_steps": 6}},
+    {"methods": {"wanda": {"targets": ["re:.*attention.*"]}}},
+]
+AROUND = load_recipe({"model": "x", "task": "text-classification", "data": {"path": "x"}, "stages": STAGES}).recipe
+
+
+@pytest.mark.parametrize("recipe", ["JOINT", "AROUND"])
+def test_two_processes_end_with_the_same_model(recipe, tmp_path):
+    """Also where stages before and after the training cut by what each measures on its batches."""
     script = tmp_path / "script.py"
-    script.write_text(DISTRIBUTED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run")))
+    script.write_text(DISTRIBUTED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"), recipe=recipe))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)

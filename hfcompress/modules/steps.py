@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..ops.lsq import lsq
@@ -46,6 +47,9 @@ class LearnedSteps(nn.Module):
         """Switch rounding on, with the steps of least squared error for `weight` (rows, columns) as it is now."""
         scale, _ = fit(weight, self.grid, "mse")
         self.step.copy_(scale.float())
+        if self.input_bits is not None and dist.is_available() and dist.is_initialized():  # each process saw its own
+            dist.all_reduce(self.low, dist.ReduceOp.MIN)
+            dist.all_reduce(self.high, dist.ReduceOp.MAX)
         if self.rounds_inputs:
             self.input_step.copy_((self.high - self.low) / self._last)
             self.input_zero.copy_((-self.low / self.used(self.input_step)).round().clamp(0, self._last).squeeze())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list, send_to_device
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -108,12 +109,19 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
 
     def _calibration(self, stage: StageMethods) -> Iterator[dict[str, Any]]:
         """Yield training batches, as many examples in all as the methods of a one-shot stage read."""
-        left = stage.calibration_examples
-        for batch in self.get_calibration_dataloader():
+        left, batches = stage.calibration_examples, iter(self.get_calibration_dataloader())
+        while (batch := self._shared(next(batches, None))) is not None:
             yield batch
             left -= len(next(iter(batch.values())))
             if left <= 0:
                 return
+
+    def _shared(self, batch: Any) -> Any:
+        """Return the first process's batch in every process: each has a loader of its own, and all must cut alike."""
+        if self.args.world_size == 1:
+            return batch
+        (batch,) = broadcast_object_list([None if batch is None else send_to_device(batch, "cpu")])
+        return None if batch is None else self._prepare_inputs(batch)  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------ what the Trainer calls
 
