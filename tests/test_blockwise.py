@@ -14,6 +14,7 @@ from torch import nn
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
+    BertForMultipleChoice,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -39,6 +40,7 @@ from hfcompress.methods.sparsegpt import SparseGPTConfig
 from hfcompress.methods.wanda import WandaConfig
 from hfcompress.modules.blockwise import observe_all, walk_
 from hfcompress.modules.chains import block_layers, blocks, chains
+from hfcompress.modules.depth import block_influence
 from hfcompress.modules.masked import MaskedWeight
 from hfcompress.modules.matrix import matrix
 from hfcompress.modules.packed import PackedEmbedding, PackedLinear, weight_matrix
@@ -272,6 +274,22 @@ def test_a_block_sees_what_the_compressed_blocks_before_it_give():
     assert all(torch.allclose(got[first(i)], after[first(i)].matrix, atol=1e-4) for i in range(3))
     before = observe_all(build("llama"), data, paths, Gram, "")
     assert not torch.allclose(got[first(1)], before[first(1)].matrix, atol=1e-2)
+
+
+def test_padding_of_multiple_choice_is_left_out():
+    """Its masks are (batch, choices, length), its rows in the model one for each choice."""
+    model = BertForMultipleChoice(build("bert").config).eval()
+    ids = torch.randint(3, 99, (1, 2, 6))
+    padded = {
+        "input_ids": torch.cat([ids, torch.full((1, 2, 5), 77)], -1),
+        "attention_mask": torch.tensor([1] * 6 + [0] * 5).expand(1, 2, 11),
+    }
+    paths = [path for path in paths_of(model) if "encoder" in path]
+    found = [observe_all(model, [batch], paths, Gram, "") for batch in (padded, {"input_ids": ids})]
+    assert all(torch.allclose(found[0][p].matrix, found[1][p].matrix, atol=1e-3) for p in paths)
+    blocks = ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    changes = [block_influence(model, blocks, [batch]) for batch in (padded, {"input_ids": ids})]
+    assert changes[0] == pytest.approx(changes[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])

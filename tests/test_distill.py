@@ -15,6 +15,7 @@ from tiny import Examples, auto_class, batch, calibration, make
 from torch import nn
 from transformers import (
     BertConfig,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertModel,
@@ -174,6 +175,21 @@ def test_where_an_answer_begins_and_ends_is_taught():
     assert loss == pytest.approx(float(sum(soft) + sum(hard)) / 4, rel=1e-4)
     lifecycle.finalize(ours)
     assert loss_of(ours, theirs, {"logits": 0, "hidden": 1})[0] > 0
+
+
+def test_padding_of_multiple_choice_is_not_taught():
+    """Its masks are (batch, choices, length), its rows in the model one for each choice."""
+    config = bert(**STILL).config
+    ours, theirs = BertForMultipleChoice(config), BertForMultipleChoice(config)
+    ids = torch.randint(3, 99, (2, 2, 6), generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([ids, torch.full((2, 2, 3), 77)], -1)
+    mask = torch.tensor([1] * 6 + [0] * 3).expand(2, 2, 9)
+    found = []
+    for inputs in ({"input_ids": ids}, {"input_ids": padded, "attention_mask": mask}):
+        loss, _, lifecycle = loss_of(ours, theirs, {"logits": 0, "hidden": 1, "relations": 1}, inputs)
+        lifecycle.finalize(ours)
+        found.append(loss)
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_a_model_without_logits_can_be_taught_inside_only():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.errors import DataError
 from ..core.progress import track
 from .chains import Batch, Chain, blocks, chains, hooks, record
+from .seen import token_mask
 from .storage import Packed
 
 
@@ -164,7 +165,7 @@ def _tokens(x: Tensor, masks: Iterable[Tensor]) -> Tensor:
 
 def _masks(model: nn.Module, path: str, batch: Batch) -> list[Tensor]:
     """Return the masks of real tokens that may fit a layer's inputs, the likelier first."""
-    masks = [batch.get("attention_mask")]
+    masks = [token_mask(batch)]
     if getattr(model.config, "is_encoder_decoder", False):
         labels = batch.get("labels")
         made = None if labels is None else labels != -100  # decoder inputs are made from the labels

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.errors import FamilyError, TargetError
 from ..core.families import Family, Stack, stacks_of
 from .merging import give_back_in_, passed_on
+from .seen import token_mask
 from .ties import own_ties
 
 
@@ -66,7 +67,7 @@ def block_influence(
     ]
     try:
         for batch in batches:
-            mask = batch.get("attention_mask")
+            mask = token_mask(batch)
             model(**batch)
     finally:
         for hook in hooks:

@@ -49,6 +49,12 @@ def _logits(outputs: Any, whose: str) -> Tensor:
     return found
 
 
+def token_mask(batch: Mapping[str, Any]) -> Tensor | None:
+    """Return 1 for real tokens, (rows, length); of multiple choice each choice is a row, as it is in the model."""
+    mask: Tensor | None = batch.get("attention_mask")
+    return mask.flatten(0, 1) if mask is not None and mask.ndim == 3 else mask
+
+
 class Seen:
     """The batch and both models' outputs."""
 
@@ -77,7 +83,7 @@ class Seen:
 
     def mask(self, hidden: Tensor) -> Tensor | None:
         """Return 1 for real tokens (batch, length) of (batch, length, …); None where nothing is padded."""
-        mask: Tensor | None = self.batch.get("attention_mask")
+        mask = token_mask(self.batch)
         return mask if mask is not None and mask.shape == hidden.shape[:2] else None
 
     def counted(self, *, next_token: bool) -> Tensor | None:

@@ -18,6 +18,7 @@ from .adapted import Adapted
 from .chains import first
 from .factorized import Factorized
 from .importance import Batch, loss_of
+from .seen import token_mask
 from .sized import follow_
 from .storage import Packed
 from .ties import own_ties
@@ -272,7 +273,7 @@ def _on(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _tokens(values: Tensor, batch: Batch) -> Tensor:
     """Return `values` (…, width) as (tokens, width) without padding."""
-    mask, values = batch.get("attention_mask"), values.detach().double()
+    mask, values = token_mask(batch), values.detach().double()
     if mask is not None and mask.shape == values.shape[:-1]:
         return values[mask.bool()]
     return values.flatten(0, -2)
