@@ -31,9 +31,11 @@ from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.config import StrictModel
 from hfcompress.core.errors import CheckpointError, HFCompressError
 from hfcompress.core.families import blocks_of, family_of
+from hfcompress.methods.cluster_weights import ClusterWeightsConfig
 from hfcompress.methods.entropy_coding import EntropyCodingConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.methods.share_layers import ShareLayersConfig
+from hfcompress.methods.smooth_quant import SmoothQuantConfig
 from hfcompress.methods.svd import SVDConfig
 from hfcompress.methods.width import WidthConfig
 from hfcompress.modules.packed import PackedEmbedding, PackedLinear, dequantize_
@@ -227,6 +229,50 @@ def test_fine_tuning_further_with_the_stock_trainer(name, tmp_path):
     assert torch.allclose(
         logits(load_model(tmp_path / "again", auto_class(name)), name), logits(model, name), atol=1e-6
     )
+
+
+DDP = """
+import os, sys
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+sys.path.insert(0, {tests!r})
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from tiny import batch
+from torch.nn.parallel import DistributedDataParallel
+from hfcompress.checkpoint import load_model
+from hfcompress.modules.adapters import add_adapters_
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+for kind in {kinds!r}:
+    for adapted in ("not", "outside", "inside"):
+        model = load_model({folder!r} + "/" + kind, "AutoModelForSequenceClassification").train()
+        if adapted == "outside":
+            model = get_peft_model(model, LoraConfig(target_modules=["classifier"]))
+        elif adapted == "inside" and kind != "split":
+            add_adapters_(model, ["bert.encoder.layer.0.attention.self.query"], {{}}, seed=0)
+        model = DistributedDataParallel(model)
+        for _ in range(3):  # each fails where the one before left a parameter without its gradient
+            model(**batch("bert"), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+        print("trained", kind, adapted)
+sys.stdout.flush()
+os._exit(0)  # gloo's threads may abort an interpreter that shuts down around them
+"""
+
+
+def test_a_loaded_model_is_trained_in_several_processes(tmp_path):
+    methods: dict[str, list[StrictModel]] = {
+        "packed": [QuantizeWeightsConfig()],
+        "grids": [SmoothQuantConfig()],
+        "split": [SVDConfig(rank=4)],
+        "codebooks": [ClusterWeightsConfig(clusters=8, rows=None)],
+    }
+    for kind, each in methods.items():
+        save_checkpoint(compress(make("bert"), each, calibration=calibration("bert")), tmp_path / kind)
+    code = DDP.format(tests=str(Path(__file__).parent), folder=str(tmp_path), kinds=list(methods))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("trained") == 3 * len(methods)
 
 
 CHANGES: dict[str, tuple[StrictModel, Callable[[Any], object]]] = {

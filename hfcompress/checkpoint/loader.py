@@ -105,6 +105,9 @@ class HFCompressQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         decode_streams_(model, self._streams)
         check_masks(model)
+        for parameter in model.parameters():
+            if parameter.numel() == 0:  # it stands beside a packed weight; loading lets all floats train
+                parameter.requires_grad_(False)
         if self.quantization_config.inner is not None:
             check_bnb_(model, parse_inner(self.quantization_config.inner).form)
             _cast_(model, self._dtypes)
@@ -200,6 +203,7 @@ def mark_trainable_(model: nn.Module) -> None:
     That is an ordinary float model, even with packed layers in it; or, where another library holds layers, a quantized
     one of that library, which trains through adapters only.
     """
+    _keep_from_ddp_(model)
     inner = read_inner(model)
     model.is_quantized = inner is not None  # type: ignore[assignment]
     for bits in ("4bit", "8bit"):
@@ -211,6 +215,18 @@ def mark_trainable_(model: nn.Module) -> None:
         _keep_names_(model)
     elif "quantization_method" in vars(model):
         model.quantization_method = QUANT_METHOD  # type: ignore[assignment]
+
+
+def _keep_from_ddp_(model: nn.Module) -> None:
+    """Tell DistributedDataParallel which parameters its back ends can't send: 16-bit integers, alike in all processes.
+
+    It looks for them by the names they have in what it wraps, which may be peft's model with this one inside.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.int16]
+    inside = [f"{path}.base_layer.{last}" for path, _, last in (name.rpartition(".") for name in names)]
+    model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
+        prefix + name for prefix in ("", "base_model.model.") for name in (*names, *inside)
+    ]
 
 
 def refuse_untrainable(model: nn.Module) -> None:
