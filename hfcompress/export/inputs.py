@@ -42,9 +42,8 @@ def spec_from(config: Any, model_class: type) -> InputSpec:
     """Return what the model class takes under this config, without building the model."""
     main = str(getattr(model_class, "main_input_name", ""))
     if main == "pixel_values":
-        return InputSpec(
-            (main,), channels=int(getattr(config, "num_channels", 3)), image_size=_pair(usual_image_size(config))
-        )
+        channels = int(getattr(config, "num_channels", 3))
+        return InputSpec((main,), channels=channels, image_size=_pair(usual_image_size(config)))
     if main != "input_ids":
         raise ExportError(f"{model_class.__name__} takes {main!r}; only 'input_ids' and 'pixel_values' are known here")
     accepted = inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]

@@ -116,8 +116,8 @@ class Int8Products:
             return self._float.convolve(graph, x, replace(layer, weight=weight), out) + " computed in float32"
         self._layers["static"] += 1
         x, grid = self._rounded(graph, x, layer.inputs)
-        layer, weight = _with_room(layer, weight, grid.step)
-        matrix = self._integers(graph, layer, weight)
+        name, weight = _with_room(layer, weight, grid.step)
+        matrix = self._integers(graph, replace(layer, name=name), weight)
         kernel, bias = _qdq_kernel(graph, layer, matrix), _qdq_bias(graph, layer, matrix.scale * grid.step)
         made = add_convolution(graph, x, kernel, bias, _unbounded(layer, layer.outputs), f"{out}/product")
         graph.node("Identity", [rounded_inputs(graph, made, layer.outputs)], out)
@@ -142,22 +142,22 @@ def integer_kernel(weight: Weight) -> TypeGuard[Coded]:
     return isinstance(weight, Coded) and weight.groups == 1 and weight.zero is None
 
 
-def _with_room(layer: Layer, weight: Coded, step: float) -> tuple[Layer, Coded]:
-    """Return the same with scales so large that a bias in steps of theirs and of the input's fits int32.
+def _with_room(layer: Layer, weight: Coded, step: float) -> tuple[str, Coded]:
+    """Return name and weight with scales so large that a bias in steps of theirs and of the input's fits int32.
 
     The codes of a channel whose weights are as nothing beside its bias, as a norm that is switched off leaves them,
     are rounded anew, mostly to zeros.
     """
     if layer.bias is None:
-        return layer, weight
+        return layer.name, weight
     least = np.maximum(np.abs(layer.bias) / (_MOST * step), _TINY)[:, None].astype(np.float32)
     if (np.abs(weight.scale) >= least).all():
-        return layer, weight
+        return layer.name, weight
     scale = np.where(np.abs(weight.scale) < least, np.copysign(least, weight.scale), weight.scale)
     codes = np.rint(weight.codes * (weight.scale / scale)).astype(np.int8)
     bits, gap = (2, 1) if weight.step == 2 else (weight.bits, weight.step)  # of 1 bit: there is no zero
     name = f"{layer.path}/with_room"  # another layer of the same weight has a bias of its own
-    return replace(layer, name=name), replace(weight, codes=codes, scale=scale, bits=bits, step=gap)
+    return name, replace(weight, codes=codes, scale=scale, bits=bits, step=gap)
 
 
 def _unbounded(layer: Layer, to: Inputs) -> Layer:

@@ -89,7 +89,8 @@ class MergingBlock(nn.Module):
 
     def _attend(self, hidden: Tensor, merged: Merged | None, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return what attention gives, in proportion to the tokens' sizes (eq. 1), and its keys, a mean over heads."""
-        parts, keys = self.merging.parts, []
+        parts = self.merging.parts
+        keys: list[Tensor] = []
         mask = None if merged is None else merged.sizes.log()[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
         projection = self.get_submodule(parts.key)  # any time another one, packed or with factors
         if _note_keys not in projection._forward_hooks.values():
@@ -237,5 +238,5 @@ def _merging_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _blank(cls: type[nn.Module]) -> nn.Module:
     """Return a block of `cls` that merges and holds nothing yet."""
-    made = _merging_class(cls)
+    made = _merging_class(cls)  # type: ignore[arg-type]
     return made.__new__(made)
