@@ -427,6 +427,11 @@ def test_the_onnx_code_fetches_the_weights_that_lie_in_a_file_beside() -> None:
     onnx = onnx_snippet(make_result(compressed=large), "user/name", hub=True, revision="tiny")
     assert onnx and 'hf_hub_download(location, "onnx/model_quantized.onnx_data", revision=revision)' in onnx
     compile(onnx, "card", "exec")
+    untimed = make_result(compressed=large.model_copy(update={"latency": []}))
+    assert fastest_onnx(untimed.compressed) != "onnx/model_quantized.onnx", "the smallest, weights beside it included"
+    one = {"onnx/model.onnx": 1, "onnx/model.onnx_data": 3_000_000_000}
+    alone = large.model_copy(update={"exports": one, "latency": []})
+    assert "The ONNX file needs no PyTorch" in render_card(make_result(compressed=alone))
 
 
 def test_the_onnx_code_runs_the_fastest_engine_timed_everywhere() -> None:

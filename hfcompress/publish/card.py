@@ -98,6 +98,7 @@ def render_card(
         location=location,
         revision=revision,
         onnx_code=onnx_snippet(result, location, hub=repo_id is not None, revision=revision),
+        onnx_files=sum(name.endswith(".onnx") for name in result.compressed.exports),
         onnx_where=fastest_where(result.compressed),
         environment=list(_flatten(result.environment)),
         rows=rows,

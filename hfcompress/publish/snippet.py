@@ -62,7 +62,8 @@ def fastest_onnx(model: ModelResult) -> str | None:
     Only engines timed at as many shapes as any are compared, and none that answers worse than PyTorch; where nothing
     was timed it is the smallest file.
     """
-    sizes = {name: size for name, size in model.exports.items() if name.endswith(".onnx")}
+    found = model.exports
+    sizes = {name: size + found.get(f"{name}_data", 0) for name, size in found.items() if name.endswith(".onnx")}
     times: dict[str, list[float]] = {}
     for file, row in _timed(model):
         if file in sizes:
