@@ -77,6 +77,11 @@ def _leaves_wrapper(self: Any, model: nn.Module) -> None:
     """Stay fake: rounded in float, as toolkits do that save nothing."""
 
 
+def _listens_on(self: Any, model: nn.Module) -> None:
+    Honest.finalize(self, model)
+    model.get_submodule(self.paths[0]).register_forward_hook(lambda *_: None)
+
+
 def _does_nothing(self: Any, model: nn.Module) -> None:
     for path in self.paths:
         nn.utils.parametrize.remove_parametrizations(model.get_submodule(path), "weight", leave_parametrized=False)
@@ -164,6 +169,7 @@ BROKEN = [
     (contract.check_identity_at_zero, _variant("not_identity", on_step=_not_identity), "strength zero"),
     (contract.check_finalize_keeps_output, _variant("late", finalize=_changes_at_the_end), "finalize changes"),
     (contract.check_finalize_keeps_output, _variant("fake", finalize=_leaves_wrapper), "wrapper is left"),
+    (contract.check_finalize_keeps_output, _variant("listener", finalize=_listens_on), "hook is left"),
     (contract.check_changes_something, _variant("idle", finalize=_does_nothing), "changes nothing"),
     (contract.check_changes_something, _Wasteful, "saves no bytes"),
     (contract.check_plan, _Unforeseen, "the plan says"),

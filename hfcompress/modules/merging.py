@@ -92,7 +92,7 @@ class MergingBlock(nn.Module):
         parts = self.merging.parts
         keys: list[Tensor] = []
         mask = None if merged is None else merged.sizes.log()[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
-        projection = self.get_submodule(parts.key)  # any time another one, packed or with factors
+        projection = self.get_submodule(parts.key)  # another one since the last call, where it was packed or split
         if _note_keys not in projection._forward_hooks.values():
             projection.register_forward_hook(_note_keys)
         setattr(hidden, KEYS, keys)
