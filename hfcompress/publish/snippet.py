@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
+from ..export.files import beside
 from ..export.runtime import ENGINES
 from ..measure.environment import OPTIMUM
 from ..measure.result import LatencyRow, ModelResult, Result
@@ -46,7 +48,7 @@ def onnx_snippet(result: Result, location: str, *, hub: bool, revision: str | No
     return render(
         "load_onnx.py.jinja",
         file=file,
-        weights=[name for name in result.compressed.exports if name == f"{file}_data"],
+        weights=_files(result.compressed, file)[1:],
         ort_class=result.auto_class.replace("Auto", "ORT", 1) if result.environment.get(OPTIMUM) else None,
         location=location,
         revision=revision,
@@ -62,8 +64,8 @@ def fastest_onnx(model: ModelResult) -> str | None:
     Only engines timed at as many shapes as any are compared, and none that answers worse than PyTorch; where nothing
     was timed it is the smallest file.
     """
-    found = model.exports
-    sizes = {name: size + found.get(f"{name}_data", 0) for name, size in found.items() if name.endswith(".onnx")}
+    files = {name: _files(model, name) for name in model.exports if name.endswith(".onnx")}
+    sizes = {name: sum(model.exports[part] for part in parts) for name, parts in files.items()}
     times: dict[str, list[float]] = {}
     for file, row in _timed(model):
         if file in sizes:
@@ -71,6 +73,12 @@ def fastest_onnx(model: ModelResult) -> str | None:
     most = max(map(len, times.values()), default=0)
     means = {file: sum(logs) / most for file, logs in times.items() if len(logs) == most}
     return min(means or sizes, key=lambda name: (means.get(name, 0), sizes[name], name), default=None)
+
+
+def _files(model: ModelResult, file: str) -> list[str]:
+    """Return an ONNX file and, where its weights were too many for it, the one beside it that holds them."""
+    weights = beside(Path(file)).as_posix()
+    return [file, *([weights] if weights in model.exports else [])]
 
 
 def fastest_where(model: ModelResult) -> str:
