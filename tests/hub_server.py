@@ -75,13 +75,16 @@ class Repo:
 class Fault:
     """Answer the next `times` requests whose ``METHOD /path`` contains `route` wrongly.
 
-    `status` None cuts the connection: in the middle of the request, or `after` it was carried out.
+    `status` None cuts the connection: in the middle of the request, or `after` it was carried out. `silent`: the
+    request is taken and not answered. `html`: a page comes back, as of a proxy, with `status`.
     """
 
     route: str
     times: int
     status: int | None = None
     after: bool = False
+    silent: bool = False
+    html: bool = False
 
 
 class RefusalError(Exception):
@@ -111,6 +114,7 @@ class Hub:
         self.requests: list[str] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
+        self.stopped = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -122,12 +126,13 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
 
-    def fail(self, route: str, status: int | None = None, times: int = 1, *, after: bool = False) -> None:
+    def fail(self, route: str, status: int | None = None, times: int = 1, **more: bool) -> None:
         """Plan a fault; see `Fault`."""
-        self.faults.append(Fault(route, times, status, after))
+        self.faults.append(Fault(route, times, status, **more))
 
     def content(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """Return the files of the newest commit."""
@@ -208,12 +213,21 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(request)
             fault = self.hub.take_fault(request)
+        if fault and fault.silent:
+            self.rfile.read(length)
+            self.hub.stopped.wait()
+            self._cut()
+            return
         if fault and fault.status is None and not fault.after:
             self.rfile.read(length // 2)
             self._cut()
             return
         body = self.rfile.read(length)
         if fault and fault.status is not None:
+            if fault.html:
+                page = b"<html><title>Log in</title></html>"
+                self._send(Answer(page, fault.status, {"Content-Type": "text/html"}))
+                return
             message = f"fault of the test, and your header was {self.headers.get('Authorization')}"
             self._send(Answer({"error": message}, fault.status))
             return
@@ -234,7 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
         raw = isinstance(answer.body, bytes)
         data = answer.body if raw else json.dumps(answer.body).encode()
         self.send_response(answer.status)
-        self.send_header("Content-Type", "application/octet-stream" if raw else "application/json")
+        if "Content-Type" not in answer.headers:
+            self.send_header("Content-Type", "application/octet-stream" if raw else "application/json")
         self.send_header("Content-Length", str(len(data)))
         for name, value in answer.headers.items():
             self.send_header(name, value)

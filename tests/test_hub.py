@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, Hub, metadata_errors
+from hub_server import TOKEN, Entry, Hub, metadata_errors
 from huggingface_hub import constants
 from test_card import make_result, save_text_model, write_run
 
 from hfcompress.core.errors import PublishError
 from hfcompress.publish import hub as client
+from hfcompress.publish import hub_requests
 from hfcompress.publish.card import write_card
 from hfcompress.run.claims import find_place
 from hfcompress.run.claims_text import text_claims
@@ -31,7 +32,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(client, "FIRST_WAIT_S", 0.0)
+        monkeypatch.setattr(hub_requests, "FIRST_WAIT_S", 0.0)
         monkeypatch.setattr("time.sleep", lambda _: None)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
@@ -289,14 +290,14 @@ def test_trouble_that_passes_is_waited_out(hub: Hub, model: Path, status: int) -
 
 def test_trouble_that_stays_is_told_with_the_way_out(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 1.0)
+    monkeypatch.setattr(hub_requests, "FIRST_WAIT_S", 1.0)
     monkeypatch.setattr("time.sleep", waits.append)
     hub.fail(COMMIT, 500, times=1000)
     message = refused(lambda: client.push(model, REPO))
     assert "after 4 attempts" in message
     assert "500" in message
     assert "pushing again is safe" in message
-    assert sum(request.startswith(COMMIT) for request in hub.requests) == client.ATTEMPTS
+    assert sum(request.startswith(COMMIT) for request in hub.requests) == hub_requests.ATTEMPTS
     assert waits == [1.0, 2.0, 4.0]
     assert commits(hub) == 0
 
@@ -350,12 +351,12 @@ def test_bad_metadata_stops_before_the_weights_go_up(hub: Hub, model: Path) -> N
 def test_stale_weights_go_with_the_same_commit_and_other_files_stay(hub: Hub, model: Path) -> None:
     (model / "onnx").mkdir()
     (model / "onnx" / "model.onnx").write_bytes(b"old export")
-    (model / "NOTES.md").write_text("mine")
     client.push(model, REPO)
+    repo = hub.repos[REPO]
+    repo.add("by hand", repo.head.files | {"NOTES.md": Entry(hub.store(b"mine"), large=False)})
     (model / "onnx" / "model.onnx").unlink()
-    (model / "NOTES.md").unlink()
     client.push(model, REPO)
-    assert commits(hub) == 2
+    assert commits(hub) == 3
     assert "onnx/model.onnx" not in hub.content(REPO)
     assert hub.content(REPO)["NOTES.md"] == b"mine"
 
@@ -384,14 +385,15 @@ def test_a_pickle_in_a_zip_is_refused(model: Path) -> None:
 
 
 def test_safetensors_whose_header_begins_like_a_pickle_go(model: Path) -> None:
-    (model / "other.safetensors").write_bytes(b"\x80\x04" + bytes(6))  # a header of 0x480 bytes
-    assert "other.safetensors" in client.files_to_upload(model)
+    (model / "model-00001-of-00002.safetensors").write_bytes(b"\x80\x04" + bytes(6))  # a header of 0x480 bytes
+    assert "model-00001-of-00002.safetensors" in client.files_to_upload(model)
 
 
 def test_leftovers_stay_home_and_openvino_weights_go(model: Path) -> None:
-    wanted = set(client.files_to_upload(model)) | {"openvino/m.xml", "openvino/m.bin"}
+    openvino = {"openvino/openvino_model.xml", "openvino/openvino_model.bin"}
+    wanted = set(client.files_to_upload(model)) | openvino
     for name in ("optimizer.pt", "training_args.bin", "rng_state_0.pth", "checkpoint-20/model.safetensors", ".env",
-                 ".cache/x/y.json", "runs/events", "openvino/m.xml", "openvino/m.bin"):  # fmt: skip
+                 ".cache/x/y.json", "runs/events", *openvino):  # fmt: skip
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_bytes(b"1234")
     assert set(client.files_to_upload(model)) == wanted

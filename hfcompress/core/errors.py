@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from .secrets import masked
+
 
 class HFCompressError(Exception):
-    """Any error this package raises on purpose; the command line prints it without a traceback."""
+    """Any error this package raises on purpose; the command line prints it without a traceback.
+
+    Access tokens in the message are masked: libraries quote requests and addresses in their errors.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(message))
 
 
 class RecipeError(HFCompressError):

@@ -10,6 +10,7 @@ from pydantic import Field
 from ..core.config import StrictModel
 from ..core.errors import MeasureError
 from ..core.explain import first_fault
+from ..core.local_paths import shortened, without_local_paths
 
 FORMAT = 1
 BUSY = 0.05  # of the time in which models were timed: held by others for longer, the times are uncertain
@@ -305,6 +306,16 @@ class Result(StrictModel):
     def disturbed(self) -> bool:
         """Whether other processes held the processor so long that times and their ratios are uncertain."""
         return self.waiting is not None and self.waiting > BUSY
+
+    def without_local_paths(self) -> Result:
+        """Return the same with every absolute path in the recipe and in settings cut to its last part."""
+        stages = [
+            stage.model_copy(update={"train": shortened(stage.train), "methods": shortened(stage.methods)})
+            for stage in self.stages
+        ]
+        overrides = [without_local_paths(item) for item in self.overrides]
+        recipe = without_local_paths(self.recipe)
+        return self.model_copy(update={"stages": stages, "overrides": overrides, "recipe": recipe})
 
     def headline(self) -> Difference:
         """Return the difference people read first: PyTorch against PyTorch."""

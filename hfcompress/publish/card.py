@@ -82,6 +82,7 @@ def render_card(
     """
     if not result.difference:
         raise PublishError("the result holds no paired difference of the metric: a card needs an evaluated model")
+    result = result.without_local_paths()
     location = repo_id or LOCAL
     body = render(
         "card.md.jinja",

@@ -55,7 +55,7 @@ def assemble(
         overrides=[_shortened(item) for item in setup.loaded.overrides],
         recipe_hash=setup.loaded.hash,
     )
-    return result.model_copy(update={"requirements": check(result, recipe.require)})
+    return result.model_copy(update={"requirements": check(result, recipe.require)}).without_local_paths()
 
 
 def _methods(records: list[StageRecord]) -> list[Method]:
