@@ -107,6 +107,7 @@ def test_links_and_strays_are_refused_by_name(hub: Hub, model: Path, tmp_path: P
         ("targets: ['re:.*/x']", "targets: ['re:.*/x']"),
         ("see https://huggingface.co/org/name", "see https://huggingface.co/org/name"),
         ("path: ../data", "path: ../data"),
+        ("# kept in <output>/baseline or ${HOME}/x", "# kept in <output>/baseline or ${HOME}/x"),
     ],
 )
 def test_paths_keep_their_last_part(text: str, kept: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 # An absolute path in running text or YAML: after a blank, a quote, "=", ":" and the like, from "/", "~/" or "C:\" to
 # the end of the quotes or of the word. What follows "://" belongs to an address.
-_START = r"(?<![\w/.:~*\\)\]])"
+_START = r"(?<![\w/.:~*\\)\]>}])"
 _ROOT = r"(?:file://)?(?:~[\w.-]*/|/(?=[\w.])|[A-Za-z]:[\\/]|\\\\(?=\w))"
 _QUOTED = re.compile(rf"""(?P<quote>["'])(?P<path>{_ROOT}[^"'\n]*)(?P=quote)""")
 # a whole value of YAML, which needs no quotes around blanks
