@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 Score = Callable[[Any, Any], float]
+ROUNDING = 1e-9
 
 
 class Metric:
@@ -18,6 +20,16 @@ class Metric:
 
     def __call__(self, predictions: Any, labels: Any) -> float:
         return float(self.score(predictions, labels))
+
+    def trivial(self, guesses: Iterable[Any], labels: Any) -> float | None:
+        """Return the best that one of `guesses` gets, predictions that look at no example; None: it has no number."""
+        scores = [score for guess in guesses if math.isfinite(score := self(guess, labels))]
+        return (max if self.higher_is_better else min)(scores, default=None)
+
+
+def is_better(value: float, bound: float, *, higher: bool) -> bool:
+    """Say whether a value is truly better than another, and not just as good; `higher`: more is better."""
+    return value > bound + ROUNDING if higher else value < bound - ROUNDING
 
 
 @dataclass(frozen=True)

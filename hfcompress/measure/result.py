@@ -291,6 +291,15 @@ class Result(StrictModel):
     )
     requirements: list[Requirement] = Field(default_factory=list)
     findings: list[str] = Field(default_factory=list, description="Plain words on what saved nothing or got slower.")
+    data_notes: list[str] = Field(
+        default_factory=list, description="What is to be known of data and labels as the model got them, in words."
+    )
+    unknown_tokens: float | None = Field(
+        None, description="Of the tokens of the data, the share that the tokenizer does not know; None: it knows all."
+    )
+    trivial: float | None = Field(
+        None, description="The metric of the best guess that looks at no example, such as always the same class."
+    )
     environment: dict[str, Any]
     seed: int
     recipe: str = Field(description="The recipe's text as given.")

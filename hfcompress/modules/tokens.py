@@ -19,6 +19,14 @@ from .tables import input_embeddings
 _ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
 
 
+def knows_no_word(tokenizer: Any) -> bool:
+    """Say whether it is the tokenizer of special tokens alone that transformers makes up where a folder has none."""
+    if not hasattr(tokenizer, "get_vocab"):
+        return False
+    special = set(tokenizer.all_special_tokens)
+    return not any(token not in special and any(map(str.isalnum, token)) for token in tokenizer.get_vocab())
+
+
 def tokens_of(tokenizer: Any) -> Tokens:
     """Return the tokens of a fast tokenizer of transformers; TargetError for any other processor."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

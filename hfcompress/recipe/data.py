@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from ..core.config import StrictModel
+
+
+def _as_labels(value: Any) -> Any:
+    """Let labels be called as YAML reads them: keys are text, and values too where they are no numbers of classes."""
+    if not isinstance(value, Mapping):
+        return value
+    return {_label(key): _label(name) if isinstance(name, bool | float) else name for key, name in value.items()}
+
+
+def _label(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int | float) else value
+
+
+LabelNames = Annotated[dict[str, Annotated[str, Field(min_length=1)] | StrictInt], BeforeValidator(_as_labels)]
 
 
 class Columns(StrictModel):
@@ -145,6 +162,16 @@ class Data(Origin):
     )
     max_length: int | None = Field(None, ge=2, description="Longest text in tokens; by default the tokenizer's limit.")
     image_size: int | None = Field(None, ge=1, description="Pixels per side; by default what the image processor says.")
+    labels: LabelNames | None = Field(
+        None,
+        min_length=1,
+        description="Which class of the model a label of the data is, such as {good: positive, bad: negative} or, of "
+        "numbers, {1: negative, 2: positive}: a class by its name or number. Labels left out are matched by name; with "
+        "`finetune` these are the names of the new classes.",
+    )
+    allow_unknown_tokens: bool = Field(
+        False, description="Go on though more than a fifth of the data's tokens are unknown to the tokenizer."
+    )
     join: bool = Field(
         True,
         description="Language modelling: join texts and cut them into blocks of max_length tokens; false (fill-mask): "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +72,7 @@ class Plan(StrictModel):
     image_size: int | None = Field(None, description="Pixels per side the compressed model reads; None: it reads text.")
     student: PlannedStudent | None = Field(None, description="None: the stages act on the model itself.")
     stages: list[PlannedStage]
+    notes: list[str] = Field([], description="What is to be known of data and labels as the model gets them, in words.")
     recipe_hash: str
 
 
@@ -86,6 +88,7 @@ def make_plan(
     corpus: Corpus | None = None,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Walk through the stages on a copy of `model`, at full strength and without training.
 
@@ -94,7 +97,8 @@ def make_plan(
     values of weights is then not known, nor what follows it. Raises what the run would: RecipeError, TargetError,
     FamilyError, LifecycleError.
 
-    student: the checkpoint the recipe names as such. teacher: the one it names, of which shapes are enough.
+    student: the checkpoint the recipe names as such. teacher: the one it names, of which shapes are enough. notes: what
+    was found when data and model were opened.
     """
     source = student or model
     large = is_large(source)
@@ -115,6 +119,7 @@ def make_plan(
         image_size=pixels_of(processor),
         student=planned_student,
         stages=stages,
+        notes=list(notes),
         recipe_hash=recipe_hash,
     )
 

@@ -116,6 +116,11 @@ class Evaluate(StrictModel):
         False,
         description="Also give the uncompressed model the same training and teacher, for comparison; doubles training.",
     )
+    allow_trivial: bool = Field(
+        False,
+        description="Go on though the model is, before it is compressed, no better than a guess that looks at no "
+        "example, such as always the most frequent class.",
+    )
 
 
 class Shape(StrictModel):

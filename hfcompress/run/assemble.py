@@ -6,12 +6,13 @@ import datetime
 from pathlib import Path
 
 from ..checkpoint.structure import Modules
+from ..core.metric import is_better
 from ..core.registry import list_methods
 from ..measure.bench import Bench
 from ..measure.environment import environment
 from ..measure.findings import findings
 from ..measure.require import check
-from ..measure.result import Method, Quality, Result, Source, StageRecord
+from ..measure.result import Method, ModelResult, Quality, Result, Source, StageRecord
 from .measuring import BASELINE, COMPRESSED, base_name, bench_settings
 from .setup import Setup
 
@@ -23,8 +24,12 @@ def assemble(
     structure: Modules,
     *,
     stock: bool,
+    trivial: float | None = None,
 ) -> Result:
-    """Return the complete record of the run, its requirements checked; `stock`: transformers alone loads the model."""
+    """Return the complete record of the run, its requirements checked.
+
+    `stock`: transformers alone loads the model. `trivial`: the metric of a guess that looks at no example.
+    """
     bench, control = measured
     recipe = setup.recipe
     baseline, small = bench.models[BASELINE], bench.models[COMPRESSED]
@@ -48,7 +53,10 @@ def assemble(
         speedup=speedup,
         waiting=bench.waiting,
         structure=structure,
-        findings=findings(baseline, small, speedup, bench.waiting, methods),
+        findings=[*_no_better(baseline, trivial), *findings(baseline, small, speedup, bench.waiting, methods)],
+        data_notes=setup.plan.notes,
+        unknown_tokens=setup.unknown_tokens,
+        trivial=trivial,
         environment=environment(bench_settings(setup).threads),
         seed=recipe.seed,
         recipe=setup.loaded.text,
@@ -56,6 +64,19 @@ def assemble(
         recipe_hash=setup.loaded.hash,
     )
     return result.model_copy(update={"requirements": check(result, recipe.require)}).without_local_paths()
+
+
+def _no_better(baseline: ModelResult, trivial: float | None) -> list[str]:
+    """Say it where the baseline is no better than a guess."""
+    found = baseline.quality_in("pytorch")
+    if found is None or trivial is None:
+        return []
+    if is_better(found.value, trivial, higher=found.higher_is_better):
+        return []
+    return [
+        f"The original is no better than a guess that looks at no example: {found.metric} {found.value:.4g} against "
+        f"{trivial:.4g}. What compression costs cannot be seen on it."
+    ]
 
 
 def _methods(records: list[StageRecord]) -> list[Method]:

@@ -31,13 +31,15 @@ def read_again(
     """
     recipe = _recipe(result, overrides)
     task = get_task(result.task)
-    evaluate = load_data(recipe.data, task, recipe.seed).evaluate
+    splits = load_data(recipe.data, task, recipe.seed)
     given = recipe.data.model_copy(update={"image_size": None})  # the processor beside the model knows
     places = [(str(model), given, folder.batches)]
     if original is not None:
         places.insert(0, (original, recipe.data, folder.baseline_batches))
     for place, data, path in places:
-        processor = task.load_processor(place, AutoConfig.from_pretrained(place), data)
+        config = AutoConfig.from_pretrained(place)
+        processor = task.load_processor(place, config, data)
+        evaluate = splits.for_classes(task.classes(config), recipe.data).evaluate
         examples = task.for_evaluation(task.encode(evaluate, processor, data), processor, data)
         collate = task.collator(processor, data, recipe.seed)
         write_labels(folder, write_split(path, examples, collate, recipe.evaluate.batch_size))

@@ -34,6 +34,8 @@ from .setup import Setup, open_recipe
 from .staging import run_stages
 from .state import RECORD, Run, kept, read_record
 from .training import clean, train
+from .trivial import require_above_trivial, trivial_score
+from .verify import read_labels
 
 _STUDENT = "student"
 
@@ -73,7 +75,10 @@ def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
     state = Run(setup, folder, reporter)
     folder.write_plan(setup.plan)
     control = _wants_control(setup.recipe)
+    for note in setup.plan.notes:
+        reporter.say(note)
     baseline = _baseline(state)
+    require_above_trivial(setup, folder, reporter)
     teacher = _teacher(state, baseline)
     student, made = _student(state, baseline, keep=control)
     compressed, records, state_after = run_stages(state, student, teacher)
@@ -85,7 +90,8 @@ def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
         _control(state, baseline)
     reporter.heading("Measuring")
     bench = measure(setup, state_after.setup, folder, reporter, control=folder.control if control else None)
-    result = assemble(setup, bench, records, structure, stock=is_stock(folder.model))
+    bound = trivial_score(setup, read_labels(folder))
+    result = assemble(setup, bench, records, structure, stock=is_stock(folder.model), trivial=bound)
     write_text(folder.path / "result.json", result.model_dump_json(indent=2) + "\n")
     return result
 

@@ -73,17 +73,10 @@ def _own_processor(task: Task, source: Source, loaded: LoadedRecipe) -> Any:
     for place in places:
         try:
             config = AutoConfig.from_pretrained(place, revision=source.revision or "main")
-            found = task.load_processor(place, config, _data(source, loaded), source.revision)
+            return task.load_processor(place, config, _data(source, loaded), source.revision)
         except (RecipeError, OSError, ValueError):
             continue
-        if not _is_invented(found):
-            return found
     return None
-
-
-def _is_invented(processor: Any) -> bool:
-    """Say whether it is the tokenizer without a word that transformers makes up where a folder has none."""
-    return hasattr(processor, "get_vocab") and set(processor.get_vocab()) <= set(processor.all_special_tokens)
 
 
 def _data(source: Source, loaded: LoadedRecipe) -> Any:

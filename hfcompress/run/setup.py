@@ -27,7 +27,10 @@ from ..train.data import Splits, corpus_of, load_data
 from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
 from ..train.teacher import processor_difference
+from .classes import classes_to_train, require_same_classes, require_same_order
 from .shapes import shapes_of
+
+MOST_UNKNOWN = 0.2  # share of tokens that the tokenizer does not know, above which a model reads other text
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Setup:
     plan: Plan
     shapes: list[Shape]  # to time inference at
     student: nn.Module | None = None  # the checkpoint the recipe names as such
+    unknown_tokens: float | None = None  # share of the data's tokens that the tokenizer does not know
 
     @property
     def recipe(self) -> Recipe:
@@ -93,13 +97,18 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
             require_any_length(name)
     _require_same_tokens(recipe, task)
     splits = load_data(recipe.data, task, recipe.seed)
-    model, processor = _open_model(recipe, task, splits)
+    model, processor, splits = _open_model(recipe, task, splits)
     train, mixed, evaluate = _encode(task, splits, processor, recipe)
+    unknown = _unknown_tokens(task, {"train": train, "evaluate": evaluate}, processor, recipe)
     task.check_encoded(model.config, mixed, evaluate)
-    task.fit_model_(model, mixed, "data.image_size", trains=recipe.finetune is not None)
-    student, teacher = _open_student(recipe, task, model, processor), _look_at_teacher(recipe, task, model, processor)
+    trains = recipe.finetune is not None
+    task.fit_model_(model, mixed, "data.image_size", trains=trains)
+    changed = task.fit_padding_(model, mixed, processor, "model", trains=trains)
+    student = _open_student(recipe, task, model, processor)
+    teacher, looked = _look_at_teacher(recipe, task, model, processor, splits, mixed)
     if student is not None:
         task.fit_model_(student, mixed, "student", trains=True)
+        changed += task.fit_padding_(student, mixed, processor, "student", trains=True)
     if teacher is not None:
         task.fit_model_(teacher, mixed, "teacher", trains=False)
     plan = make_plan(
@@ -113,6 +122,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         unlabelled_examples=len(mixed) - len(train),
         processor=processor,
         corpus=corpus_of(lambda: mixed, lambda: task.texts(splits.mixed())),
+        notes=[*_notes(splits, unknown), *changed, *looked],
     )
     return Setup(
         loaded=loaded,
@@ -127,7 +137,27 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         plan=plan,
         student=student,
         shapes=shapes_of(recipe, task, processor, plan),
+        unknown_tokens=unknown,
     )
+
+
+def _notes(splits: Splits, unknown: float | None) -> list[str]:
+    """Return what is to be known of the data as the model gets it."""
+    notes = [] if splits.label_map is None else splits.label_map.lines()
+    return notes if unknown is None else [*notes, f"Tokens that the tokenizer does not know: {unknown:.2%}."]
+
+
+def _unknown_tokens(task: Task, encoded: dict[str, Dataset], processor: Any, recipe: Recipe) -> float | None:
+    """Return the larger share of unknown tokens of the splits; DataError where it is too large to go on."""
+    shares = {name: task.unknown_share(split, processor) for name, split in encoded.items()}
+    for name, share in shares.items():
+        if share is not None and share > MOST_UNKNOWN and not recipe.data.allow_unknown_tokens:
+            raise DataError(
+                f"split {name!r}: {share:.0%} of the tokens are unknown to the tokenizer, so the model cannot read "
+                "this text. Name the tokenizer it was made for as 'processor'; to go on all the same, set "
+                "data.allow_unknown_tokens: true."
+            )
+    return max((share for share in shares.values() if share is not None), default=None)
 
 
 def _require_same_tokens(recipe: Recipe, task: Task) -> None:
@@ -172,21 +202,22 @@ def _reads(processor: Any) -> tuple[Any, ...]:
     return words, getattr(processor, "model_max_length", None), pixels_of(processor)
 
 
-def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, Any]:
-    """Return the model and its tokenizer or image processor."""
-    labels = splits.label_names or [f"LABEL_{i}" for i in range(splits.label_count)]
+def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, Any, Splits]:
+    """Return the model, its tokenizer or image processor, and the splits with the ids of its classes as labels."""
+    if recipe.finetune is not None or isinstance(recipe.model, dict):
+        splits = splits.numbered_as(classes_to_train(recipe, task, splits))
+    head = task.head_config(splits.label_names or [])
     if isinstance(recipe.model, dict):
-        return _from_scratch(recipe, recipe.model, task, task.head_config(labels))
+        return *_from_scratch(recipe, recipe.model, task, head), splits
     set_seed(recipe.seed)
     common: dict[str, Any] = {"revision": recipe.revision, "dtype": recipe.dtype}
     if recipe.finetune is not None:
-        head = {**task.head_config(labels), "ignore_mismatched_sizes": True}
-        model = _load("model", recipe.model, task, new_head=True, **common, **head)
+        model = _load("model", recipe.model, task, new_head=True, **common, **head, ignore_mismatched_sizes=True)
     else:
         model = _load("model", recipe.model, task, **common)
-        task.check_labels(model.config, splits.label_names, splits.label_count)
+        splits = splits.for_classes(task.classes(model.config), recipe.data)
     source = recipe.processor or recipe.model
-    return model, task.load_processor(source, model.config, recipe.data, recipe.revision)
+    return model, task.load_processor(source, model.config, recipe.data, recipe.revision), splits
 
 
 def _load(key: str, source: str, task: Task, **options: Any) -> nn.Module:
@@ -204,18 +235,26 @@ def _open_student(recipe: Recipe, task: Task, model: Any, processor: Any) -> nn.
     labels = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
     head = {**task.head_config(labels), "ignore_mismatched_sizes": True}
     set_seed(recipe.seed)
+    require_same_order("student", recipe.student, task, model.config)
     student = _load("student", recipe.student, task, new_head=True, dtype=recipe.dtype, **head)
     _require_same_processor(recipe, task, recipe.student, student.config, processor, "student")
     return student
 
 
-def _look_at_teacher(recipe: Recipe, task: Task, model: Any, processor: Any) -> nn.Module | None:
-    """Return the shapes of the teacher the recipe names, once it is known to read and answer as the model does."""
+def _look_at_teacher(
+    recipe: Recipe, task: Task, model: Any, processor: Any, splits: Splits, encoded: Dataset
+) -> tuple[nn.Module | None, list[str]]:
+    """Return the shapes of the teacher the recipe names, once it is known to read and answer as the model does.
+
+    With it comes what could not be known of it, in words.
+    """
     if recipe.teacher is None:
-        return None
+        return None, []
     teacher = _load("teacher", recipe.teacher, task, dtype=recipe.dtype)
     _require_same_processor(recipe, task, recipe.teacher, teacher.config, processor, "teacher")
-    return meta_copy(teacher)
+    notes = require_same_classes(task.classes(teacher.config), task.classes(model.config), splits)
+    task.fit_padding_(teacher, encoded, processor, "teacher", trains=False)
+    return meta_copy(teacher), notes
 
 
 def _require_same_processor(recipe: Recipe, task: Task, source: str, config: Any, processor: Any, whose: str) -> None:

@@ -33,7 +33,10 @@ def plan_table(plan: Plan) -> Group:
     note = " Of a model this large only the shapes were looked at." if unknown else ""
     more = f" and {plan.unlabelled_examples:,} without labels" if plan.unlabelled_examples else ""
     data = f"{plan.train_examples:,} examples{more} to train on, {plan.evaluate_examples:,} to measure on"
-    return Group(table, "", data, "Nothing was trained; which parts go is learned, how many is as shown." + note)
+    notes = map(escape, plan.notes)
+    return Group(
+        table, "", data, *notes, "Nothing was trained; which parts go is learned, how many is as shown." + note
+    )
 
 
 def _left(stage: PlannedStage | PlannedStudent, before: int) -> tuple[str, str]:

@@ -31,6 +31,12 @@ def write_labels(folder: RunFolder, labels: np.ndarray) -> None:
         save_file({"labels": labels}, path)
 
 
+def read_labels(folder: RunFolder) -> np.ndarray:
+    """Return the evaluation labels that lie beside the batches."""
+    labels: np.ndarray = load_file(folder.labels)["labels"]
+    return labels
+
+
 def write_split(path: Path, examples: Dataset, collate: Collator, batch_size: int) -> np.ndarray:
     """Store an encoded evaluation split as batches every engine reads, one by one, and return its labels."""
     labels: list[np.ndarray] = []
@@ -68,7 +74,7 @@ def evaluate_again(folder: RunFolder, result: Result, model: Path, wanted: Quali
     threads, task = int(result.environment.get("threads", 1)), get_task(result.task)
     source = Source(str(model), dtype=result.dtype)
     kept = predict(source, wanted.engine, folder.batches, result.auto_class, threads, reduction=task.reduction)
-    return float(task.metric(wanted.metric)(task.predictions(kept), load_file(folder.labels)["labels"]))
+    return float(task.metric(wanted.metric)(task.predictions(kept), read_labels(folder)))
 
 
 def run_folder(path: str | Path) -> RunFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from ..ops.reductions import IGNORED
 from ..recipe.data import Columns, Data, Origin
 from .sources import Source, open_source
 from .tasks.base import Task
+from .tasks.label_map import LabelMap, match
+from .tasks.labels import DataLabels, with_labels
 
 EVALUATION_NAMES = ("validation", "valid", "val", "dev", "evaluate", "eval", "test")
 _MOST_WORKERS = 8
@@ -35,6 +37,24 @@ class Splits:
     label_count: int
     evaluate_split: str  # the split measured on, as a card cites it
     unlabelled: Dataset | None = None  # inputs for a teacher to label
+    labels: DataLabels | None = None  # as the data has them; None: it has none
+    label_map: LabelMap | None = None  # which class of the model each is, once that is known
+
+    def numbered_as(self, found: LabelMap | None) -> Splits:
+        """Return the splits with the ids of a model's classes as labels; themselves where they have none."""
+        if found is None:
+            return self
+        train, evaluate = self.train, self.evaluate
+        if not found.is_identity:
+            train, evaluate = (
+                with_labels(split, found.apply(np.asarray(split["label"][:]))) for split in (train, evaluate)
+            )
+        names, count = list(found.classes), len(found.classes)
+        return replace(self, train=train, evaluate=evaluate, label_names=names, label_count=count, label_map=found)
+
+    def for_classes(self, classes: Sequence[str], data: Data) -> Splits:
+        """Return the splits with the ids of these classes of a trained model; DataError where they are not known."""
+        return self if self.labels is None else self.numbered_as(match(self.labels, classes, data.labels))
 
     def mixed(self) -> Dataset:
         """Return the training split and then the unlabelled inputs, whose label is one that no loss counts."""
@@ -59,7 +79,9 @@ def load_data(data: Data, task: Task, seed: int) -> Splits:
         key: _columns(_rows(source, rows, f"data.splits.{key}"), task, data.columns, key, "data")
         for key, rows in ranges.items()
     }
-    found, names = task.read_labels(found, source.label_names)
+    found, labels = task.read_labels(found, source.label_names, data.labels or ())
+    if labels is None and data.labels is not None:
+        raise RecipeError(f"data.labels: the data of {task.name} has no labels; leave it out.")
     train = found["train"]
     if name is None:
         train, evaluate = _hold_out(train, data.validation_fraction, seed)
@@ -67,8 +89,9 @@ def load_data(data: Data, task: Task, seed: int) -> Splits:
     else:
         evaluate = found["evaluate"]
     train, evaluate = _subset(train, data.max_train, seed), _subset(evaluate, data.max_evaluate, seed)
-    count = len(names) if names else 1 + max(_largest(train), _largest(evaluate))
-    return Splits(train, evaluate, names, count, name, unlabelled)
+    names = labels.names if labels else None
+    count = len(names) if names else 1 + max(labels.present) if labels else 0
+    return Splits(train, evaluate, names, count, name, unlabelled, labels)
 
 
 def _measured_on(data: Data, source: Source) -> str | None:
@@ -255,7 +278,3 @@ def _draw(dataset: Dataset, size: int, seed: int) -> tuple[np.ndarray, np.ndarra
             labels = None
     drawn, rest = train_test_split(np.arange(len(dataset)), train_size=size, random_state=seed, stratify=labels)
     return np.sort(drawn), np.sort(rest)
-
-
-def _largest(dataset: Dataset) -> int:
-    return int(np.max(dataset["label"][:])) if "label" in dataset.column_names else -1

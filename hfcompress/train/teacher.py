@@ -13,7 +13,10 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..core.errors import LifecycleError
 from ..modules.pixels import as_read
+from ..modules.tokens import knows_no_word
 from .batches import SOFT_LABELS
+from .tasks.label_map import class_order
+from .tasks.labels import show, unnamed
 
 
 class Teacher:
@@ -46,6 +49,20 @@ class Teacher:
 _SHOWN = 4
 
 
+def require_same_order(source: str | Path, theirs: nn.Module, ours: nn.Module) -> None:
+    """Raise LifecycleError that shows both orders where a teacher's classes stand in another one than the model's."""
+    if not all("Classification" in type(model).__name__ for model in (theirs, ours)):
+        return
+    heads = [[str(config.id2label[i]) for i in sorted(config.id2label)] for config in (theirs.config, ours.config)]  # type: ignore[union-attr, operator, arg-type]
+    if unnamed(heads[0]) or unnamed(heads[1]):
+        return
+    if moved := list(class_order(*heads)):
+        raise LifecycleError(
+            f"the teacher {source} has its classes in another order than the model ({'; '.join(moved[:_SHOWN])}): "
+            f"{show(heads[0])} and {show(heads[1])}. Train one of them with the other's order"
+        )
+
+
 def require_same_processor(source: str | Path, ours: Any) -> None:
     """Raise LifecycleError that shows how the teacher in `source` reads its inputs in another way, if it says how."""
     loader = AutoTokenizer if hasattr(ours, "get_vocab") else AutoImageProcessor
@@ -55,6 +72,8 @@ def require_same_processor(source: str | Path, ours: Any) -> None:
         theirs = loader.from_pretrained(str(source))
     except (OSError, ValueError, KeyError):
         return  # a teacher without one is taken to read what the model reads
+    if knows_no_word(theirs):
+        return
     if difference := processor_difference(theirs, ours):
         raise LifecycleError(f"the teacher {source} was made for other inputs than the model: {difference}")
 

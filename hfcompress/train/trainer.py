@@ -26,7 +26,7 @@ from .compress import run_oneshot
 from .data import corpus_of
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 from .tasks import auto_class_for
-from .teacher import Teacher, output_flags, require_same_processor
+from .teacher import Teacher, output_flags, require_same_order, require_same_processor
 
 
 class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
@@ -92,9 +92,12 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         source = self._teacher_source
         if isinstance(source, str | Path):
             require_same_processor(source, self.processing_class)  # type: ignore[attr-defined]
-            return Teacher(load_teacher(source, self.model), self.args.device)
+            loaded = load_teacher(source, self.model)
+            require_same_order(str(source), loaded, self.model)
+            return Teacher(loaded, self.args.device)
         if source is None or source is self.model:  # a student that is its own teacher would be frozen
             source = copy.deepcopy(self.model)
+        require_same_order(type(source).__name__, source, self.model)
         return Teacher(source, self.args.device)
 
     def _end_stage(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,9 +19,13 @@ from ...ops.reductions import REDUCTIONS
 from ...recipe.data import Data
 from ...recipe.schema import Shape
 
+if TYPE_CHECKING:
+    from .labels import DataLabels
+
 Collator = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 _TASKS: dict[str, Task] = {}
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, CheckpointError)
 
 
 class Task(ABC):
@@ -54,16 +58,12 @@ class Task(ABC):
 
     @abstractmethod
     def read_labels(
-        self, splits: Mapping[str, Dataset], names: list[str] | None
-    ) -> tuple[dict[str, Dataset], list[str] | None]:
-        """Turn label columns into what the model wants; `names` are those that lie beside the data.
+        self, splits: Mapping[str, Dataset], names: list[str] | None, given: Iterable[str] = ()
+    ) -> tuple[dict[str, Dataset], DataLabels | None]:
+        """Turn label columns into numbers; `names` are those that lie beside the data. None: the data has no labels.
 
-        The first split decides the labels when the data does not name them.
+        `given`: the labels that the recipe says something of.
         """
-
-    @abstractmethod
-    def check_labels(self, config: Any, labels: Sequence[str] | None, count: int) -> None:
-        """Raise DataError showing the difference when the data's labels are not those of the model's head."""
 
     def classes(self, config: Any) -> Sequence[str]:
         """Return the names of a model's classes where it puts out a logit for each, (examples, classes); else none."""
@@ -99,6 +99,10 @@ class Task(ABC):
         return self.collator(processor, data, seed)
 
     @abstractmethod
+    def guesses(self, labels: np.ndarray, config: Any) -> Iterable[np.ndarray]:
+        """Return the predictions, as the metrics compare them, of what looks at no example."""
+
+    @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Turn what `reduction` keeps of the logits into what the metrics compare with labels."""
 
@@ -123,6 +127,17 @@ class Task(ABC):
 
     def fit_model_(self, model: Any, encoded: Dataset, key: str, *, trains: bool) -> None:  # noqa: B027 - by default nothing
         """Fit a model that `trains` to the size of its encoded inputs; RecipeError naming `key` when it cannot be."""
+
+    def fit_padding_(self, model: Any, encoded: Dataset, processor: Any, key: str, *, trains: bool) -> list[str]:
+        """Let a model that `trains` know the token that fills up batches; RecipeError naming `key` when it cannot.
+
+        Returns in words what was changed.
+        """
+        return []
+
+    def unknown_share(self, encoded: Dataset, processor: Any) -> float | None:
+        """Return the share of the encoded inputs that the processor does not know; None where it knows all there is."""
+        return None
 
     def check_encoded(self, config: Any, *splits: Dataset) -> None:  # noqa: B027 - by default nothing
         """Raise RecipeError when the model cannot take what the processor made of the data."""
@@ -219,7 +234,9 @@ def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -
     try:
         require_folder(source)
         return loader.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError, CheckpointError) as error:
+    except Exception as error:
+        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:  # what `tokenizers` raises
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = (
             f"no {what} can be loaded from {source!r} ({first}) Set 'processor' to a Hub id or folder that has one."

@@ -17,6 +17,7 @@ from ...ops.reductions import IGNORED
 from ...recipe.data import Data, Masking
 from .base import Collator, register_task
 from .language_modelling import LanguageModelling, block_length, blocks, tokenized
+from .padding import require_padding
 
 EVALUATION_SEED = 0  # not the recipe's: runs of different seeds are measured on the same mask
 SPECIAL, BEGIN, END = "special_tokens_mask", "begin", "end"
@@ -40,6 +41,8 @@ class FillMask(LanguageModelling):
         tokenizer = super().load_processor(source, config, data, revision)
         if tokenizer.mask_token is None:
             raise RecipeError(f"processor: the tokenizer of {source!r} has no mask token; choose one that has.")
+        if not data.join:
+            require_padding(tokenizer, "processor")
         return tokenizer
 
     def encode(self, dataset: Dataset, processor: Any, data: Data) -> Dataset:

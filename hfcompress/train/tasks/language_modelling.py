@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +10,9 @@ from datasets import Dataset, Features, List, Value
 
 from ...core.errors import DataError, RecipeError
 from ...core.metric import MeanMetric, Metric, Parts
-from ...ops.reductions import LOSS, TOKEN
+from ...ops.reductions import IGNORED, LOSS, TOKEN
 from ...recipe.data import Data
+from .labels import DataLabels
 from .text import TextInputs, token_limit
 
 _DEFAULT_LENGTH = 1024  # as in transformers' run_clm
@@ -46,13 +47,26 @@ class LanguageModelling(TextInputs):
         return {}
 
     def read_labels(
-        self, splits: Mapping[str, Dataset], names: list[str] | None
-    ) -> tuple[dict[str, Dataset], list[str] | None]:
+        self, splits: Mapping[str, Dataset], names: list[str] | None, given: Iterable[str] = ()
+    ) -> tuple[dict[str, Dataset], DataLabels | None]:
         """Return the splits as they are: the text is its own label."""
         return dict(splits), None
 
-    def check_labels(self, config: Any, labels: Sequence[str] | None, count: int) -> None:
-        """There are no labels to check."""
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        """Return the token to be predicted at each place, IGNORED where there is none: (examples, places)."""
+        return labels
+
+    def guesses(self, labels: np.ndarray, config: Any) -> Iterable[np.ndarray]:
+        """Return the most frequent token everywhere, at the loss of one that takes all tokens for equally likely."""
+        targets = self.targets(labels)
+        counted = targets != IGNORED
+        tokens, counts = np.unique(targets[counted], return_counts=True)
+        if not len(tokens):
+            return []
+        guess = np.empty((*targets.shape, 2))
+        guess[..., LOSS] = np.where(counted, np.log(config.get_text_config().vocab_size), np.nan)
+        guess[..., TOKEN] = tokens[counts.argmax()]
+        return [guess]
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Return the losses and likeliest tokens as they are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -12,11 +13,14 @@ from transformers import AutoTokenizer
 
 from ...core.errors import DataError, RecipeError
 from ...core.position_tables import longest_input
+from ...modules.tokens import knows_no_word
 from ...recipe.data import Data
 from ...recipe.schema import Shape
 from .base import Task, load_pretrained, missing_values
 
 _NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
+_LOOKED_AT = 10_000  # examples in which unknown tokens are counted
+_MARKS = ("bos_token", "eos_token", "sep_token", "cls_token")
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -35,6 +39,11 @@ class TextInputs(Task):
                 "processor: a text model from scratch needs a tokenizer; give a Hub id or folder that has one."
             )
         tokenizer = load_pretrained(AutoTokenizer, source, "tokenizer", revision)
+        if knows_no_word(tokenizer):
+            raise RecipeError(
+                f"no tokenizer can be loaded from {source!r} (it has no vocabulary file, such as tokenizer.json, and "
+                "transformers made up one that knows no word). Set 'processor' to a Hub id or folder that has one."
+            )
         if positions := longest_input(config):
             tokenizer.model_max_length = min(positions, tokenizer.model_max_length)
         return tokenizer
@@ -57,6 +66,17 @@ class TextInputs(Task):
                     f"processor: the tokenizer makes token {largest:,} of this data, the model has a vocabulary of "
                     f"{config.vocab_size:,}: choose the tokenizer the model was made for."
                 )
+
+    def unknown_share(self, encoded: Dataset, processor: Any) -> float | None:
+        """Return the share of unknown tokens among those that are not special, of up to 10,000 examples."""
+        unknown, names = processor.unk_token_id, processor.special_tokens_map
+        if unknown is None or any(names.get(name) == processor.unk_token for name in _MARKS):
+            return None  # one that falls back to bytes has no unknown token, and calls another one so
+        rows = range(0, len(encoded), -(-len(encoded) // _LOOKED_AT)) if len(encoded) > _LOOKED_AT else None
+        lists = (encoded if rows is None else encoded.select(rows)).with_format("arrow")[:]["input_ids"]
+        ids = np.asarray(pc.list_flatten(lists))
+        counted = ids[~np.isin(ids, [one for one in processor.all_special_ids if one != unknown])]
+        return float((counted == unknown).mean()) if len(counted) else None
 
     def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
         """Return the dataset; DataError when a text column holds anything but text."""

@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding
 from ...recipe.data import Data
 from .base import Collator, register_task
 from .classification import Classification
+from .padding import fit_padding_
 from .text import TextInputs, token_limit
 
 _DEFAULT_LENGTH = 512
@@ -40,6 +41,10 @@ class TextClassification(TextInputs, Classification):
             return {**encoded, "labels": batch["label"]}
 
         return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, desc="tokenizing")
+
+    def fit_padding_(self, model: Any, encoded: Dataset, processor: Any, key: str, *, trains: bool) -> list[str]:
+        """Let a model that `trains` know the tokenizer's padding token where it minds; RecipeError where it cannot."""
+        return fit_padding_(model, encoded, processor, key, trains=trains)
 
     def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
         """Return a collator that pads to the longest text of the batch."""

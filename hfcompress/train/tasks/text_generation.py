@@ -44,6 +44,10 @@ class TextGeneration(LanguageModelling):
         ids = tokenized(dataset, lambda texts: {"input_ids": processor(texts, verbose=False)["input_ids"]})
         return blocks(ids, length)
 
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        """Return the token after each: the first of a block is predicted from nothing, so it does not count."""
+        return labels[:, 1:]
+
     def collator(self, processor: Any, data: Data | None = None, seed: int = 0) -> Collator:
         """Return a collator that stacks blocks; labels are the ids themselves, which the model shifts."""
         return _collate

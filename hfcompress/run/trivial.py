@@ -1,0 +1,60 @@
+"""A model that is no better than a guess is not worth compressing, and a sign that its labels are not the data's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..core.errors import DataError
+from ..core.metric import is_better
+from ..measure.quality import outputs, quality
+from ..measure.result import Quality
+from .folder import RunFolder
+from .measuring import BASELINE, bench_settings, sources, write_evaluation
+from .reporter import Reporter
+from .setup import Setup
+
+_GUESS = {"examples": "always the same class", "tokens": "a guess that takes all tokens for equally likely"}
+
+
+def require_above_trivial(setup: Setup, folder: RunFolder, reporter: Reporter) -> None:
+    """Measure the baseline before anything is done to it; DataError where it is no better than a guess.
+
+    What it answers is kept, so that it is not asked again when all is measured.
+    """
+    if setup.recipe.evaluate.allow_trivial:
+        return
+    settings = bench_settings(setup)
+    data = replace(write_evaluation(setup, folder.batches), kept=folder.measured)
+    source = sources(setup, setup, folder)[BASELINE]
+    with reporter.bar("evaluating the baseline") as progress:
+        kept = outputs(source, "pytorch", BASELINE, data, settings.auto_class, settings.threads, progress)
+    found = quality("pytorch", kept, data)
+    bound = trivial_score(setup, data.labels)
+    if bound is not None and not is_better(found.value, bound, higher=found.higher_is_better):
+        raise DataError(_message(setup, found, bound))
+    reporter.say(
+        f"Baseline: {found.metric} {found.value:.4g}" + (f", a guess {bound:.4g}" if bound is not None else "")
+    )
+
+
+def trivial_score(setup: Setup, labels: np.ndarray) -> float | None:
+    """Return what the best guess that looks at no example gets on these labels; None where the metric has no number."""
+    metric = setup.task.metric(setup.metric)
+    try:
+        return metric.trivial(setup.task.guesses(labels, setup.model.config), labels)
+    except (ValueError, TypeError, ArithmeticError):  # a script's metric that is not for such predictions
+        return None
+
+
+def _message(setup: Setup, found: Quality, bound: float) -> str:
+    mapped = setup.splits.label_map
+    guess = _GUESS.get(setup.task.counted, "a guess")
+    labels = "" if mapped is None else f" Labels of the data, and the model's class (its number): {mapped}."
+    mend = "say under data.labels which label is which class if these are wrong, " if mapped is not None else ""
+    return (
+        f"evaluate: before any compression the model gets {found.metric} {found.value:.4g} on the {found.examples} "
+        f"examples of {setup.splits.evaluate_split!r}, no better than {guess} ({bound:.4g}).{labels} Name a model that was "
+        f"trained for this data, {mend}or add `finetune:`; to go on all the same, set evaluate.allow_trivial: true."
+    )
