@@ -16,7 +16,6 @@ from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    AutoConfig,
     BertConfig,
     BitImageProcessorPil,
     PreTrainedTokenizerFast,
@@ -28,6 +27,7 @@ from hfcompress.core.errors import DataError, RecipeError
 from hfcompress.recipe import Data
 from hfcompress.train.data import Splits, calibration_batches, load_data
 from hfcompress.train.tasks import get_task, image_classification, tasks
+from hfcompress.train.tasks.label_map import new_classes
 
 TEXT, IMAGE = get_task("text-classification"), get_task("image-classification")
 ROWS = {"text": [f"word{i % 3} and {i}" for i in range(20)], "label": [i % 2 for i in range(20)]}
@@ -165,7 +165,7 @@ def test_labels_that_training_never_saw(tmp_path: Path) -> None:
     train = {"text": ["x", "y"], "label": ["neg", "pos"]}
     _write(tmp_path, train=train, validation={"text": ["z"], "label": ["mixed"]})
     with pytest.raises(DataError, match="split 'evaluate': labels 'mixed' do not occur among the labels 'neg', 'pos'"):
-        _load(tmp_path)
+        new_classes(_load(tmp_path).labels)
 
 
 def test_labels_beyond_their_names(tmp_path: Path) -> None:
@@ -309,34 +309,6 @@ def test_missing_processors_say_which_key_to_set(tmp_path: Path) -> None:
     for task, what in ((TEXT, "tokenizer"), (IMAGE, "image processor")):
         with pytest.raises(RecipeError, match=f"no {what} can be loaded from .*Set 'processor'"):
             task.load_processor(str(tmp_path), BertConfig(), Data(path="x"))
-
-
-@pytest.mark.parametrize(
-    ("model", "labels", "message"),
-    [
-        (
-            ["negative", "positive"],
-            [f"intent {i}" for i in range(77)],
-            r"the data has 77 labels .*the model 2 \('negative'",
-        ),
-        (["negative", "positive"], ["positive", "negative"], "in another order .*0: 'positive' / 'negative'"),
-        (["cat", "dog"], ["cat", "fox"], "with other names .*1: 'fox' / 'dog'"),
-        (["a", "b", "c"], ["a", "b"], "the data has 2 labels .* the model 3"),
-    ],
-)
-def test_labels_that_do_not_fit(model: list[str], labels: list[str], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        TEXT.check_labels(AutoConfig.for_model("bert", **TEXT.head_config(model)), labels, len(labels))
-
-
-def test_labels_that_fit() -> None:
-    named = BertConfig(**TEXT.head_config(["NEGATIVE", "POSITIVE"]))
-    TEXT.check_labels(named, ["negative", "positive"], 2)
-    TEXT.check_labels(named, ["0", "1"], 2)
-    TEXT.check_labels(named, None, 2)
-    TEXT.check_labels(BertConfig(num_labels=2), ["negative", "positive"], 2)
-    with pytest.raises(DataError, match="3 labels"):
-        TEXT.check_labels(named, None, 3)
 
 
 def test_tasks_are_those_of_optimum_with_its_auto_classes_and_its_synonyms():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..core.method import Category
+from ..core.metric import is_better
 from .result import BUSY, WORSE, WORSE_SHARE, Method, ModelResult, Quality, Speedup
 
 SAME_SIZE = 0.98  # of the baseline's bytes; above it nothing was saved
@@ -29,13 +30,15 @@ def findings(
     speedup: Sequence[Speedup],
     waiting: float | None = None,
     methods: Sequence[Method] = (),
+    trivial: float | None = None,
 ) -> list[str]:
     """Return a sentence for each thing that got no smaller, no faster, larger elsewhere, or another in an export.
 
     `waiting` is the share of the timing in which other processes held the processor, None where that is not known;
-    `methods` are those of the run.
+    `methods` are those of the run, `trivial` is the metric of a guess that looks at no example.
     """
     return [
+        *_guess(baseline, trivial),
         *_size(baseline, compressed),
         *_parameters(baseline, compressed),
         *_speed(speedup),
@@ -46,6 +49,16 @@ def findings(
         *_memory(baseline, compressed),
         *_loading(baseline, compressed),
         *_disturbance(waiting),
+    ]
+
+
+def _guess(baseline: ModelResult, trivial: float | None) -> list[str]:
+    found = baseline.quality_in("pytorch")
+    if found is None or trivial is None or is_better(found.value, trivial, higher=found.higher_is_better):
+        return []
+    return [
+        f"The original is no better than a guess that looks at no example: {found.metric} {found.value:.4g} against "
+        f"{trivial:.4g}. What compression costs cannot be seen on it."
     ]
 
 

@@ -6,13 +6,12 @@ import datetime
 from pathlib import Path
 
 from ..checkpoint.structure import Modules
-from ..core.metric import is_better
 from ..core.registry import list_methods
 from ..measure.bench import Bench
 from ..measure.environment import environment
 from ..measure.findings import findings
 from ..measure.require import check
-from ..measure.result import Method, ModelResult, Quality, Result, Source, StageRecord
+from ..measure.result import Method, Quality, Result, Source, StageRecord
 from .measuring import BASELINE, COMPRESSED, base_name, bench_settings
 from .setup import Setup
 
@@ -53,7 +52,7 @@ def assemble(
         speedup=speedup,
         waiting=bench.waiting,
         structure=structure,
-        findings=[*_no_better(baseline, trivial), *findings(baseline, small, speedup, bench.waiting, methods)],
+        findings=findings(baseline, small, speedup, bench.waiting, methods, trivial),
         data_notes=setup.plan.notes,
         unknown_tokens=setup.unknown_tokens,
         trivial=trivial,
@@ -64,19 +63,6 @@ def assemble(
         recipe_hash=setup.loaded.hash,
     )
     return result.model_copy(update={"requirements": check(result, recipe.require)}).without_local_paths()
-
-
-def _no_better(baseline: ModelResult, trivial: float | None) -> list[str]:
-    """Say it where the baseline is no better than a guess."""
-    found = baseline.quality_in("pytorch")
-    if found is None or trivial is None:
-        return []
-    if is_better(found.value, trivial, higher=found.higher_is_better):
-        return []
-    return [
-        f"The original is no better than a guess that looks at no example: {found.metric} {found.value:.4g} against "
-        f"{trivial:.4g}. What compression costs cannot be seen on it."
-    ]
 
 
 def _methods(records: list[StageRecord]) -> list[Method]:

@@ -20,6 +20,7 @@ from ..train.tasks import get_task
 from .claimed import read_again
 from .claims import COMPRESSED, NOT_FOUND, ORIGINAL, Check, Place, first_line, missing, of, unread
 from .folder import RunFolder
+from .trivial import trivial_score
 
 SAME = 1e-3  # a metric that is no share may differ by so much of itself, between machines
 FLIPS = 3  # examples by which the end of an interval may move when one falls to the other side; of another metric,
@@ -56,7 +57,7 @@ def quality_claims(at: Place, overrides: Sequence[str]) -> list[Check]:
         names = [row.engine for row in (*result.compressed.quality, *result.baseline.quality)]
         names += [row.engine for row in result.difference]
         found = [line for name in dict.fromkeys(names) for line in _in_engine(at, data, name)]
-        return [*found, *_control(at, data)]
+        return [*found, *_control(at, data), *_trivial(at, data)]
 
 
 def _evaluation(at: Place, scratch: RunFolder, overrides: Sequence[str]) -> EvaluationSet:
@@ -208,6 +209,16 @@ def _classes(told: Sequence[ClassRow], seen: Sequence[ClassRow], where: str) -> 
 def _near(told: ClassRow, seen: ClassRow) -> bool:
     counts = abs(told.before - seen.before) <= 1 and abs(told.after - seen.after) <= 1
     return (told.name, told.examples) == (seen.name, seen.examples) and counts
+
+
+def _trivial(at: Place, data: EvaluationSet) -> list[Check]:
+    told, config = at.result.trivial, AutoConfig.from_pretrained(at.model)
+    if told is None:
+        return []
+    found = trivial_score(get_task(at.result.task), data.score, data.labels, config)
+    held = found is not None and abs(found - told) <= SAME * max(1.0, abs(told))
+    seen = "none" if found is None else metric(at.result, found)
+    return [Check(f"a guess that looks at no example: {data.metric}", metric(at.result, told), seen, held)]
 
 
 def _control(at: Place, data: EvaluationSet) -> list[Check]:

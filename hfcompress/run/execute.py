@@ -90,7 +90,8 @@ def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
         _control(state, baseline)
     reporter.heading("Measuring")
     bench = measure(setup, state_after.setup, folder, reporter, control=folder.control if control else None)
-    bound = trivial_score(setup, read_labels(folder))
+    metric = setup.task.metric(setup.metric)
+    bound = trivial_score(setup.task, metric, read_labels(folder), setup.model.config)
     result = assemble(setup, bench, records, structure, stock=is_stock(folder.model), trivial=bound)
     write_text(folder.path / "result.json", result.model_dump_json(indent=2) + "\n")
     return result

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.metric import is_better
+from ..core.metric import Metric, is_better
 from ..measure.quality import outputs, quality
 from ..measure.result import Quality
+from ..train.tasks import Task
 from .folder import RunFolder
 from .measuring import BASELINE, bench_settings, sources, write_evaluation
 from .reporter import Reporter
@@ -31,7 +33,7 @@ def require_above_trivial(setup: Setup, folder: RunFolder, reporter: Reporter) -
     with reporter.bar("evaluating the baseline") as progress:
         kept = outputs(source, "pytorch", BASELINE, data, settings.auto_class, settings.threads, progress)
     found = quality("pytorch", kept, data)
-    bound = trivial_score(setup, data.labels)
+    bound = trivial_score(setup.task, data.score, data.labels, setup.model.config)
     if bound is not None and not is_better(found.value, bound, higher=found.higher_is_better):
         raise DataError(_message(setup, found, bound))
     reporter.say(
@@ -39,11 +41,10 @@ def require_above_trivial(setup: Setup, folder: RunFolder, reporter: Reporter) -
     )
 
 
-def trivial_score(setup: Setup, labels: np.ndarray) -> float | None:
+def trivial_score(task: Task, metric: Metric, labels: np.ndarray, config: Any) -> float | None:
     """Return what the best guess that looks at no example gets on these labels; None where the metric has no number."""
-    metric = setup.task.metric(setup.metric)
     try:
-        return metric.trivial(setup.task.guesses(labels, setup.model.config), labels)
+        return metric.trivial(task.guesses(labels, config), labels)
     except (ValueError, TypeError, ArithmeticError):  # a script's metric that is not for such predictions
         return None
 
@@ -55,6 +56,7 @@ def _message(setup: Setup, found: Quality, bound: float) -> str:
     mend = "say under data.labels which label is which class if these are wrong, " if mapped is not None else ""
     return (
         f"evaluate: before any compression the model gets {found.metric} {found.value:.4g} on the {found.examples} "
-        f"examples of {setup.splits.evaluate_split!r}, no better than {guess} ({bound:.4g}).{labels} Name a model that was "
-        f"trained for this data, {mend}or add `finetune:`; to go on all the same, set evaluate.allow_trivial: true."
+        f"examples of {setup.splits.evaluate_split!r}, no better than {guess} ({bound:.4g}).{labels} Name a model "
+        f"that was trained for this data, {mend}or add `finetune:`; to go on all the same, set "
+        "evaluate.allow_trivial: true."
     )
