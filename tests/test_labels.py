@@ -29,8 +29,9 @@ def split(labels: Any, names: list[str] | None = None) -> Dataset:
     """Return a split with these labels, of the type of numbered names if there are `names`."""
     labels = list(labels) if names is None else labels
     if names is None:
-        return Dataset(pa.table({"label": pa.array(labels)}))
-    return Dataset.from_dict({"label": labels}, features=Features(label=ClassLabel(names=names)))
+        return Dataset(pa.table({"text": ["x"] * len(labels), "label": pa.array(labels)}))
+    features = Features(text=Value("string"), label=ClassLabel(names=names))
+    return Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
 
 
 def read(labels: Any, names: list[str] | None = None, evaluate: Any = None, given: Any = ()) -> DataLabels:
@@ -171,9 +172,9 @@ def test_what_is_said_of_labels():
     assert len(str(many)) < 300 and "and 69 more" in str(many)
 
 
-def _splits(folder: Path, labels: Any, task: str = "text-classification", **data: Any) -> Splits:
+def _splits(folder: Path, stored: Any, task: str = "text-classification", **data: Any) -> Splits:
     for name in ("train", "validation"):
-        Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}).to_parquet(folder / f"{name}.parquet")
+        Dataset.from_dict({"text": ["x"] * len(stored), "label": stored}).to_parquet(folder / f"{name}.parquet")
     return load_data(Data(path=str(folder), **data), get_task(task), 0)
 
 
@@ -219,7 +220,7 @@ def test_a_teacher_whose_classes_stand_in_another_order_is_refused():
 
 
 def test_names_beside_the_data_number_its_labels():
-    texts = {"train": Dataset.from_dict({"label": ["yes", "No"]}, features=Features(label=Value("string")))}
+    texts = {"train": split(["yes", "No"])}
     found, labels = read_labels(texts, ["yes", "no"])
     assert found["train"]["label"][:] == [0, 1] and match(labels, UNNAMED).is_identity
     with pytest.raises(DataError, match="same name: 'yes'"):
