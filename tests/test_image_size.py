@@ -169,7 +169,8 @@ def test_export_takes_the_processors_size_unless_told(command: Any, tmp_path: Pa
 
 def test_a_model_of_one_image_size_is_fitted_to_the_recipes_before_it_is_fine_tuned(tmp_path: Path) -> None:
     train = {"max_steps": 1, "per_device_train_batch_size": 8}
-    given = {"data": {"path": str(tmp_path / "data"), "image_size": 8}, "finetune": {"train": train}, "benchmark": None}
+    data = {"path": str(tmp_path / "data"), "image_size": 8, "labels": {"blue": 0, "green": 1, "red": 2}}
+    given = {"data": data, "finetune": {"train": train}, "benchmark": None}
     stages = [{"methods": {"distill": {}}, "train": train}]
     path = image_project(tmp_path, **given, stages=stages, student=str(tmp_path / "base"), teacher_cache=False)
     setup = open_recipe(load_recipe(path))
