@@ -13,6 +13,7 @@ from torch import nn
 from .errors import LifecycleError, TargetError
 from .method import Context, Corpus, Method, Phase
 from .progress import track
+from .user_adapters import refuse_adapters
 
 
 class State(Enum):
@@ -74,9 +75,12 @@ class Lifecycle:
     ) -> dict[str, list[str]]:
         """Attach every method to the model and return the paths each acts on.
 
-        Raises TargetError when a method finds nothing to act on, and where two would store the same weight.
+        Raises TargetError when a method finds nothing to act on, where two would store the same weight, and for a model
+        with adapters of the user's own, on which only methods act that leave nothing.
         """
         self._expect(State.NEW, "prepare")
+        if lasting := [m.info.name for m in self.methods if m.info.lasting]:
+            refuse_adapters(model, lasting)
         context = Context(model, seed, teacher, processor, corpus or Corpus())
         targets: dict[str, list[str]] = {}
         claims: dict[int, str] = {}
@@ -152,7 +156,7 @@ class Lifecycle:
 
 
 def _refuse_misfits(methods: list[Method], training: bool) -> None:
-    permanent = [m.info.name for m in methods if m.info.phase > Phase.COMPANION]
+    permanent = [m.info.name for m in methods if m.info.lasting]
     for method in methods:
         name, needs, reason = method.info.name, method.needs, ""
         if needs.training and not training:

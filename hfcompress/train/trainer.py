@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..checkpoint import attach_structure_, load_model, refuse_untrainable
-from ..core.errors import LifecycleError
+from ..core.errors import LifecycleError, TargetError
 from ..core.lifecycle import Lifecycle, State
+from ..core.user_adapters import has_adapters, is_wrapped, merging, refuse_adapters
 from ..ops.reductions import IGNORED
 from ..recipe.schema import Recipe, TeacherCache
 from .cached_teacher import NUMBER
@@ -54,6 +55,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         recipe = read_recipe(recipe)
         self._before, self._stage, self._after = _around_training(stages_of(recipe))
         _refuse_new_inputs([*self._before, *self._after])
+        _refuse_changed_adapters(model, [*self._before, self._stage, *self._after])
         if isinstance(recipe, Recipe):
             teacher = recipe.teacher if teacher is None else teacher
             teacher_cache = recipe.teacher_cache if teacher_cache is None else teacher_cache
@@ -238,6 +240,17 @@ def _refuse_new_inputs(stages: list[StageMethods]) -> None:
                     "read already: call hfcompress.compress(model, …, processor=processor) before reading them, or "
                     "after training"
                 )
+
+
+def _refuse_changed_adapters(model: Any, stages: list[StageMethods]) -> None:
+    """Raise TargetError for a model with adapters under stages that change it, or that would not save or resume them."""
+    if lasting := [method.info.name for stage in stages for method in stage.methods if method.info.lasting]:
+        refuse_adapters(model, lasting)
+    if has_adapters(model) and not is_wrapped(model):
+        raise TargetError(
+            "this model's adapters (peft) lie inside it, where training can't be resumed: wrap it instead, model = "
+            f"peft.get_peft_model(base_model, config), or merge them: {merging(model)}"
+        )
 
 
 def _regroup_(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
