@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .answers import answering_by_name
 from .errors import LifecycleError, TargetError
 from .method import Context, Corpus, Method, Phase
 from .progress import track
@@ -85,7 +86,8 @@ class Lifecycle:
         targets: dict[str, list[str]] = {}
         claims: dict[int, str] = {}
         for method in self.methods:
-            targets[method.info.name] = method.prepare(model, context)
+            with answering_by_name(model, teacher):
+                targets[method.info.name] = method.prepare(model, context)
             if not targets[method.info.name]:
                 raise TargetError(f"{method.info.name} found nothing to change in this {type(model).__name__}")
             if method.info.phase is Phase.QUANT:
@@ -97,7 +99,8 @@ class Lifecycle:
         """Show calibration batches to the methods that need them; `batches` is called once for each of those."""
         self._expect(State.PREPARED, "observe")
         for method in track([m for m in self.methods if m.needs.calibration], _title):
-            method.observe(model, batches())
+            with answering_by_name(model):
+                method.observe(model, batches())
 
     def assume(self, model: nn.Module) -> None:
         """For a plan: let the methods that read calibration data do without it, as far as sizes go."""
@@ -141,7 +144,8 @@ class Lifecycle:
         training = model.training
         with torch.no_grad():
             for method in track(self.methods, _title):
-                method.finalize(model)
+                with answering_by_name(model):
+                    method.finalize(model)
         model.train(training)
         self.state = State.FINALIZED
         return {m.info.name: {k: float(v) for k, v in m.report(model).items()} for m in self.methods}

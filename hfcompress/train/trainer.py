@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..checkpoint import attach_structure_, load_model, refuse_untrainable
+from ..core.answers import named, tensors_of
 from ..core.errors import LifecycleError, TargetError
 from ..core.lifecycle import Lifecycle, State
 from ..core.user_adapters import has_adapters, is_wrapped, merging, refuse_adapters
@@ -107,7 +108,8 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         for stage in self._after:
             report = run_oneshot(model, stage, calibration=self._calibration(stage), **self._surroundings)
             self.compression_report |= report
-        model.add_model_tags(["hfcompress", *self.compression_report])
+        if hasattr(model, "add_model_tags"):  # a module of one's own has no card
+            model.add_model_tags(["hfcompress", *self.compression_report])
 
     def _calibration(self, stage: StageMethods) -> Iterator[dict[str, Any]]:
         """Yield training batches, as many examples in all as the methods of a one-shot stage read."""
@@ -157,8 +159,9 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
             return super().compute_loss(model, inputs, return_outputs)
         batch, wants = dict(inputs), self.lifecycle.wants
         loss, outputs = super().compute_loss(model, {**inputs, **output_flags(wants)}, return_outputs=True)
-        loss = _counted(loss, batch, outputs)
-        loss = self.lifecycle.loss(loss, batch, outputs, self.taught(batch, numbers, wants))
+        answer = named(outputs, batch)
+        loss = _counted(loss, batch, answer)
+        loss = self.lifecycle.loss(loss, batch, answer, self.taught(batch, numbers, wants))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -196,7 +199,7 @@ def _counted(loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any) -> torc
     labels = batch.get("labels")
     if labels is None or labels.is_floating_point() or (labels != IGNORED).any():
         return loss
-    return outputs["logits"].sum() * 0.0
+    return next(tensor for tensor in tensors_of(outputs) if tensor.is_floating_point() and tensor.ndim).sum() * 0.0
 
 
 @contextlib.contextmanager
