@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import cached_file, find_adapter_config_file
 
-from ..core.errors import CheckpointError, HFCompressError
+from ..core.errors import CheckpointError, HFCompressError, TargetError
 from ..modules.adapters import keeps_codes
 from ..modules.sample import close, outputs_of, sample_inputs
 
@@ -57,9 +57,9 @@ def find_adapter(source: str | Path, revision: str | None = None) -> Adapter | N
     return Adapter(str(source), base, revision, values.get("revision"), heads)
 
 
-def refuse_unmerged(adapter: Adapter) -> None:
-    """Raise CheckpointError that says what an adapter is and what to do about it."""
-    raise CheckpointError(
+def refusal(adapter: Adapter) -> CheckpointError:
+    """Return the error that says what an adapter is and what to do about it."""
+    return CheckpointError(
         f"{adapter.source} is an adapter of peft, a change to {adapter.base} and no model of its own: set "
         "`merge_adapters: true` in the recipe, or merge it in a script, peft.PeftModel.from_pretrained(base_model, "
         "adapter).merge_and_unload(), and save the whole model"
@@ -93,13 +93,16 @@ def merge(model: nn.Module, adapter: Adapter) -> nn.Module:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, NotImplementedError) as error:
         raise CheckpointError(f"the adapter {adapter.source} does not fit {adapter.base}: {_first(error)}") from error
     _refuse_inexact(wrapped, adapter)
-    inputs = sample_inputs(model)
-    before = outputs_of(wrapped.eval(), inputs)
+    try:
+        inputs = sample_inputs(model)
+    except TargetError as error:
+        raise CheckpointError(f"the adapter {adapter.source} can't be proven to merge exactly: {error}") from error
+    before = outputs_of(wrapped, inputs)
     try:
         merged: nn.Module = wrapped.merge_and_unload()
     except (ValueError, RuntimeError, NotImplementedError, AttributeError, HFCompressError) as error:
         raise CheckpointError(f"the adapter {adapter.source} can't be merged: {_first(error)}") from error
-    if not close(before, outputs_of(merged.eval(), inputs), _ROUNDING):
+    if not close(before, outputs_of(merged, inputs), _ROUNDING):
         raise CheckpointError(
             f"the adapter {adapter.source} can't be merged exactly: the merged model answers otherwise than the model "
             "beside its adapter"

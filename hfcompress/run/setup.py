@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +13,7 @@ from transformers import AutoConfig, set_seed
 from ..checkpoint import load_model
 from ..checkpoint.load import dtype_of
 from ..checkpoint.memory import meta_copy
+from ..checkpoint.adapters import Adapter
 from ..core.errors import CheckpointError, DataError, RecipeError
 from ..core.method import Corpus, Method
 from ..core.registry import list_methods
@@ -27,6 +28,7 @@ from ..train.data import Splits, corpus_of, load_data
 from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
 from ..train.teacher import processor_difference
+from .adapters import adapters_of, processor_place
 from .shapes import shapes_of
 
 
@@ -47,6 +49,12 @@ class Setup:
     plan: Plan
     shapes: list[Shape]  # to time inference at
     student: nn.Module | None = None  # the checkpoint the recipe names as such
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)  # merged into their bases, by the recipe's key
+
+    @property
+    def makes_baseline(self) -> bool:
+        """Whether the baseline is none of the checkpoints named, but is made by the run and kept in its folder."""
+        return self.recipe.finetune is not None or "model" in self.adapters
 
     @property
     def recipe(self) -> Recipe:
@@ -79,6 +87,7 @@ class Setup:
 def open_recipe(loaded: LoadedRecipe) -> Setup:
     """Load data, processor and model and check that they fit; raises a typed error that names what does not."""
     recipe = loaded.recipe
+    adapters = adapters_of(recipe)
     task = get_task(recipe.task)
     metric = recipe.evaluate.metric or task.default_metric
     task.metric(metric)
@@ -93,7 +102,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
             require_any_length(name)
     _require_same_tokens(recipe, task)
     splits = load_data(recipe.data, task, recipe.seed)
-    model, processor = _open_model(recipe, task, splits)
+    model, processor = _open_model(recipe, task, splits, adapters)
     train, mixed, evaluate = _encode(task, splits, processor, recipe)
     task.check_encoded(model.config, mixed, evaluate)
     task.fit_model_(model, mixed, "data.image_size", trains=recipe.finetune is not None)
@@ -126,6 +135,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         model=model,
         plan=plan,
         student=student,
+        adapters=adapters,
         shapes=shapes_of(recipe, task, processor, plan),
     )
 
@@ -172,7 +182,7 @@ def _reads(processor: Any) -> tuple[Any, ...]:
     return words, getattr(processor, "model_max_length", None), pixels_of(processor)
 
 
-def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, Any]:
+def _open_model(recipe: Recipe, task: Task, splits: Splits, adapters: Mapping[str, Adapter]) -> tuple[nn.Module, Any]:
     """Return the model and its tokenizer or image processor."""
     labels = splits.label_names or [f"LABEL_{i}" for i in range(splits.label_count)]
     if isinstance(recipe.model, dict):
@@ -185,14 +195,16 @@ def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, 
     else:
         model = _load("model", recipe.model, task, **common)
         task.check_labels(model.config, splits.label_names, splits.label_count)
-    source = recipe.processor or recipe.model
-    return model, task.load_processor(source, model.config, recipe.data, recipe.revision)
+    source, revision = processor_place(recipe, adapters)
+    return model, task.load_processor(source, model.config, recipe.data, revision)
 
 
 def _load(key: str, source: str, task: Task, **options: Any) -> nn.Module:
-    """Load what the recipe names under `key`, which a CheckpointError names too."""
+    """Load what the recipe names under `key`, which a CheckpointError names too; it answers by name from then on."""
     try:
-        return load_model(source, task.auto_class, **options)
+        model: Any = load_model(source, task.auto_class, merge_adapters=True, **options)  # those unwanted are refused
+        model.config.return_dict = True
+        return model
     except CheckpointError as error:
         raise CheckpointError(f"{key}: {error}") from error
 
