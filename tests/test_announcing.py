@@ -66,8 +66,10 @@ def test_with_the_import_nothing_is_left_of_it(form, tmp_path):
 
 
 def test_a_stock_checkpoint_says_nothing(tmp_path):
-    assert "attn_implementation" not in json.loads((save_checkpoint(make("bert"), tmp_path / "a") / "config.json").read_text())
-    model = load_model(save_checkpoint(compress(make("bert"), QuantizeWeightsConfig()), tmp_path / "b"), auto_class("bert"))
+    stock = save_checkpoint(make("bert"), tmp_path / "a")
+    assert "attn_implementation" not in json.loads((stock / "config.json").read_text())
+    packed = save_checkpoint(compress(make("bert"), QuantizeWeightsConfig()), tmp_path / "b")
+    model = load_model(packed, auto_class("bert"))
     model.dequantize()
     config = json.loads((save_checkpoint(model, tmp_path / "c") / "config.json").read_text())
     assert "attn_implementation" not in config and "quantization_config" not in config

@@ -23,7 +23,7 @@ def in_tuples(name: str) -> nn.Module:
 def run(model: nn.Module, folder, *recipe, name: str = "bert", teacher=None) -> tuple[float, nn.Module]:
     """Train a step and return the loss afterwards, and the model."""
     args = TrainingArguments(
-        str(folder), max_steps=1, report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True, disable_tqdm=True
+        str(folder), max_steps=1, report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True
     )
     data = Examples(name)
     trainer = HFCompressTrainer(

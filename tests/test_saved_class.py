@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -29,6 +30,7 @@ from hfcompress.export.agreement import errors
 from hfcompress.export.inputs import example_inputs, spec_from, spec_of
 from hfcompress.export.opening import head_names, joined, open_onnx, open_pytorch
 from hfcompress.export.runtime import Source
+from hfcompress.export.trace import Logits
 from hfcompress.measure.bench import Settings, describe
 from hfcompress.measure.onnx_file import read_onnx
 from hfcompress.measure.workloads import Shape, checkpoint_spec, common_spec
@@ -70,7 +72,8 @@ def test_a_checkpoint_is_opened_with_its_head(cls, tmp_path):
     assert source.auto_class == auto_class_of(folder) == CLASSES[cls]
     assert class_of(source.auto_class, AutoConfig.from_pretrained(folder)) is cls
     model = cls.from_pretrained(folder).eval()
-    inputs = {name: tensor.numpy() for name, tensor in example_inputs(checkpoint_spec(source, "AutoModel"), 3, 9).items()}
+    given = example_inputs(checkpoint_spec(source, "AutoModel"), 3, 9)
+    inputs = {name: tensor.numpy() for name, tensor in given.items()}
     with torch.no_grad():
         made = model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     if cls is BertForQuestionAnswering:
@@ -93,8 +96,6 @@ def test_an_export_has_the_whole_head(cls, outputs, tmp_path):
     assert [output.name for output in onnx.load(str(file)).graph.output] == outputs
     model = cls.from_pretrained(folder).eval()
     for batch, length, choices in ((3, 9, 2), (1, 5, 3)):
-        from dataclasses import replace
-
         spec = spec_of(model)
         spec = replace(spec, choices=spec.choices and choices)
         inputs = example_inputs(spec, batch, length, mask_zeros=True)
@@ -113,8 +114,6 @@ def test_the_agreement_sees_every_output_of_a_head():
         with torch.no_grad():
             made = model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
         return np.stack([made.start_logits.numpy(), made.end_logits.numpy() + 1], 1)
-
-    from hfcompress.export.trace import Logits
 
     assert errors(Logits(model, spec_of(model).names), spec_of(model), run).max() > 0.1
 

@@ -23,9 +23,17 @@ SIZES = {
     **dict.fromkeys(["num_hidden_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers"], 1),
     **dict.fromkeys(["num_attention_heads", "n_heads", "n_head", "encoder_attention_heads"], 2),
     **dict.fromkeys(["intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim"], 16),
-    **{"decoder_attention_heads": 2, "vocab_size": 120, "max_position_embeddings": 64, "n_positions": 64},
-    **{"num_labels": 3, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2},
-    **{"attention_window": 8, "initializer_range": 0.2, "init_std": 0.2, "attention_types": [[["global"], 1]]},
+    **dict.fromkeys(["max_position_embeddings", "n_positions"], 64),
+    **dict.fromkeys(["initializer_range", "init_std"], 0.2),
+    "decoder_attention_heads": 2,
+    "vocab_size": 120,
+    "num_labels": 3,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "attention_window": 8,
+    "attention_types": [[["global"], 1]],
 }
 # the class, and the row of the first token
 TYPES = {

@@ -1,4 +1,4 @@
-"""Models with adapters of peft: refused by what would change them, merged where a recipe asks, never merged inexactly."""
+"""Models with adapters of peft: refused by what would change them, merged where a recipe asks, never inexactly."""
 
 from __future__ import annotations
 
@@ -220,5 +220,6 @@ def test_the_card_names_base_and_adapter():
 
     made = Source(id="me/adapter", hub=True, base=Source(id="google/bert", hub=True))
     assert _bases(made) == ["me/adapter", "google/bert"]
-    assert _link(made, "h/") == "[google/bert](h/google/bert) with the adapter [me/adapter](h/me/adapter) merged into it"
+    said = "[google/bert](h/google/bert) with the adapter [me/adapter](h/me/adapter) merged into it"
+    assert _link(made, "h/") == said
     assert _bases(Source(id="here")) is None and _bases(Source(id="me/model", hub=True)) == "me/model"

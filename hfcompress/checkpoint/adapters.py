@@ -1,4 +1,4 @@
-"""A folder or repository that holds an adapter of peft and no whole model: recognized, refused, or merged into its base."""
+"""A folder or repository that holds an adapter of peft and no whole model: recognized, refused, or merged."""
 
 from __future__ import annotations
 
@@ -146,5 +146,3 @@ def _file(source: str, name: str, revision: str | None) -> str | None:
 
 def _first(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
-
-

@@ -1,7 +1,7 @@
 """What a load without this package says: transformers refuses the config, in the words that mend it.
 
-The config asks for a kind of attention that no library has, and whose name is the advice. Transformers raises as soon as
-it builds the model, whatever is said of mismatched sizes; the quantizer of this package takes the name away before.
+The config asks for a kind of attention that no library has, and whose name is the advice. Transformers raises when it
+builds the model, whatever is said of mismatched sizes; the quantizer of this package takes the name away before that.
 Only who asks for a kind of attention by name is not told so, and then gets the report of sizes that do not match.
 """
 

@@ -30,8 +30,8 @@ def load_model(
 
     `dtype`: that of the float weights, or "auto" for the one they are stored in, which takes no memory beyond the
     file's size. `config` goes to the model's config. An adapter of peft is merged into its base with `merge_adapters`.
-    Raises CheckpointError when the checkpoint is missing, damaged, would leave a weight at random, or is an adapter that
-    is not to be merged or cannot be; with `new_head` the task head may be new.
+    Raises CheckpointError when the checkpoint is missing, damaged, would leave a weight at random, or is an adapter
+    that is not to be merged or cannot be; with `new_head` the task head may be new.
     """
     adapter = find_adapter(source, revision)
     if adapter is None:

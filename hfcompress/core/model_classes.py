@@ -45,8 +45,8 @@ def saved_class(config: Any, source: str) -> str:
     found = next((name for name in names if hasattr(transformers, name)), None)
     if found is None:
         raise CheckpointError(
-            f"the config.json of {source} names the class {names[0]} under `architectures`, which transformers does not "
-            "have: install the version that has it, or name the class there that the weights are of"
+            f"the config.json of {source} names the class {names[0]} under `architectures`, which transformers does "
+            "not have: install the version that has it, or name the class there that the weights are of"
         )
     bases = (name for entry in MODEL_MAPPING_NAMES.values() for name in ((entry,) if isinstance(entry, str) else entry))
     return "AutoModel" if found in bases else found

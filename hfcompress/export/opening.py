@@ -106,7 +106,8 @@ def import_pytorch(source: Source, auto_class: str) -> None:
 
     from .. import checkpoint  # noqa: F401
 
-    with contextlib.suppress(OSError, ValueError, KeyError, CheckpointError):  # what is wrong with a checkpoint, opening it says
+    # what is wrong with a checkpoint, opening it says
+    with contextlib.suppress(OSError, ValueError, KeyError, CheckpointError):
         config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
         class_of(source.auto_class or auto_class, config)
 

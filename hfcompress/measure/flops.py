@@ -27,6 +27,6 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     except (ValueError, TypeError, RuntimeError, IndexError, AttributeError, KeyError) as error:
         if large:
             raise
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise MeasureError(f"a {type(model).__name__} can't be run on {', '.join(inputs)} alone: {first[:300]}") from error
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise MeasureError(f"a {type(model).__name__} can't be run on {', '.join(inputs)} alone: {first}") from error
     return counter.get_total_flops() // batch

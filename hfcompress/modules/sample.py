@@ -1,4 +1,4 @@
-"""A small batch of inputs made from a model's config, and its answers to it: proof that a change kept what it computes."""
+"""A small batch made from a model's config, and the model's answers to it: they show whether a change kept these."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXAMPLES, _TOKENS, _CHOICES, _SAMPLES = 2, 12, 2, 4000
 
 
 def sample_inputs(model: nn.Module, length: int = _TOKENS, seed: int = 0) -> dict[str, Tensor]:
-    """Return a batch of two random examples: `length` tokens each, or images, or sound; TargetError for other inputs."""
+    """Return a batch of two random examples, `length` tokens each, or images, or sound; TargetError for others."""
     main = str(getattr(model, "main_input_name", ""))
     generator = torch.Generator().manual_seed(seed)
     config: Any = model.config
@@ -49,7 +49,7 @@ def outputs_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
 def close(before: list[Tensor], after: list[Tensor], share: float) -> bool:
     """Say whether two answers differ by no more than `share` of the largest number of each tensor."""
     return len(before) == len(after) and all(
-        a.shape == b.shape and bool(((a - b).abs().max() <= share * a.abs().max().clamp(min=1e-6)))
+        a.shape == b.shape and bool((a - b).abs().max() <= share * a.abs().max().clamp(min=1e-6))
         for a, b in zip(before, after, strict=True)
     )
 

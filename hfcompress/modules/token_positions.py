@@ -69,7 +69,9 @@ def require_cut(model: nn.Module, positions: TokenPositions, length: int) -> Non
         own = {f"{path}.weight" for path in positions.paths}
         after = _shapes(model)
         if wrong := [name for name, shape in shapes.items() if name not in own and after.get(name) != shape]:
-            raise TargetError(f"positions: {positions.key} also says how large {wrong[0]} is, so positions can't go alone")
+            raise TargetError(
+                f"positions: {positions.key} also says how large {wrong[0]} is, so positions can't go alone"
+            )
         if any(not torch.equal(a, b) for a, b in zip(before, _answers(model, length), strict=True)):
             raise TargetError(
                 f"positions: with {length} of its positions the model answers a text of {length} tokens otherwise"
@@ -133,20 +135,19 @@ def _first_row(model: nn.Module, paths: tuple[str, ...], rows: int, beyond: int)
             if _is_first(model, plain, inputs, first, length):
                 return first
     raise TargetError(
-        f"positions: {paths[0]} looks like a table of positions, and which of its rows a text of {length} tokens reaches "
-        "can't be told"
+        f"positions: {paths[0]} looks like a table of positions, and which of its rows a text of {length} tokens "
+        "reaches can't be told"
     )
 
 
-def _is_first(
-    model: nn.Module, tables: list[nn.Embedding], inputs: dict[str, Tensor], first: int, length: int
-) -> bool:
+def _is_first(model: nn.Module, tables: list[nn.Embedding], inputs: dict[str, Tensor], first: int, length: int) -> bool:
     """Say whether a text reads the rows from `first` on, one for each token, and no other."""
     end, rows = first + length, tables[0].num_embeddings
     unread = [slice(end, rows)] if end < rows else []
     unread += [slice(0, first)] if first else []
-    return all(_reads(model, tables, inputs, rows) for rows in (slice(first, first + 1), slice(end - 1, end))) and not any(
-        _reads(model, tables, inputs, rows) for rows in unread
+    read = (slice(first, first + 1), slice(end - 1, end))
+    return all(_reads(model, tables, inputs, part) for part in read) and not any(
+        _reads(model, tables, inputs, part) for part in unread
     )
 
 

@@ -91,7 +91,7 @@ def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
 
 
 def _baseline(run: Run) -> nn.Module:
-    """Return the model all numbers are compared with: the one named, merged or fine-tuned first if the recipe says so."""
+    """Return the model all numbers are compared with: the one named, merged or fine-tuned first where that is asked."""
     setup, folder = run.setup, run.folder
     if not setup.makes_baseline:
         return setup.model

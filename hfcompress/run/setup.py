@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, set_seed
 
 from ..checkpoint import load_model
+from ..checkpoint.adapters import Adapter
 from ..checkpoint.load import dtype_of
 from ..checkpoint.memory import meta_copy
-from ..checkpoint.adapters import Adapter
 from ..core.errors import CheckpointError, DataError, RecipeError
 from ..core.method import Corpus, Method
 from ..core.registry import list_methods

@@ -246,7 +246,7 @@ def _refuse_new_inputs(stages: list[StageMethods]) -> None:
 
 
 def _refuse_changed_adapters(model: Any, stages: list[StageMethods]) -> None:
-    """Raise TargetError for a model with adapters under stages that change it, or that would not save or resume them."""
+    """Raise TargetError for a model with adapters under stages that change it, or that can't resume with them."""
     if lasting := [method.info.name for stage in stages for method in stage.methods if method.info.lasting]:
         refuse_adapters(model, lasting)
     if has_adapters(model) and not is_wrapped(model):
