@@ -60,8 +60,9 @@ class Own(nn.Module):
         return self.inner(input_ids=input_ids, labels=labels).to_tuple()
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "deit"])
-@pytest.mark.parametrize("settings", [{}, {"hidden": 1.0, "attention": 0.1}])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("bert", {}), ("gpt2", {"hidden": 1.0}), ("deit", {"hidden": 1.0, "attention": 0.1})]
+)
 def test_a_model_that_answers_in_tuples_distils_as_any_other(name, settings, tmp_path):
     torch.manual_seed(0)
     expected, _ = run(make(name), tmp_path, DistillConfig(**settings), name=name)

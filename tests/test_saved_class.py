@@ -80,11 +80,28 @@ def test_a_checkpoint_is_opened_with_its_head(cls, tmp_path):
         wanted = torch.stack([made.start_logits, made.end_logits], 1)
     else:
         wanted = made.last_hidden_state if cls is BertModel else made.logits
-    found = open_pytorch(source, 1, "AutoModel")(inputs)
+    found = open_pytorch(source, 1, source.auto_class)(inputs)
     assert np.allclose(found, wanted.numpy(), atol=1e-5)
     assert describe(source, Settings("AutoModel", [Shape(1, 9)], ("pytorch",))).flops["1x9"] > 0
 
 
+@pytest.mark.parametrize(
+    ("cls", "outputs"),
+    [
+        (BertForMultipleChoice, ["logits"]),
+        (BertForQuestionAnswering, ["start_logits", "end_logits"]),
+        (BertModel, ["last_hidden_state"]),
+    ],
+)
+def test_what_is_traced_is_the_whole_head(cls, outputs):
+    plain = Logits(cls(BertConfig(**SMALL)).eval(), spec_of(cls(BertConfig(**SMALL))).names)
+    assert plain.output_names(*example_inputs(plain.model, 2).values()) == outputs
+    broken = Logits(torch.nn.Linear(2, 2), ("input_ids",))
+    with pytest.raises(ExportError, match="can't be run on input_ids alone"):
+        broken.output_names(torch.zeros(2, 3))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "outputs"),
     [(BertForMultipleChoice, ["logits"]), (BertForQuestionAnswering, ["start_logits", "end_logits"])],

@@ -85,7 +85,7 @@ def test_what_changes_a_model_refuses_adapters_before_it_reads_data(tmp_path):
 
 def test_adapters_that_lie_inside_the_model_are_not_trained_here(tmp_path):
     model = make("bert")
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"]))
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["query"]), model)
     with pytest.raises(TargetError, match="lie inside it, where training can't be resumed"):
         trainer(model, tmp_path, DistillConfig())
     wrapped = trainer(trained(make("bert")), tmp_path, DistillConfig())
