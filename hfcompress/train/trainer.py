@@ -63,6 +63,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
             own = {"output_dir": "trainer_output", "seed": recipe.seed}
             args = TrainingArguments(**{**own, **(self._stage.train or {})}) if args is None else args
         self._teacher_source = teacher
+        self._merge_adapters = isinstance(recipe, Recipe) and recipe.merge_adapters
         self._ask_for_cache(teacher_cache or False)
         adapts = any(method.info.adapts for method in self._stage.methods)
         if not adapts:
@@ -95,7 +96,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         source = self._teacher_source
         if isinstance(source, str | Path):
             require_same_processor(source, self.processing_class)  # type: ignore[attr-defined]
-            return Teacher(load_teacher(source, self.model), self.args.device)
+            return Teacher(load_teacher(source, self.model, merge_adapters=self._merge_adapters), self.args.device)
         if source is None or source is self.model:  # a student that is its own teacher would be frozen
             source = copy.deepcopy(self.model)
         return Teacher(source, self.args.device)
@@ -216,9 +217,9 @@ def _adapted(model: Any) -> Iterator[None]:
         model._hf_peft_config_loaded = before
 
 
-def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:
-    """Load a teacher for the task that the model `like` is for."""
-    return load_model(source, auto_class_for(type(like).__name__) or type(like))
+def load_teacher(source: str | Path, like: nn.Module, *, merge_adapters: bool = False) -> nn.Module:
+    """Load a teacher for the task that the model `like` is for; an adapter merged into its base, where that is asked."""
+    return load_model(source, auto_class_for(type(like).__name__) or type(like), merge_adapters=merge_adapters)
 
 
 def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], StageMethods, list[StageMethods]]:
