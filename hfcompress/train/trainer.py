@@ -218,7 +218,7 @@ def _adapted(model: Any) -> Iterator[None]:
 
 
 def load_teacher(source: str | Path, like: nn.Module, *, merge_adapters: bool = False) -> nn.Module:
-    """Load a teacher for the task that the model `like` is for; an adapter merged into its base, where that is asked."""
+    """Load a teacher for the task that the model `like` is for, an adapter merged into its base where asked."""
     return load_model(source, auto_class_for(type(like).__name__) or type(like), merge_adapters=merge_adapters)
 
 
