@@ -41,11 +41,13 @@ def test_the_error_says_what_to_do_whatever_is_ignored(form, tmp_path):
     folder = save_checkpoint(model, tmp_path / "first")
     with without_the_import():
         for loader in (AutoModelForSequenceClassification, BertForSequenceClassification, AutoModel):
-            for more in ({}, {"ignore_mismatched_sizes": True}, {"dtype": torch.bfloat16}):
-                with pytest.raises(ValueError, match=ADVICE):
-                    loader.from_pretrained(folder, **more)
-        with pytest.raises(RuntimeError):  # who asks for a kind of attention sees the report of sizes
-            AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
+            for more in ({}, {"dtype": torch.bfloat16}, {"attn_implementation": "eager"}):
+                for ignoring in (False, True):
+                    with pytest.raises(ValueError, match=ADVICE):
+                        loader.from_pretrained(folder, ignore_mismatched_sizes=ignoring, **more)
+        both = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        with pytest.raises(RuntimeError):  # who names both sees the report of sizes
+            AutoModelForSequenceClassification.from_pretrained(folder, **both)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -65,13 +67,23 @@ def test_with_the_import_nothing_is_left_of_it(form, tmp_path):
     assert AutoModel.from_pretrained(folder).config._attn_implementation == "sdpa"
 
 
+def test_a_config_that_asks_for_attention_maps_loads_too(tmp_path):
+    model = make("bert")
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    folder = save_checkpoint(compress(model, QuantizeWeightsConfig()), tmp_path)
+    with without_the_import(), pytest.raises(ValueError, match=ADVICE):
+        AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
+    assert load_model(folder, auto_class("bert")).config.output_attentions
+
+
 def test_a_stock_checkpoint_says_nothing(tmp_path):
     stock = save_checkpoint(make("bert"), tmp_path / "a")
-    assert "attn_implementation" not in json.loads((stock / "config.json").read_text())
+    assert ADVICE not in (stock / "config.json").read_text()
     packed = save_checkpoint(compress(make("bert"), QuantizeWeightsConfig()), tmp_path / "b")
     model = load_model(packed, auto_class("bert"))
     model.dequantize()
     config = json.loads((save_checkpoint(model, tmp_path / "c") / "config.json").read_text())
-    assert "attn_implementation" not in config and "quantization_config" not in config
+    assert not {"attn_implementation", "experts_implementation", "quantization_config"} & config.keys()
     with without_the_import():
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "c")
