@@ -1,8 +1,8 @@
 """What a load without this package says: transformers refuses the config, in the words that mend it.
 
 The config asks for kinds of attention and of experts that no library has, and whose name is the advice. Transformers
-raises when it builds the model, whatever is said of mismatched sizes; the quantizer of this package takes the names away
-before that. Only who names kinds of both in the call is not told so, and gets the report of sizes that do not match.
+raises when it builds the model, whatever is said of mismatched sizes; the quantizer of this package takes the names
+away before that. Only who names kinds of both in the call is not told so, and gets the report of sizes.
 """
 
 from __future__ import annotations
