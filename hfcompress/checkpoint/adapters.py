@@ -110,7 +110,6 @@ def merge(model: nn.Module, adapter: Adapter) -> nn.Module:
             f"the adapter {adapter.source} can't be merged exactly: the merged model answers otherwise than the model "
             "beside its adapter"
         )
-    merged._hf_peft_config_loaded = False  # type: ignore[assignment]
     return merged.requires_grad_(True)
 
 

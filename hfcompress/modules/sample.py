@@ -20,7 +20,7 @@ def sample_inputs(model: nn.Module, length: int = _TOKENS, seed: int = 0) -> dic
     main = str(getattr(model, "main_input_name", ""))
     generator = torch.Generator().manual_seed(seed)
     config: Any = model.config
-    like = next(p for p in model.parameters() if p.is_floating_point())
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if main == "input_ids":
         made = _tokens(model, config, length, generator)
     elif main == "pixel_values":
