@@ -12,6 +12,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix
+from .adapters import find_adapter, head_config, is_head, merge, refusal
 from .memory import own_memory_
 
 
@@ -20,6 +21,7 @@ def load_model(
     auto_class: str | type[Any],
     *,
     new_head: bool = False,
+    merge_adapters: bool = False,
     revision: str | None = None,
     dtype: str = "float32",
     **config: Any,
@@ -27,9 +29,34 @@ def load_model(
     """Load `source` (Hub id or folder) with a class, or the one transformers has of that name, in evaluation mode.
 
     `dtype`: that of the float weights, or "auto" for the one they are stored in, which takes no memory beyond the
-    file's size. `config` goes to the model's config. Raises CheckpointError when the checkpoint is missing, damaged, or
-    would leave a weight at random; with `new_head` the task head may be new.
+    file's size. `config` goes to the model's config. An adapter of peft is merged into its base with `merge_adapters`.
+    Raises CheckpointError when the checkpoint is missing, damaged, would leave a weight at random, or is an adapter
+    that is not to be merged or cannot be; with `new_head` the task head may be new.
     """
+    adapter = find_adapter(source, revision)
+    if adapter is None:
+        model, missing = _load(source, auto_class, revision, dtype, config)
+    elif not merge_adapters:
+        raise refusal(adapter)
+    else:
+        head = {**head_config(adapter, str(auto_class)), **config}
+        model, missing = _load(adapter.base, auto_class, adapter.base_revision, dtype, head)
+        missing = [name for name in missing if not is_head(adapter, name)]
+        model = merge(model, adapter)
+    if missing := [name for name in missing if not (new_head and _in_head(model, name))]:
+        raise CheckpointError(
+            f"{source} has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; it would "
+            "run on random numbers. Name a checkpoint with a trained head, or add `finetune:` to train one."
+        )
+    if dtype != "float32":
+        own_memory_(model)
+    return model.eval()
+
+
+def _load(
+    source: str | Path, auto_class: str | type[Any], revision: str | None, dtype: str, config: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """Return the model, and the names of weights that it left at random."""
     loader = getattr(transformers, auto_class, None) if isinstance(auto_class, str) else auto_class
     if loader is None:
         raise CheckpointError(f"cannot load {source}: transformers has no class {auto_class}")
@@ -43,16 +70,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = _first(error) + no_folder_either(source, error)
         raise CheckpointError(f"cannot load {source} with {loader.__name__}: {reason}") from error
-    random = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    missing = sorted(name for name in random if not (new_head and _in_head(model, name)))
-    if missing:
-        raise CheckpointError(
-            f"{source} has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; it would "
-            "run on random numbers. Name a checkpoint with a trained head, or add `finetune:` to train one."
-        )
-    if dtype != "float32":
-        own_memory_(model)
-    return model.eval()
+    return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
 
 
 def require_folder(source: str | Path) -> None:

@@ -21,6 +21,7 @@ from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import check_masks, dequantize_
 from ..modules.plain_names import clean_state_dict
 from ..modules.ties import own_ties
+from .announcing import announce_, silence_
 from .coded import Place, decode_streams_, encode_state, expect_streams_
 from .inner import inner_quantizer, parse_inner, read_inner
 from .paths import relative
@@ -115,6 +116,16 @@ class HFCompressQuantizer(HfQuantizer):
         mark_trainable_(model)
         return model
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Take the advice for those who lack this package off the config, before the model is built."""
+        silence_(config)
+        return config
+
+    def update_tp_plan(self, config: Any) -> Any:
+        """Do the same in releases of transformers that ask for this alone."""
+        silence_(config)
+        return config
+
     # ------------------------------------------------------------------ how inner layers' tensors are read
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
@@ -178,9 +189,11 @@ def attach_(model: nn.Module, modules: Modules) -> None:
         owned = [(model, "hf_quantizer"), (model.base_model, "hf_quantizer"), (model.config, "quantization_config")]
         for owner, name in owned:
             vars(owner).pop(name, None)
+        silence_(model.config)
     else:
         config = HFCompressConfig(modules, inner=read_inner(model), ties=ties or None)
         model.config.quantization_config = config  # type: ignore[union-attr]
+        announce_(model.config)
         quantizer = HFCompressQuantizer(config, pre_quantized=True)
         model.hf_quantizer = quantizer  # type: ignore[assignment]
         _lend_(quantizer, model)

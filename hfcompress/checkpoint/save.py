@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..core.errors import CheckpointError
+from ..core.user_adapters import has_adapters, merging
 from .loader import QUANT_METHOD, attach_
 from .stock import fold_into_config_
 from .structure import Modules, read_structure
@@ -28,7 +29,7 @@ def attach_structure_(model: nn.Module) -> Modules:
 
     A model wrapped for adapters is left alone: only they are saved, and the model under them is on disk already.
     """
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, PreTrainedModel) or has_adapters(model):
         return {}
     _forget_code_(model)
     fold_into_config_(model)
@@ -40,8 +41,13 @@ def attach_structure_(model: nn.Module) -> Modules:
 def save_checkpoint(model: nn.Module, folder: str | Path, processor: Any = None) -> Path:
     """Write model, config and processor to `folder`, replacing what was there only once everything is written.
 
-    Raises CheckpointError when the folder cannot be written or is full.
+    Raises CheckpointError when the folder cannot be written or is full, and for a model with adapters of peft.
     """
+    if has_adapters(model):
+        raise CheckpointError(
+            f"cannot write {folder}: this model has adapters (peft), of which a whole checkpoint says nothing. Merge "
+            f"them first: {merging(model)}; or save them alone with model.save_pretrained"
+        )
     attach_structure_(model)
     _forget_use_cache_(model.config)
     with replacing_folder(folder) as temporary:

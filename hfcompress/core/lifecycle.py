@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .answers import answering_by_name
 from .errors import LifecycleError, TargetError
 from .method import Context, Corpus, Method, Phase
 from .progress import track
+from .user_adapters import refuse_adapters
 
 
 class State(Enum):
@@ -74,14 +76,18 @@ class Lifecycle:
     ) -> dict[str, list[str]]:
         """Attach every method to the model and return the paths each acts on.
 
-        Raises TargetError when a method finds nothing to act on, and where two would store the same weight.
+        Raises TargetError when a method finds nothing to act on, where two would store the same weight, and for a model
+        with adapters of the user's own, on which only methods act that leave nothing.
         """
         self._expect(State.NEW, "prepare")
+        if lasting := [m.info.name for m in self.methods if m.info.lasting]:
+            refuse_adapters(model, lasting)
         context = Context(model, seed, teacher, processor, corpus or Corpus())
         targets: dict[str, list[str]] = {}
         claims: dict[int, str] = {}
         for method in self.methods:
-            targets[method.info.name] = method.prepare(model, context)
+            with answering_by_name(model, teacher):
+                targets[method.info.name] = method.prepare(model, context)
             if not targets[method.info.name]:
                 raise TargetError(f"{method.info.name} found nothing to change in this {type(model).__name__}")
             if method.info.phase is Phase.QUANT:
@@ -93,7 +99,8 @@ class Lifecycle:
         """Show calibration batches to the methods that need them; `batches` is called once for each of those."""
         self._expect(State.PREPARED, "observe")
         for method in track([m for m in self.methods if m.needs.calibration], _title):
-            method.observe(model, batches())
+            with answering_by_name(model):
+                method.observe(model, batches())
 
     def assume(self, model: nn.Module) -> None:
         """For a plan: let the methods that read calibration data do without it, as far as sizes go."""
@@ -137,7 +144,8 @@ class Lifecycle:
         training = model.training
         with torch.no_grad():
             for method in track(self.methods, _title):
-                method.finalize(model)
+                with answering_by_name(model):
+                    method.finalize(model)
         model.train(training)
         self.state = State.FINALIZED
         return {m.info.name: {k: float(v) for k, v in m.report(model).items()} for m in self.methods}
@@ -152,7 +160,7 @@ class Lifecycle:
 
 
 def _refuse_misfits(methods: list[Method], training: bool) -> None:
-    permanent = [m.info.name for m in methods if m.info.phase > Phase.COMPANION]
+    permanent = [m.info.name for m in methods if m.info.lasting]
     for method in methods:
         name, needs, reason = method.info.name, method.needs, ""
         if needs.training and not training:

@@ -69,9 +69,14 @@ class MethodInfo:
     # defaults are not all there is to say about the model types it works on
 
     @property
+    def lasting(self) -> bool:
+        """Whether it leaves something in the model, and does not only act while it trains."""
+        return self.phase > Phase.COMPANION
+
+    @property
     def in_control(self) -> bool:
         """Whether the dense control trains with it too: it says how a model is trained and compresses nothing."""
-        return self.phase is Phase.COMPANION or self.adapts
+        return not self.lasting or self.adapts
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Where learned position embeddings live, as data per model type; a type that is not here has none that can be cut."""
+"""What configs do not say of learned positions, as data per model type: where a grid lies, and where rows begin.
+
+Tables of the positions of tokens are found in the model itself (modules/token_positions.py), whatever its type.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def register_position_table(model_type: str, table: PositionTable) -> PositionTa
 
 
 def position_table(model: nn.Module) -> PositionTable | None:
-    """Return where a transformers model keeps its learned positions, or None when that is not known."""
+    """Return what is known of a transformers model's learned positions by its type, or None."""
     return _TABLES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
 
 
@@ -64,7 +67,11 @@ def first_position(config: Any, table: PositionTable | None) -> int:
 _EMBEDDINGS = "embeddings.position_embeddings"
 for _type in ("bert", "distilbert", "electra"):
     register_position_table(_type, PositionTable(_EMBEDDINGS))
-for _type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+_AFTER_PADDING = (
+    "roberta xlm-roberta camembert mpnet longformer esm ibert xlm-roberta-xl data2vec-text roberta-prelayernorm xmod "
+    "luke lilt layoutlmv3 markuplm"
+)
+for _type in _AFTER_PADDING.split():
     register_position_table(_type, PositionTable(_EMBEDDINGS, after_padding=True))
 register_position_table("gpt2", PositionTable("wpe"))
 register_position_table("dinov2", PositionTable(_EMBEDDINGS, grid=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..core.errors import ExportError
 from .inputs import InputSpec, example_inputs
-from .opening import Run
+from .opening import Run, joined
 from .runtime import engine
 from .trace import Logits, Traced
 from .weights import Array
@@ -70,6 +71,7 @@ def errors(
     model = _run_of(plain)
     for seed, (batch, length) in enumerate(shapes, start=1):
         size = None if spec.is_image else min(length, spec.max_length or length)
+        spec = replace(spec, choices=spec.choices and 1 + seed)  # not as many as were traced
         tensors = example_inputs(spec, batch, size, image_size, seed, mask_zeros=True)
         inputs = {name: tensor.numpy() for name, tensor in tensors.items()}
         wanted.append(model(inputs))
@@ -85,8 +87,8 @@ def errors(
 def _run_of(plain: nn.Module) -> Run:
     def run(inputs: Mapping[str, Array]) -> Array:
         with torch.inference_mode():
-            found: Array = plain(*(torch.from_numpy(value) for value in inputs.values())).numpy()
-        return found
+            found = plain(*(torch.from_numpy(value) for value in inputs.values()))
+        return joined([each.numpy() for each in (found if isinstance(found, tuple) else (found,))])
 
     return run
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ExportError
+from ..core.model_classes import is_multiple_choice
 from ..core.position_tables import longest_input, usual_image_size
 
 DEFAULT_LENGTH = 16
+CHOICES = 4
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,17 @@ class InputSpec:
     max_length: int = 0  # tokens; 0: the config sets no limit
     channels: int = 3
     image_size: tuple[int, int] = (0, 0)
+    choices: int = 0  # texts for each example, of a model that picks one of them; 0: one text, and no choice
 
     @property
     def is_image(self) -> bool:
         """Whether the model takes pixels."""
         return self.names[0] == "pixel_values"
+
+    @property
+    def text_axes(self) -> tuple[str, ...]:
+        """Names of the dimensions of a text input after the batch's."""
+        return ("choices", "sequence") if self.choices else ("sequence",)
 
 
 def spec_of(model: nn.Module) -> InputSpec:
@@ -46,13 +54,19 @@ def spec_from(config: Any, model_class: type) -> InputSpec:
         return InputSpec((main,), channels=channels, image_size=_pair(usual_image_size(config)))
     if main != "input_ids":
         raise ExportError(f"{model_class.__name__} takes {main!r}; only 'input_ids' and 'pixel_values' are known here")
+    if getattr(config, "is_encoder_decoder", False) and model_class.can_generate():  # type: ignore[attr-defined]
+        raise ExportError(
+            f"a {model_class.__name__} writes text, with a decoder that reads what it wrote: that is no one graph. "
+            "optimum exports such models"
+        )
     accepted = inspect.signature(model_class.forward).parameters  # type: ignore[attr-defined]
     types = int(getattr(config, "type_vocab_size", 1) or 1)
     # RoBERTa accepts token types but has one only: its tokenizer makes none, and no other tool's export has the input.
     optional = {"attention_mask": True, "token_type_ids": types > 1}
     names = (main, *(name for name, wanted in optional.items() if wanted and name in accepted))
     pad = getattr(config, "pad_token_id", None)
-    return InputSpec(names, int(config.vocab_size), pad, types, longest_input(config))
+    choices = CHOICES if is_multiple_choice(model_class) else 0
+    return InputSpec(names, int(config.vocab_size), pad, types, longest_input(config), choices=choices)
 
 
 def is_image(model: nn.Module) -> bool:
@@ -70,6 +84,8 @@ def example_inputs(
 ) -> dict[str, Tensor]:
     """Return random valid inputs, each a tensor of its own: ids, mask, types (batch, length), or pixels (B, C, H, W).
 
+    Of multiple choice, texts are (batch, choices, length).
+
     `mask_zeros` pads the tail of every example but the first (of the first too when it is alone): a tracer folds away
     a mask of ones. Raises ExportError when `length` exceeds what the model's positions allow.
     """
@@ -81,12 +97,14 @@ def example_inputs(
     length = length or min(DEFAULT_LENGTH, spec.max_length or DEFAULT_LENGTH)
     if spec.max_length and length > spec.max_length:
         raise ExportError(f"length {length} is more than the {spec.max_length} tokens this model takes")
+    texts = batch * (spec.choices or 1)
     made = {
-        "input_ids": _ids(spec, batch, length, generator),
-        "attention_mask": _mask(batch, length, mask_zeros),
-        "token_type_ids": torch.randint(spec.token_types, (batch, length), generator=generator),
+        "input_ids": _ids(spec, texts, length, generator),
+        "attention_mask": _mask(texts, length, mask_zeros),
+        "token_type_ids": torch.randint(spec.token_types, (texts, length), generator=generator),
     }
-    return {name: made[name] for name in spec.names}
+    shape = (batch, spec.choices, length) if spec.choices else (batch, length)
+    return {name: made[name].view(shape) for name in spec.names}
 
 
 def _ids(spec: InputSpec, batch: int, length: int, generator: torch.Generator) -> Tensor:

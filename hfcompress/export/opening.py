@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import ExportError, MeasureError
+from ..core.errors import CheckpointError, ExportError, MeasureError
+from ..core.model_classes import class_of
 from .files import require_data
 
 NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
@@ -62,14 +63,13 @@ def open_onnx(file: Path, threads: int) -> Run:
         raise ExportError('onnxruntime is not installed; run: pip install "hfcompress[onnx]"') from error
     session = onnxruntime.InferenceSession(str(file), session_options(threads), providers=["CPUExecutionProvider"])
     types = {i.name: _TYPES.get(i.type) for i in session.get_inputs()}
-    outputs = [o.name for o in session.get_outputs()]
-    wanted = ["logits"] if "logits" in outputs else outputs[:1]
+    wanted = head_names([o.name for o in session.get_outputs()])
     alone = len(types) == 1
 
     def run(inputs: Mapping[str, Array]) -> Array:
         if alone and (pixels := inputs.get("pixel_values")) is not None:  # by whatever name
             inputs = dict.fromkeys(types, pixels)
-        return session.run(wanted, {name: np.asarray(given(name, inputs), dtype) for name, dtype in types.items()})[0]
+        return joined(session.run(wanted, {n: np.asarray(given(n, inputs), dtype) for n, dtype in types.items()}))
 
     return run
 
@@ -106,15 +106,35 @@ def import_pytorch(source: Source, auto_class: str) -> None:
 
     from .. import checkpoint  # noqa: F401
 
-    with contextlib.suppress(OSError, ValueError, KeyError):  # what is wrong with a checkpoint, opening it says
+    # what is wrong with a checkpoint, opening it says
+    with contextlib.suppress(OSError, ValueError, KeyError, CheckpointError):
         config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
-        getattr(transformers, source.auto_class or auto_class)._model_mapping[type(config)]
+        class_of(source.auto_class or auto_class, config)
 
 
-def main_output(made: Any) -> Any:
-    """Return the logits of what a model puts out, or, of a model without a head, its last hidden state."""
-    found = getattr(made, "logits", None)
-    return made[0] if found is None else found
+def head_names(names: Sequence[str]) -> list[str]:
+    """Return which of a model's outputs are those of its head: its logits, of several kinds where it has such.
+
+    Of a question's answer these are where it begins and ends, of objects what and where. Else it is the first.
+    """
+    if "logits" in names:
+        return [name for name in ("logits", "pred_boxes") if name in names]
+    return [name for name in names if "logits" in name] or list(names[:1])
+
+
+def head_outputs(made: Any) -> dict[str, Any]:
+    """Return the outputs of a model's head by name, of what it puts out."""
+    names = [name for name, value in made.items() if name != "loss" and hasattr(value, "shape")]
+    return {name: made[name] for name in head_names(names)}
+
+
+def joined(outputs: Sequence[Array]) -> Array:
+    """Return several outputs as one array, a row for each of them in every example; flat where shapes differ."""
+    if len(outputs) == 1:
+        return outputs[0]
+    if len({each.shape for each in outputs}) == 1:
+        return np.stack(outputs, axis=1)
+    return np.concatenate([each.reshape(len(each), -1) for each in outputs], axis=1)
 
 
 def open_pytorch(source: Source, threads: int, auto_class: str) -> Run:
@@ -157,7 +177,7 @@ def _pytorch(source: Source, threads: int, auto_class: str, prepared: Callable[[
     def run(inputs: Mapping[str, Array]) -> Array:
         tensors = {name: torch.from_numpy(a) for name, a in inputs.items() if name in accepted and name != "labels"}
         with torch.inference_mode():
-            return main_output(model(**tensors, return_dict=True)).float().numpy()
+            return joined([each.float().numpy() for each in head_outputs(model(**tensors, return_dict=True)).values()])
 
     return run
 
@@ -166,10 +186,11 @@ def open_openvino(file: Path, threads: int) -> Run:
     """Return a function that runs an OpenVINO file on `threads` threads of the CPU."""
     request = compile_openvino(file, threads).create_infer_request()
     names = [port.get_any_name() for port in request.model_inputs]
+    wanted = head_names([port.get_any_name() for port in request.model_outputs])
 
     def run(inputs: Mapping[str, Array]) -> Array:
         request.infer({name: given(name, inputs) for name in names}, share_inputs=True)
-        return request.get_output_tensor(0).data.copy()
+        return joined([request.get_tensor(name).data.copy() for name in wanted])
 
     return run
 

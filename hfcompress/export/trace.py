@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core.errors import ExportError
 from .folding import fold
 from .inputs import InputSpec, example_inputs, spec_of
-from .opening import main_output
+from .opening import head_outputs
 from .plain import plain_copy
 from .weights import Inputs, Layer, layer_of
 
@@ -26,22 +26,31 @@ LINEAR, TABLE, CONVOLUTION = "Linear", "Embedding", "Convolution"
 
 
 class Logits(nn.Module):
-    """Positional tensors in, logits out: what an exporter can trace."""
+    """Positional tensors in, the head's outputs out: what an exporter can trace."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.names = names
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Map the inputs, in the order of `names`, to the logits."""
-        return main_output(self.model(**dict(zip(self.names, tensors, strict=True)), return_dict=True))
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Map the inputs, in the order of `names`, to the logits, or to all outputs of a head that has several."""
+        found = tuple(self._outputs(tensors).values())
+        return found[0] if len(found) == 1 else found
 
-    def output_name(self, *tensors: Tensor) -> str:
-        """Return what an export calls what these inputs give."""
-        with torch.inference_mode():
-            made = self.model(**dict(zip(self.names, tensors, strict=True)), return_dict=True)
-        return "last_hidden_state" if getattr(made, "logits", None) is None else "logits"
+    def output_names(self, *tensors: Tensor) -> list[str]:
+        """Return what an export calls what these inputs give; ExportError where the model can't do with them."""
+        try:
+            with torch.inference_mode():
+                return list(self._outputs(tensors))
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+            raise ExportError(
+                f"a {type(self.model).__name__} can't be run on {', '.join(self.names)} alone, which is what an export "
+                f"takes: {str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__}"
+            ) from error
+
+    def _outputs(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        return head_outputs(self.model(**dict(zip(self.names, tensors, strict=True)), return_dict=True))
 
 
 class _Stand(nn.Module):
@@ -130,13 +139,14 @@ def _export(plain: Logits, spec: InputSpec, image_size: int | tuple[int, int] | 
     inputs = example_inputs(spec, 2, image_size=image_size, mask_zeros=True)
     axes = {0: torch.export.Dim("batch")}
     if not spec.is_image:
-        axes[1] = torch.export.Dim("sequence")
+        axes |= {index: torch.export.Dim(name) for index, name in enumerate(spec.text_axes, start=1)}
+    outputs = plain.output_names(*inputs.values())
     try:
         program: Any = torch.onnx.export(
             plain,
             tuple(inputs.values()),
             input_names=list(spec.names),
-            output_names=[plain.output_name(*inputs.values())],
+            output_names=outputs,
             dynamic_shapes=(tuple(dict(axes) for _ in inputs),),
             opset_version=opset,
             dynamo=True,

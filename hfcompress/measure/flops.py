@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoint.memory import is_large, meta_copy
+from ..core.errors import MeasureError
 from ..export.plain import plain_copy
 
 
@@ -20,6 +21,12 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     large = is_large(model)
     plain = plain_copy(meta_copy(model) if large else model)  # operations depend on shapes alone
     batch = next(iter(inputs.values())).shape[0]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        plain(**({name: value.to("meta") for name, value in inputs.items()} if large else inputs))
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            plain(**({name: value.to("meta") for name, value in inputs.items()} if large else inputs))
+    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+        if large:
+            raise
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise MeasureError(f"a {type(model).__name__} can't be run on {', '.join(inputs)} alone: {first}") from error
     return counter.get_total_flops() // batch

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.errors import MeasureError
 from ..export.files import data_files, require_data
-from ..export.inputs import InputSpec
+from ..export.inputs import CHOICES, InputSpec
 from .result import ModelResult
 
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
@@ -47,10 +47,12 @@ def read_onnx(file: Path) -> OnnxFile:
         return OnnxFile(InputSpec(("pixel_values",), channels=channels or 3, image_size=(height, width)), batch)
     if "input_ids" not in inputs or set(inputs) - set(TEXT):
         raise MeasureError(f"{file.name} takes {', '.join(inputs)}; known are one image, or {', '.join(TEXT)}")
-    batch, length = (*sizes["input_ids"], None, None)[:2]
+    dims = sizes["input_ids"]
+    batch, length = (dims[0], dims[-1]) if len(dims) > 1 else (*dims, None, None)[:2]
+    choices = (dims[1] or CHOICES) if len(dims) == 3 else 0
     rows = {name: _rows(graph, name) for name in TEXT}
     names = tuple(name for name in TEXT if name in inputs)
-    spec = InputSpec(names, rows["input_ids"] or FEW, None, rows["token_type_ids"] or 1, length or 0)
+    spec = InputSpec(names, rows["input_ids"] or FEW, None, rows["token_type_ids"] or 1, length or 0, choices=choices)
     return OnnxFile(spec, batch, length)
 
 

@@ -240,6 +240,7 @@ class Source(StrictModel):
     revision: str | None = None
     config: str | None = None
     split: str | None = None
+    base: Source | None = Field(None, description="Of an adapter: the model that it was merged into.")
 
 
 class Method(StrictModel):

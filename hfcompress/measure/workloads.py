@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import MeasureError
+from ..core.model_classes import class_of
 from ..export.inputs import InputSpec, example_inputs, spec_from
 from ..export.runtime import Source
 from .batches import write_batches
@@ -44,17 +45,18 @@ def checkpoint_spec(source: Source, auto_class: str) -> InputSpec:
 
     auto_class = source.auto_class or auto_class
     config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
-    model_class = getattr(transformers, auto_class)._model_mapping[type(config)]
-    return spec_from(config, model_class[0] if isinstance(model_class, tuple) else model_class)
+    return spec_from(config, class_of(auto_class, config))
 
 
 def common_spec(specs: Sequence[InputSpec]) -> InputSpec:
     """Return what all models can take: one set of inputs, ids within the smallest vocabulary.
 
-    Raises MeasureError when some take text and some images.
+    Raises MeasureError when some take text and some images, or some several choices.
     """
     if len({spec.is_image for spec in specs}) > 1:
         raise MeasureError("a text model and an image model cannot be compared on the same inputs")
+    if len({spec.choices for spec in specs}) > 1:
+        raise MeasureError("a model that reads several choices cannot be compared with one that reads a single text")
     limits = [spec.max_length for spec in specs if spec.max_length]
     return replace(
         max(specs, key=lambda spec: len(spec.names)),

@@ -26,6 +26,7 @@ from ..modules.pairing import (
     require_same_heads,
     require_same_labels,
 )
+from ..modules.probing import require_comparable, require_configs
 from ..modules.seen import Seen, mean_over, require_same_tokens
 from ..modules.state_pairs import projections_to, state_pairs
 from ..ops.losses import Answers, answers, divergence, hard_cross_entropy, hidden_cosine, hidden_mse, nearest_pairs
@@ -136,6 +137,7 @@ class Distill(Method[DistillConfig]):
         """Check that teacher and student can be compared, and return what will be; see `modules.capture` for hooks."""
         if ctx.teacher is None:
             raise LifecycleError("distill: there is no teacher")
+        require_configs(model, ctx.teacher, NAME)
         self._model_config = model.config
         self._next_token = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         if self._next_token:
@@ -147,6 +149,9 @@ class Distill(Method[DistillConfig]):
         inner = [name for name in self._parts if name in _INSIDE]
         if inner and getattr(model.config, "is_encoder_decoder", False):
             raise LifecycleError(f"distill.{inner[0]}: an encoder-decoder has two rows of hidden states; set it to 0")
+        wants = self.ever_wants & {"hidden_states"}  # attention is returned once `_watch` has asked for it
+        logits = "logits" in self._parts or "hard" in self._parts
+        require_comparable(model, ctx.teacher, wants, NAME, logits=logits)
         self._check_attention(model, ctx.teacher)
         self._project(model, ctx)
         self._watch(model, ctx.teacher)

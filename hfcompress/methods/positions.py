@@ -9,12 +9,12 @@ from torch import nn
 
 from ..core.config import StrictModel
 from ..core.errors import LifecycleError, TargetError
-from ..core.families import base_prefix
 from ..core.method import Category, Context, Corpus, Method, MethodInfo, Phase
-from ..core.position_tables import PositionTable, longest_input, position_table
+from ..core.position_tables import PositionTable, position_table
 from ..core.registry import register
 from ..modules.parametrizations import detach
-from ..modules.position_rows import fit_grid_, grid_rows, keep_first_positions_, rows_of, table_path
+from ..modules.position_rows import fit_grid_, grid_rows, rows_of, table_path
+from ..modules.token_positions import TokenPositions, find_token_positions, keep_first_tokens_, require_cut
 
 _LEAST = 16  # tokens: shorter than any sentence, and what an exporter traces with
 
@@ -45,47 +45,59 @@ class Positions(Method[PositionsConfig]):
     Config = PositionsConfig
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
-        """Find the length or image size to keep; return the table's path.
+        """Find the length or image size to keep; return the tables' paths.
 
         Raises TargetError when the model has no such table or needs all of it, LifecycleError when the size is unknown.
         """
-        table = position_table(model)
-        if table is None or table.fixed:
-            raise TargetError(
-                f"positions: no table of learned positions is known for a {type(model).__name__}: it computes them, "
-                "or uses every one at the only image size it takes"
-            )
-        self._table: PositionTable = table
-        self._processor, self._before = ctx.processor, rows_of(model, table)
-        self._size = self._image_size(ctx.corpus) if table.grid else self._length(ctx.corpus)
-        left = (
-            grid_rows(model, self._size, table)
-            if table.grid
-            else self._before - longest_input(model.config) + self._size
-        )
-        if left >= self._before:
-            unit = "pixels" if table.grid else "tokens"
-            raise TargetError(f"positions: inputs of {self._size} {unit} need all {self._before} positions there are")
-        return [table_path(model, table)]
+        self._processor = ctx.processor
+        self._grid = table if (table := position_table(model)) is not None and table.grid else None
+        self._tokens = find_token_positions(model)
+        if self._grid is not None and not self._grid.fixed:
+            return self._prepare_grid(model, self._grid, ctx)
+        if self._tokens is None:
+            raise TargetError(_why_none(model))
+        return self._prepare_tokens(model, self._tokens, ctx)
 
     def finalize(self, model: nn.Module) -> None:
-        """Cut the table, and let the tokenizer cut texts to what is left."""
-        if self._table.grid:
-            fit_grid_(model, self._table, self._size)
+        """Cut the tables, and let the tokenizer cut texts to what is left."""
+        if self._tokens is None:
+            fit_grid_(model, self._grid, self._size)  # type: ignore[arg-type]
             return
-        detach(model, base_prefix(model) + self._table.path, nn.Module)
-        keep_first_positions_(model, self._table, self._size)
+        for path in self._tokens.paths:
+            detach(model, path, nn.Module)
+        keep_first_tokens_(model, self._tokens, self._size)
         limit: Any = getattr(self._processor, "model_max_length", 0)
         if limit > self._size:
             self._processor.model_max_length = self._size
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return the positions before and after."""
-        return {"positions_before": self._before, "positions_after": rows_of(model, self._table)}
+        if self._tokens is None:
+            after = rows_of(model, self._grid)  # type: ignore[arg-type]
+        else:
+            after = int(model.get_submodule(self._tokens.paths[0]).num_embeddings)  # type: ignore[arg-type]
+        return {"positions_before": self._before, "positions_after": after}
 
-    def _length(self, corpus: Corpus) -> int:
+    def _prepare_grid(self, model: nn.Module, table: PositionTable, ctx: Context) -> list[str]:
+        self._before, self._size = rows_of(model, table), self._image_size(ctx.corpus)
+        self._require_less(grid_rows(model, self._size, table), "pixels")
+        return [table_path(model, table)]
+
+    def _prepare_tokens(self, model: nn.Module, positions: TokenPositions, ctx: Context) -> list[str]:
+        self._before, self._size = positions.rows, self._length(model, ctx.corpus)
+        self._require_less(positions.first + self._size, "tokens")
+        require_cut(model, positions, self._size)
+        return list(positions.paths)
+
+    def _require_less(self, left: int, unit: str) -> None:
+        if left >= self._before:
+            raise TargetError(f"positions: inputs of {self._size} {unit} need all {self._before} positions there are")
+
+    def _length(self, model: nn.Module, corpus: Corpus) -> int:
         if self.config.length is not None:
             return self.config.length
+        if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():  # type: ignore[union-attr,operator]
+            raise LifecycleError("positions: how long the texts are that this model writes is not known: set length")
         longest = max(map(len, corpus.token_ids()), default=0)
         if not longest:
             raise LifecycleError(
@@ -104,3 +116,11 @@ class Positions(Method[PositionsConfig]):
         if size[0] != size[1]:
             raise TargetError(f"positions: images of {size[0]}x{size[1]} pixels are not square")
         return size[0]
+
+
+def _why_none(model: nn.Module) -> str:
+    """Say why no position can go."""
+    what = f"positions: no table of learned positions is known for a {type(model).__name__}: "
+    if getattr(model, "main_input_name", "") == "pixel_values":
+        return f"{what}it uses every one at the only image size it takes, or has none"
+    return f"{what}it computes them, or learns them in other ways than a row for each place in a text"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ..core.answers import named
 from ..core.errors import DataError, TargetError
 from ..core.progress import track
 from .matrix import as_matrix
@@ -149,11 +150,11 @@ def loss_of(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tenso
         if "attention_mask" in batch:
             labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
         batch = {**batch, "labels": labels}
-    output = model(**batch)
-    loss: Tensor | None = getattr(output, "loss", None)
+    output = named(model(**batch), batch)
+    loss: Tensor | None = output.get("loss")
     if loss is not None:
         return loss
-    logits: Tensor | None = getattr(output, "logits", None)
+    logits: Tensor | None = output.get("logits")
     if logits is None:
         raise TargetError(
             f"a {type(model).__name__} gives neither a loss nor logits: importance is measured by what a task needs"

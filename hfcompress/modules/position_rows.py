@@ -1,4 +1,4 @@
-"""Learned position embeddings cut to the first rows, or interpolated once to the grid of one image size."""
+"""Learned positions of the patches of images: interpolated once to the grid of one image size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core.errors import TargetError
 from ..core.families import base_prefix
-from ..core.position_tables import PositionTable, first_position
+from ..core.position_tables import PositionTable
 
 
 def rows_of(model: nn.Module, table: PositionTable) -> int:
@@ -21,28 +21,6 @@ def rows_of(model: nn.Module, table: PositionTable) -> int:
 def table_path(model: nn.Module, table: PositionTable) -> str:
     """Return the table's full path."""
     return base_prefix(model) + table.path
-
-
-@torch.no_grad()
-def keep_first_positions_(model: nn.Module, table: PositionTable, length: int) -> None:
-    """Keep the rows of the first `length` tokens, in the module, its parent's buffers and the config.
-
-    Raises TargetError when the table is no plain embedding any more.
-    """
-    path = table_path(model, table)
-    layer, rows = model.get_submodule(path), rows_of(model, table)
-    if not isinstance(layer, nn.Embedding):
-        raise TargetError(f"{path} is a {type(layer).__name__}: cut its rows before what changes its kind")
-    left = first_position(model.config, table) + length
-    layer.weight = nn.Parameter(layer.weight[:left].clone(), requires_grad=layer.weight.requires_grad)
-    layer.num_embeddings = left
-    parent = model.get_submodule(path.rpartition(".")[0])
-    for name, buffer in list(parent.named_buffers(recurse=False)):  # position_ids and the like, (1, rows)
-        if buffer.shape == (1, rows):
-            setattr(parent, name, buffer[:, :left].clone())
-    for config in configs_of(model):
-        if config.max_position_embeddings == rows:
-            config.max_position_embeddings = left
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..core.answers import logits_of
 from ..core.errors import LifecycleError
 from ..core.layer_map import Pairs
 from ..ops.reductions import IGNORED
@@ -40,12 +41,10 @@ def taught_logits(outputs: Any) -> Tensor:
 
 
 def _logits(outputs: Any, whose: str) -> Tensor:
-    """Return the logits; where an answer begins and where it ends (question answering) are two rows of each example."""
-    if "start_logits" in outputs and "end_logits" in outputs:
-        return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=1)
-    if "logits" not in outputs:
+    """Return the logits; LifecycleError without."""
+    found = logits_of(outputs)
+    if found is None:
         raise LifecycleError(f"the {whose} gives no logits to compare, only {', '.join(outputs)}")
-    found: Tensor = outputs["logits"]
     return found
 
 

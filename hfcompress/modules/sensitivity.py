@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.answers import logits_of, named
 from ..core.errors import DataError, TargetError
 from ..core.progress import track
 from ..ops.losses import answers, divergence
@@ -56,7 +57,7 @@ def _put_back_(model: nn.Module, groups: Iterable[list[tuple[str, nn.Module]]]) 
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    logits = getattr(model(**batch), "logits", None)
+    logits = logits_of(named(model(**batch), batch))
     if logits is None:
         raise TargetError(f"a {type(model).__name__} gives no logits to compare: load the model with its head")
     return logits

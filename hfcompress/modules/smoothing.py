@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.answers import logits_of, named, tensors_of
 from .chains import Batch, hooks
 from .matrix import set_matrix_
 from .packed import weight_matrix
@@ -92,4 +93,5 @@ def _tensors(model: nn.Module, fold: Fold) -> Iterator[Tensor]:
 
 def _answer(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     output = model(**batch)
-    return (output.logits if hasattr(output, "logits") else output[0]).float()
+    logits = logits_of(named(output, batch))
+    return (next(tensors_of(output)) if logits is None else logits).float()

@@ -121,7 +121,7 @@ def _alternatives(result: Result) -> dict[str, str]:
 
 def metadata(result: Result, repo_id: str | None = None) -> ModelCardData:
     """Return the card's Hub metadata; what is not known, such as the licence, is left out."""
-    base = result.base_model.id if result.base_model.hub else None
+    base = _bases(result.base_model)
     relation: dict[str, Any] = {"base_model_relation": _relation(result)} if base else {}
     return ModelCardData(
         base_model=base,
@@ -183,8 +183,15 @@ def _eval_result(result: Result, kind: str, name: str, value: float) -> EvalResu
     )
 
 
+def _bases(source: Source) -> Any:
+    """Return the ids of what the model was made of, as far as they are repositories; a list where they are several."""
+    found = [one.id for one in (source, source.base) if one is not None and one.hub]
+    return found if len(found) > 1 else next(iter(found), None)
+
+
 def _link(source: Source, prefix: str) -> str:
-    return f"[{source.id}]({prefix}{source.id})" if source.hub else f"`{source.id}`"
+    link = f"[{source.id}]({prefix}{source.id})" if source.hub else f"`{source.id}`"
+    return link if source.base is None else f"{_link(source.base, prefix)} with the adapter {link} merged into it"
 
 
 def _settings(stage: StageRecord) -> str:

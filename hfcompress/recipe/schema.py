@@ -183,6 +183,11 @@ class Recipe(StrictModel):
         description="Hub id, folder, or a mapping with 'model_type' and config fields to start from scratch."
     )
     revision: str | None = Field(None, description="Commit, tag or branch of the model on the Hub.")
+    merge_adapters: bool = Field(
+        False,
+        description="Where model, teacher or student is an adapter of peft: merge it into its base model first, which "
+        "is then the baseline. false: an adapter is refused.",
+    )
     processor: str | None = Field(
         None, description="Hub id or folder of the tokenizer or image processor; by default the model's own."
     )

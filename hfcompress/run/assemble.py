@@ -77,7 +77,11 @@ def _base_model(setup: Setup) -> Source:
     model = setup.recipe.model
     if isinstance(model, dict):
         return Source(id=f"{model['model_type']} from scratch")
-    return Source(id=base_name(model), hub=not Path(model).exists(), revision=setup.recipe.revision)
+    base = None
+    if adapter := setup.adapters.get("model"):
+        there = Path(adapter.base).is_absolute() or Path(adapter.base).exists()
+        base = Source(id=Path(adapter.base).name if there else adapter.base, hub=not there)
+    return Source(id=base_name(model), hub=not Path(model).exists(), revision=setup.recipe.revision, base=base)
 
 
 def _dataset(setup: Setup) -> Source:

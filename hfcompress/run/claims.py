@@ -116,7 +116,7 @@ def _original(result: Result, place: RunFolder, overrides: Sequence[str]) -> str
         return str(place.baseline)
     if (found := _planned(place) or _named(result, overrides)) is not None:
         return found
-    return result.base_model.id if result.base_model.hub else None
+    return result.base_model.id if result.base_model.hub and result.base_model.base is None else None
 
 
 def _planned(place: RunFolder) -> str | None:

@@ -98,16 +98,20 @@ def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
 
 
 def _baseline(run: Run) -> nn.Module:
-    """Return the model all numbers are compared with: the one named, fine-tuned first if the recipe says so."""
+    """Return the model all numbers are compared with: the one named, merged or fine-tuned first where that is asked."""
     setup, folder = run.setup, run.folder
-    if setup.recipe.finetune is None:
+    if not setup.makes_baseline:
         return setup.model
 
     def execute() -> nn.Module:
-        return _train_plain(run, setup.model, folder.baseline)
+        if setup.recipe.finetune is not None:
+            return _train_plain(run, setup.model, folder.baseline)
+        save_checkpoint(setup.model, folder.baseline, setup.processor)
+        return setup.model
 
+    heading = "Merging the adapter" if setup.recipe.finetune is None else "Fine-tuning"
     rest = [folder.stages, folder.control, folder.control_parts, scratch_of(folder.control)]
-    return kept(run, folder.baseline, "Fine-tuning", execute, instead=setup.model, rest=rest)
+    return kept(run, folder.baseline, heading, execute, instead=setup.model, rest=rest)
 
 
 def _train_plain(run: Run, model: nn.Module, target: Path) -> nn.Module:
@@ -164,7 +168,8 @@ def _teacher(run: Run, baseline: nn.Module) -> nn.Module | None:
         return None
     if recipe.teacher is None:
         return copy.deepcopy(baseline)
-    return load_model(recipe.teacher, run.setup.task.auto_class, dtype=recipe.dtype)
+    merge = recipe.merge_adapters
+    return load_model(recipe.teacher, run.setup.task.auto_class, dtype=recipe.dtype, merge_adapters=merge)
 
 
 def _trains(recipe: Recipe) -> bool:

@@ -16,7 +16,7 @@ from ..measure.exported import digests
 from ..recipe.load import LoadedRecipe
 from ..train.tasks import tasks
 from .calibrating import calibrated
-from .inspect import auto_class_of, checkpoint_of, own_pixels
+from .inspect import auto_class_of, checkpoint_of, own_pixels, reads_images
 
 
 def export_checkpoint(
@@ -47,7 +47,7 @@ def export_checkpoint(
         return [output], messages + export_gptq(load_model(checkpoint, auto_class), output, processor)
     for name in formats:
         require_engine(name)
-    if image_size and "Image" not in auto_class:
+    if image_size and not reads_images(checkpoint, auto_class):
         raise RecipeError(f"--image-size {image_size}: {source} takes no images")
     if output is None and not Path(checkpoint).is_dir():
         raise ExportError(f"{checkpoint} is not a local folder: say where its exports shall go with --output")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from ..checkpoint.adapters import find_adapter
 from ..measure.size import checksum
 from ..recipe.schema import Recipe
 
@@ -23,7 +24,11 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:
     more = recipe.data.unlabelled
     keys = {key: getattr(recipe, key) for key in ("model", "processor", "teacher", "student")}
     keys |= {"data.path": recipe.data.path, "data.unlabelled.path": more.path if more else None}
-    yield from ((key, name) for key, name in keys.items() if isinstance(name, str))
+    for key, name in keys.items():
+        if isinstance(name, str):
+            yield key, name
+            if recipe.merge_adapters and Path(name).is_dir() and (adapter := find_adapter(name)):
+                yield f"{key} (base of the adapter)", adapter.base
 
 
 def _digest(place: Path) -> str:

@@ -14,9 +14,11 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor
 
 from ..checkpoint import is_stock, load_model
+from ..checkpoint.adapters import find_adapter, refusal
 from ..checkpoint.load import no_folder_either, require_folder
 from ..core.errors import CheckpointError, FamilyError, MeasureError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
+from ..core.model_classes import class_of, saved_class, takes_images
 from ..core.position_tables import longest_input
 from ..measure.layout import layout_of
 from ..measure.result import Result, read_result
@@ -32,25 +34,35 @@ from .inspect_bars import layer_bars
 
 
 def auto_class_of(source: str) -> str:
-    """Return the Auto class for the task a checkpoint was saved for; CheckpointError when its config does not say."""
+    """Return the class that loads a checkpoint with the head it was saved with: a task's Auto class, or its own.
+
+    Raises CheckpointError when its config names no class that transformers has, or it is an adapter.
+    """
     require_folder(source)
+    if adapter := find_adapter(source):
+        raise refusal(adapter)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] + no_folder_either(source, error)
         raise CheckpointError(f"cannot read {source}: {reason}") from error
-    found = (auto_class_for(name) for name in config.architectures or ())
-    return next((auto for auto in found if auto), "AutoModel")
+    name = saved_class(config, source)
+    return auto_class_for(name) or name
 
 
 def own_pixels(source: str, auto_class: str) -> int | None:
     """Return the pixels per side of what a checkpoint's image processor gives, if it comes with one."""
-    if "Image" not in auto_class:
+    if not reads_images(source, auto_class):
         return None
     try:
         return pixels_of(AutoImageProcessor.from_pretrained(source))
     except (OSError, ValueError):
         return None
+
+
+def reads_images(source: str, auto_class: str) -> bool:
+    """Say whether the model that `auto_class` loads from a checkpoint reads pixels."""
+    return takes_images(class_of(auto_class, AutoConfig.from_pretrained(source)))
 
 
 def checkpoint_of(source: str) -> str:

@@ -110,8 +110,8 @@ def bench_settings(setup: Setup) -> Settings:
 def sources(setup: Setup, compressed: Setup, folder: RunFolder) -> dict[str, Source]:
     """Return where the two models lie: the baseline as it was given or fine-tuned, and the compressed one."""
     recipe = setup.recipe
-    given = str(folder.baseline) if recipe.finetune is not None else str(recipe.model)
-    revision = recipe.revision if recipe.finetune is None else None
+    given = str(folder.baseline) if setup.makes_baseline else str(recipe.model)
+    revision = None if setup.makes_baseline else recipe.revision
     sizes = pixels_of(setup.processor), pixels_of(compressed.processor)
     return {
         BASELINE: Source(given, str(folder.baseline_exports), revision, recipe.dtype, image_size=sizes[0]),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, set_seed
 
 from ..checkpoint import load_model
+from ..checkpoint.adapters import Adapter
 from ..checkpoint.load import dtype_of
 from ..checkpoint.memory import meta_copy
 from ..core.errors import CheckpointError, DataError, RecipeError
@@ -27,6 +28,7 @@ from ..train.data import Splits, corpus_of, load_data
 from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
 from ..train.teacher import processor_difference
+from .adapters import adapters_of, processor_place
 from .classes import classes_to_train, require_same_classes, require_same_order
 from .shapes import shapes_of
 
@@ -51,6 +53,12 @@ class Setup:
     shapes: list[Shape]  # to time inference at
     student: nn.Module | None = None  # the checkpoint the recipe names as such
     unknown_tokens: float | None = None  # share of the data's tokens that the tokenizer does not know
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)  # merged into their bases, by the recipe's key
+
+    @property
+    def makes_baseline(self) -> bool:
+        """Whether the baseline is none of the checkpoints named, but is made by the run and kept in its folder."""
+        return self.recipe.finetune is not None or "model" in self.adapters
 
     @property
     def recipe(self) -> Recipe:
@@ -83,6 +91,7 @@ class Setup:
 def open_recipe(loaded: LoadedRecipe) -> Setup:
     """Load data, processor and model and check that they fit; raises a typed error that names what does not."""
     recipe = loaded.recipe
+    adapters = adapters_of(recipe)
     task = get_task(recipe.task)
     metric = recipe.evaluate.metric or task.default_metric
     task.metric(metric)
@@ -97,7 +106,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
             require_any_length(name)
     _require_same_tokens(recipe, task)
     splits = load_data(recipe.data, task, recipe.seed)
-    model, processor, splits = _open_model(recipe, task, splits)
+    model, processor, splits = _open_model(recipe, task, splits, adapters)
     train, mixed, evaluate = _encode(task, splits, processor, recipe)
     unknown = _unknown_tokens(task, {"train": train, "evaluate": evaluate}, processor, recipe)
     task.check_encoded(model.config, mixed, evaluate)
@@ -136,6 +145,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         model=model,
         plan=plan,
         student=student,
+        adapters=adapters,
         shapes=shapes_of(recipe, task, processor, plan),
         unknown_tokens=unknown,
     )
@@ -202,7 +212,9 @@ def _reads(processor: Any) -> tuple[Any, ...]:
     return words, getattr(processor, "model_max_length", None), pixels_of(processor)
 
 
-def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, Any, Splits]:
+def _open_model(
+    recipe: Recipe, task: Task, splits: Splits, adapters: Mapping[str, Adapter]
+) -> tuple[nn.Module, Any, Splits]:
     """Return the model, its tokenizer or image processor, and the splits with the ids of its classes as labels."""
     if recipe.finetune is not None or isinstance(recipe.model, dict):
         splits = splits.numbered_as(classes_to_train(recipe, task, splits))
@@ -216,14 +228,16 @@ def _open_model(recipe: Recipe, task: Task, splits: Splits) -> tuple[nn.Module, 
     else:
         model = _load("model", recipe.model, task, **common)
         splits = splits.for_classes(task.classes(model.config), recipe.data)
-    source = recipe.processor or recipe.model
-    return model, task.load_processor(source, model.config, recipe.data, recipe.revision), splits
+    source, revision = processor_place(recipe, adapters)
+    return model, task.load_processor(source, model.config, recipe.data, revision), splits
 
 
 def _load(key: str, source: str, task: Task, **options: Any) -> nn.Module:
-    """Load what the recipe names under `key`, which a CheckpointError names too."""
+    """Load what the recipe names under `key`, which a CheckpointError names too; it answers by name from then on."""
     try:
-        return load_model(source, task.auto_class, **options)
+        model: Any = load_model(source, task.auto_class, merge_adapters=True, **options)  # those unwanted are refused
+        model.config.return_dict = True
+        return model
     except CheckpointError as error:
         raise CheckpointError(f"{key}: {error}") from error
 

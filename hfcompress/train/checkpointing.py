@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..checkpoint import load_model, share_weights_
 from ..checkpoint.training_state import load_training_state_, save_training_state
+from ..core.answers import answering_by_name, named
 from ..core.errors import CheckpointError
 from ..core.files import write_text
 from ..modules.plain_names import clean_state_dict
@@ -42,8 +43,13 @@ class CheckpointMixin:
     ) -> Any:
         """Return the Trainer's loss as a mean over the batch, whatever the number of accumulation steps.
 
-        A `compute_loss_func` is therefore told how many labels this batch has.
+        A `compute_loss_func` is therefore told how many labels this batch has. The model answers by name, whatever its
+        config says.
         """
+        with answering_by_name(self.plain_model(model)):
+            return self._mean_loss(model, inputs, return_outputs)
+
+    def _mean_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         labels, smoothing = inputs.get("labels"), self.args.label_smoothing_factor
         own = self.compute_loss_func is not None  # type: ignore[attr-defined]
         bare = labels is not None and not own and not takes_labels(self.plain_model(model))
@@ -52,7 +58,7 @@ class CheckpointMixin:
             more = {"return_outputs": return_outputs, "num_items_in_batch": count}
             return super().compute_loss(model, inputs, **more)  # type: ignore[misc]
         outputs = model(**{k: v for k, v in inputs.items() if k != SOFT_LABELS and not (bare and k == "labels")})
-        heads = labelled_logits(outputs, taught=getattr(self, "teacher", None) is not None)
+        heads = labelled_logits(named(outputs), taught=getattr(self, "teacher", None) is not None)
         if labels is not None:
             losses = [F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) for logits in heads]
         else:

@@ -13,6 +13,7 @@ from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..core.progress import OnProgress, listening, silent, track
+from ..core.user_adapters import refuse_adapters
 from ..modules.parametrizations import strip_
 from ..recipe.schema import Recipe
 from .data import corpus_of_batches
@@ -35,9 +36,11 @@ def compress(
     processor; a method that changes what the model reads changes it in place too, so save both. texts: the corpus as
     written, for methods that read text. seed: by default that of a Recipe, else 0. A Recipe's or recipe file's `dtype`
     is for loading: here the model keeps its own. `on_progress` is called with what is being done and the share done.
-    Raises LifecycleError for a method that trains or lacks what it needs. When interrupted, the model is left without
-    training wrappers; layers that were done stay compressed.
+    Raises LifecycleError for a method that trains or lacks what it needs, and TargetError for a model with adapters of
+    peft before anything is read. When interrupted, the model is left without training wrappers; layers that were done
+    stay compressed.
     """
+    refuse_adapters(model)
     calibration = None if calibration is None else list(calibration)
     corpus = corpus_of_batches(calibration or (), list(texts or ()))
     recipe = read_recipe(recipe)

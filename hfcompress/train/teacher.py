@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
+from ..core.answers import answering_by_name, named
 from ..core.errors import LifecycleError
 from ..modules.pixels import as_read
 from ..modules.tokens import knows_no_word
@@ -28,11 +29,11 @@ class Teacher:
             self.model.to(device)
 
     def __call__(self, batch: Mapping[str, Any], wants: frozenset[str] = frozenset()) -> Any:
-        """Return the teacher's outputs for `batch`, with the extra outputs named in `wants`."""
+        """Return the teacher's outputs for `batch` by name, with the extra outputs named in `wants`."""
         hidden = {SOFT_LABELS} if self.reads_labels else {SOFT_LABELS, "labels"}
         inputs = {name: value for name, value in batch.items() if name not in hidden}
-        with torch.no_grad():
-            return self.model(**as_read(self.model, inputs), **output_flags(wants))
+        with torch.no_grad(), answering_by_name(self.model):
+            return named(self.model(**as_read(self.model, inputs), **output_flags(wants)), inputs)
 
     @property
     def reads_labels(self) -> bool:

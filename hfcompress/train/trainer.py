@@ -14,8 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..checkpoint import attach_structure_, load_model, refuse_untrainable
-from ..core.errors import LifecycleError
+from ..core.answers import named, tensors_of
+from ..core.errors import LifecycleError, TargetError
 from ..core.lifecycle import Lifecycle, State
+from ..core.user_adapters import has_adapters, is_wrapped, merging, refuse_adapters
 from ..ops.reductions import IGNORED
 from ..recipe.schema import Recipe, TeacherCache
 from .cached_teacher import NUMBER
@@ -54,12 +56,14 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         recipe = read_recipe(recipe)
         self._before, self._stage, self._after = _around_training(stages_of(recipe))
         _refuse_new_inputs([*self._before, *self._after])
+        _refuse_changed_adapters(model, [*self._before, self._stage, *self._after])
         if isinstance(recipe, Recipe):
             teacher = recipe.teacher if teacher is None else teacher
             teacher_cache = recipe.teacher_cache if teacher_cache is None else teacher_cache
             own = {"output_dir": "trainer_output", "seed": recipe.seed}
             args = TrainingArguments(**{**own, **(self._stage.train or {})}) if args is None else args
         self._teacher_source = teacher
+        self._merge_adapters = isinstance(recipe, Recipe) and recipe.merge_adapters
         self._ask_for_cache(teacher_cache or False)
         adapts = any(method.info.adapts for method in self._stage.methods)
         if not adapts:
@@ -92,7 +96,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         source = self._teacher_source
         if isinstance(source, str | Path):
             require_same_processor(source, self.processing_class)  # type: ignore[attr-defined]
-            loaded = load_teacher(source, self.model)
+            loaded = load_teacher(source, self.model, merge_adapters=self._merge_adapters)
             require_same_order(str(source), loaded, self.model)
             return Teacher(loaded, self.args.device)
         if source is None or source is self.model:  # a student that is its own teacher would be frozen
@@ -108,7 +112,8 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         for stage in self._after:
             report = run_oneshot(model, stage, calibration=self._calibration(stage), **self._surroundings)
             self.compression_report |= report
-        model.add_model_tags(["hfcompress", *self.compression_report])
+        if hasattr(model, "add_model_tags"):  # a module of one's own has no card
+            model.add_model_tags(["hfcompress", *self.compression_report])
 
     def _calibration(self, stage: StageMethods) -> Iterator[dict[str, Any]]:
         """Yield training batches, as many examples in all as the methods of a one-shot stage read."""
@@ -158,8 +163,9 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
             return super().compute_loss(model, inputs, return_outputs)
         batch, wants = dict(inputs), self.lifecycle.wants
         loss, outputs = super().compute_loss(model, {**inputs, **output_flags(wants)}, return_outputs=True)
-        loss = _counted(loss, batch, outputs)
-        loss = self.lifecycle.loss(loss, batch, outputs, self.taught(batch, numbers, wants))
+        answer = named(outputs, batch)
+        loss = _counted(loss, batch, answer)
+        loss = self.lifecycle.loss(loss, batch, answer, self.taught(batch, numbers, wants))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -197,7 +203,7 @@ def _counted(loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any) -> torc
     labels = batch.get("labels")
     if labels is None or labels.is_floating_point() or (labels != IGNORED).any():
         return loss
-    return outputs["logits"].sum() * 0.0
+    return next(tensor for tensor in tensors_of(outputs) if tensor.is_floating_point() and tensor.ndim).sum() * 0.0
 
 
 @contextlib.contextmanager
@@ -214,9 +220,9 @@ def _adapted(model: Any) -> Iterator[None]:
         model._hf_peft_config_loaded = before
 
 
-def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:
-    """Load a teacher for the task that the model `like` is for."""
-    return load_model(source, auto_class_for(type(like).__name__) or type(like))
+def load_teacher(source: str | Path, like: nn.Module, *, merge_adapters: bool = False) -> nn.Module:
+    """Load a teacher for the task that the model `like` is for, an adapter merged into its base where asked."""
+    return load_model(source, auto_class_for(type(like).__name__) or type(like), merge_adapters=merge_adapters)
 
 
 def _around_training(stages: list[StageMethods]) -> tuple[list[StageMethods], StageMethods, list[StageMethods]]:
@@ -241,6 +247,17 @@ def _refuse_new_inputs(stages: list[StageMethods]) -> None:
                     "read already: call hfcompress.compress(model, …, processor=processor) before reading them, or "
                     "after training"
                 )
+
+
+def _refuse_changed_adapters(model: Any, stages: list[StageMethods]) -> None:
+    """Raise TargetError for a model with adapters under stages that change it, or that can't resume with them."""
+    if lasting := [method.info.name for stage in stages for method in stage.methods if method.info.lasting]:
+        refuse_adapters(model, lasting)
+    if has_adapters(model) and not is_wrapped(model):
+        raise TargetError(
+            "this model's adapters (peft) lie inside it, where training can't be resumed: wrap it instead, model = "
+            f"peft.get_peft_model(base_model, config), or merge them: {merging(model)}"
+        )
 
 
 def _regroup_(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
