@@ -12,7 +12,8 @@ from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
-from ..modules.packed import Packed, is_table, pack_, packable, refuse_unpackable
+from ..modules.packable import packable, refuse_unpackable
+from ..modules.packed import Packed, is_table, pack_
 from ..modules.parametrizations import attach, detach, find
 from ..modules.rounding import RoundedWeight, rounding_for
 from ..modules.sparse import pack_sparse_

@@ -19,6 +19,7 @@ from ..ops.quantization import Grid
 from .adapted import Adapted, AdaptedConv1D, AdaptedLinear
 from .factorized import CPConv2d, Factorized, FactorizedConv1D, FactorizedEmbedding, FactorizedLinear, TuckerConv2d
 from .hashed import HashedEmbedding
+from .own_tables import PackedTable, has_own_lookup, packed_table
 from .packed import FORMS, Form, PackedEmbedding
 from .separable import SeparableConv2d
 from .storage import Packed
@@ -98,6 +99,15 @@ KINDS["separable_conv2d"] = Kind(
     (nn.Conv2d,),
     lambda spec, dtype: SeparableConv2d(**{k: _tuple(v) for k, v in spec.items() if k != "kind"}).to(dtype),
 )
+KINDS["packed_table"] = Kind(  # what its class does beside looking rows up is the config's to say
+    "packed_table",
+    PackedTable,
+    (),
+    ("num_embeddings", "embedding_dim"),
+    (nn.Embedding,),
+    lambda spec, dtype: PackedEmbedding(spec["num_embeddings"], spec["embedding_dim"], dtype=dtype),
+    ("grid", "codebook", "nonzeros"),
+)
 KINDS["layer_norm"] = Kind(
     "layer_norm", nn.LayerNorm, ("normalized_shape",), ("eps", "bias"), (nn.LayerNorm,), _layer_norm
 )
@@ -150,6 +160,7 @@ def spec_of(module: nn.Module) -> dict[str, Any] | None:
         return None
     if cls is nn.BatchNorm2d and (module.weight is None or module.running_mean is None):
         return None
+    cls = PackedTable if issubclass(cls, PackedTable) else cls
     for kind in KINDS.values():
         if cls is kind.cls:
             spec: dict[str, Any] = {"kind": kind.name, **{name: _size(module, name) for name in kind.sizes}}
@@ -165,7 +176,8 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     a checkpoint may shrink a model, so nothing in a file can make the loader allocate more than the config asks for.
     """
     kind = KINDS.get(str(spec.get("kind")))
-    if kind is None or spec_of(old) is None or not isinstance(old, kind.replaces):
+    known = kind is not None and (has_own_lookup(old) if kind.cls is PackedTable else spec_of(old) is not None)
+    if kind is None or not known or not isinstance(old, kind.replaces):
         raise CheckpointError(f"{where}: {spec.get('kind')!r} can't stand for a {type(old).__name__}")
     if set(spec) - set(kind.optional) != {"kind", *kind.sizes, *kind.flags, *kind.ranks}:
         raise CheckpointError(f"{where}: keys {sorted(spec)} do not describe a {kind.name}")
@@ -180,6 +192,8 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     elif issubclass(kind.cls, Packed) or kind.cls in _NAMES:
         _check_storage(kind, spec, _numel(spec, old, where), where)
     with torch.device(weight.device):
+        if kind.cls is PackedTable:
+            return packed_table(old, _values(spec), spec.get("nonzeros"), weight.dtype)
         return kind.build(spec, weight.dtype).train(old.training)
 
 
