@@ -13,10 +13,11 @@ from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..core.progress import OnProgress, listening, silent, track
-from ..modules.parametrizations import strip_
 from ..recipe.schema import Recipe
 from .data import corpus_of_batches
+from .forward_check import ForwardCheck
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
+from .undo import undone_on_error
 
 
 def compress(
@@ -35,26 +36,24 @@ def compress(
     processor; a method that changes what the model reads changes it in place too, so save both. texts: the corpus as
     written, for methods that read text. seed: by default that of a Recipe, else 0. A Recipe's or recipe file's `dtype`
     is for loading: here the model keeps its own. `on_progress` is called with what is being done and the share done.
-    Raises LifecycleError for a method that trains or lacks what it needs. When interrupted, the model is left without
-    training wrappers; layers that were done stay compressed.
+    Raises LifecycleError for a method that trains or lacks what it needs, and ModelError where the model, run once
+    before and once after each stage, does not run any more or answers in another form. After an error the model is what
+    it was before, unless it is larger than a gigabyte: then, and when interrupted, it is left without training
+    wrappers, and layers that were done stay compressed.
     """
     calibration = None if calibration is None else list(calibration)
     corpus = corpus_of_batches(calibration or (), list(texts or ()))
     recipe = read_recipe(recipe)
     if seed is None:
         seed = recipe.seed if isinstance(recipe, Recipe) else 0
-    for stage in stages_of(recipe):
+    stages = stages_of(recipe)
+    for stage in stages:
         if stage.train is not None:
             raise LifecycleError(f"stage {stage.title!r} trains: use HFCompressTrainer, or `hfcompress run`")
-        run_oneshot(
-            model,
-            stage,
-            calibration=calibration,
-            seed=seed,
-            processor=processor,
-            corpus=corpus,
-            on_progress=on_progress,
-        )
+    changed = processor if any(method.needs.processor for stage in stages for method in stage.methods) else None
+    with undone_on_error(model, changed):
+        for stage in stages:
+            _run_stage(model, stage, calibration, seed, processor, corpus, on_progress)
     return model
 
 
@@ -68,11 +67,29 @@ def run_oneshot(
     corpus: Corpus | None = None,
     on_progress: OnProgress = silent,
 ) -> dict[str, dict[str, float]]:
-    """Run one stage without training and return what its methods report; LifecycleError where that takes data."""
+    """Run one stage without training and return what its methods report.
+
+    Raises LifecycleError where that takes data, and ModelError where the model does not run afterwards.
+    """
+    changed = processor if any(method.needs.processor for method in stage.methods) else None
+    with undone_on_error(model, changed):
+        return _run_stage(model, stage, calibration, seed, processor, corpus, on_progress)
+
+
+def _run_stage(
+    model: nn.Module,
+    stage: StageMethods,
+    calibration: Iterable[Mapping[str, torch.Tensor]] | None,
+    seed: int,
+    processor: Any,
+    corpus: Corpus | None,
+    on_progress: OnProgress,
+) -> dict[str, dict[str, float]]:
     lifecycle = Lifecycle(stage.methods, training=False)
     if lifecycle.needs_calibration and calibration is None:
         raise LifecycleError(f"stage {stage.title!r} reads data: pass calibration=<batches of model inputs>")
     batches = _on_device(model, calibration or ()) if lifecycle.needs_calibration else []
+    check = ForwardCheck(model, stage.methods, next(iter(batches or calibration or ()), None))
     report: dict[str, dict[str, float]] = {}
     training = model.training
     model.eval()
@@ -81,12 +98,10 @@ def run_oneshot(
             for part in track(lifecycle.passes(), lambda _: stage.title):
                 part.prepare(model, seed=seed, processor=processor, corpus=corpus)
                 report |= _apply(part, model, stage.title, batches)
-    except BaseException:  # Ctrl-C included: what is left has to be a model that runs
-        strip_(model)
-        raise
     finally:
         model.train(training)
     attach_structure_(model)
+    check.verify(model, stage.title)
     return report
 
 

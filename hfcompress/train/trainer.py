@@ -18,12 +18,14 @@ from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
 from ..ops.reductions import IGNORED
 from ..recipe.schema import Recipe, TeacherCache
+from .batches import SOFT_LABELS
 from .cached_teacher import NUMBER
 from .caching import TeacherCacheMixin
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
 from .data import corpus_of
+from .forward_check import ForwardCheck, beginning
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 from .tasks import auto_class_for
 from .teacher import Teacher, output_flags, require_same_processor
@@ -74,6 +76,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         """Attach the stage's methods to the model the Trainer holds."""
         self.lifecycle = Lifecycle(self._stage.methods, training=True)
         self.compression_report: dict[str, dict[str, float]] = {}
+        self._first_batch: Mapping[str, Any] | None = None  # what the model is run on once more when the stage ends
         self.pop_callback(HFCompressCallback)  # type: ignore[attr-defined]
         self.add_callback(HFCompressCallback(self.lifecycle))  # type: ignore[attr-defined]
         self.teacher = self._make_teacher() if self.lifecycle.needs_teacher else None
@@ -100,8 +103,10 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
     def _end_stage(self) -> None:
         """Make the stage permanent in the model the Trainer holds."""
         model = self.plain_model()
+        check = ForwardCheck(model, self.lifecycle.methods, self._first_batch)
         self.compression_report = self.lifecycle.finalize(model)
         attach_structure_(model)
+        check.verify(model, self._stage.title)
         for stage in self._after:
             report = run_oneshot(model, stage, calibration=self._calibration(stage), **self._surroundings)
             self.compression_report |= report
@@ -151,6 +156,8 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         """Return the Trainer's loss, and while training what the methods make of it; a mean over the batch."""
         inputs = dict(inputs)
         numbers = inputs.pop(NUMBER, None)
+        if self._first_batch is None:
+            self._first_batch = beginning({name: value for name, value in inputs.items() if name != SOFT_LABELS})
         if not model.training or self.lifecycle.state is not State.PREPARED:
             return super().compute_loss(model, inputs, return_outputs)
         batch, wants = dict(inputs), self.lifecycle.wants
