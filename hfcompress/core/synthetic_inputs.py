@@ -1,4 +1,4 @@
-"""A small batch that a model takes, made from its config and its signature: text, images, sound, or several of these."""
+"""A small batch that a model takes, made from its config and signature: text, images, sound, or several of these."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ Batch = dict[str, Any]
 EXAMPLES, TOKENS, DECODED = 2, 9, 5
 _FRAMES = 8  # of a video, where the config does not say
 _SAMPLES = (4000, 16000)  # of sound
-_SECTIONS = (
-    "text_config vision_config audio_config encoder decoder backbone_config encoder_config speech_config "
-    "language_config".split()  # noqa: SIM905
+_SECTIONS = (  # where a config holds those of a model's parts
+    "text_config",
+    "vision_config",
+    "audio_config",
+    "speech_config",
+    "language_config",
+    "encoder_config",
+    "backbone_config",
+    "encoder",
+    "decoder",
 )
 
 

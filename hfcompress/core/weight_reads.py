@@ -9,41 +9,82 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import operator
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 WEIGHT, EVERY = "weight", "*"
-_FACTS = frozenset(
-    "dtype device shape ndim size dim numel is_meta is_floating_point requires_grad requires_grad_ element_size "
-    "itemsize data_ptr".split()  # noqa: SIM905
-)  # what may be asked of a weight without reading its values
+_FACTS = frozenset(  # what may be asked of a weight without reading its values
+    {
+        "dtype",
+        "device",
+        "shape",
+        "ndim",
+        "size",
+        "dim",
+        "numel",
+        "is_meta",
+        "is_floating_point",
+        "requires_grad",
+        "requires_grad_",
+        "element_size",
+        "itemsize",
+    }
+)
+_COMPARES: dict[type[ast.cmpop], Any] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+}
+_UNKNOWN = "unknown"
 _SETUP = ("__init__", "_init", "init_", "reset", "_reset", "initialize", "tie_", "_tie", "load_", "resize", "_resize")
 
 
 def read_directly(model: nn.Module) -> set[str]:
-    """Return the paths of the modules inside `model` whose weight the code of another module reads."""
+    """Return the paths of the modules inside `model` whose weight the code of another module reads.
+
+    What runs only while a model is set up or trains does not count: the way into fused kernels, beside which the layer
+    is called. Nor does what this config switches off.
+    """
     found: set[str] = set()
     for path, module in model.named_modules():
-        for names in reads_of(type(module)):
-            found |= {f"{path}.{inside}".lstrip(".") for inside in _inside(module, names)}
+        for read in reads_of(type(module)):
+            if read.names and all(_value(g.test, module) in (g.wanted, None) for g in read.guards):
+                found |= {f"{path}.{inside}".lstrip(".") for inside in _inside(module, read.names)}
     return found
 
 
-@functools.cache
-def reads_of(cls: type) -> frozenset[tuple[str, ...]]:
-    """Return the names that lead from a module of this class to those whose weight its code reads; () is itself.
+@dataclass(frozen=True)
+class Guard:
+    """A question the code asks before a read, and the answer that leads there."""
 
-    What runs only while a model is set up does not count, nor what stands behind a question for `self.training`: that
-    is the way into fused kernels, beside which the layer is called. `*` in a name stands for every entry of a list.
+    test: ast.expr
+    wanted: bool
+
+
+@dataclass(frozen=True)
+class Read:
+    """A place in the code of a class that reads a weight.
+
+    names: the attributes that lead to its module, none for itself; `*` stands for every entry of a list.
     """
-    found: set[tuple[str, ...]] = set()
-    for base in cls.__mro__:
-        if base in (nn.Module, object) or not issubclass(base, nn.Module):
-            continue
-        found |= _reads_in(base)
-    return frozenset(found)
+
+    names: tuple[str, ...]
+    guards: tuple[Guard, ...]
+
+
+@functools.cache
+def reads_of(cls: type) -> tuple[Read, ...]:
+    """Return where the code of a class reads weights, its own and those of modules in it."""
+    own = (base for base in cls.__mro__ if base is not nn.Module and issubclass(base, nn.Module))
+    return tuple(read for base in own for read in _reads_in(base))
 
 
 def computes_through_base(cls: type) -> bool:
@@ -52,19 +93,21 @@ def computes_through_base(cls: type) -> bool:
     False where the source is not there to tell.
     """
     own = [base for base in cls.__mro__ if issubclass(base, nn.Module) and not base.__module__.startswith("torch.nn.")]
-    return all(_tree(base) is not None and () not in _reads_in(base) and not _sets_weight(base) for base in own)
+    return all(_tree(b) is not None and all(r.names for r in _reads_in(b)) and not _sets_weight(b) for b in own)
 
 
 @functools.cache
-def _reads_in(cls: type) -> frozenset[tuple[str, ...]]:
-    found: set[tuple[str, ...]] = set()
+def _reads_in(cls: type) -> tuple[Read, ...]:
+    found: list[Read] = []
     for function in _functions(cls):
         parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
         aliases = dict(_aliases(function))
         for node in ast.walk(function):
-            if _is_read(node, parents) and (names := _names(node.value, aliases)) is not None:  # type: ignore[attr-defined]
-                found.add(names)
-    return frozenset(found)
+            if isinstance(node, ast.Attribute) and _is_read(node, parents.get(node)):
+                names = _names(node.value, aliases)
+                if names is not None:
+                    found.append(Read(names, tuple(_guards(node, parents))))
+    return tuple(found)
 
 
 @functools.cache
@@ -97,25 +140,56 @@ def _functions(cls: type) -> Iterator[ast.FunctionDef]:
             yield node
 
 
-def _is_read(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
-    """Say whether a node reads the values of a weight, in whatever mode the model is."""
-    if not (isinstance(node, ast.Attribute) and node.attr == WEIGHT and isinstance(node.ctx, ast.Load)):
+def _is_read(node: ast.Attribute, parent: ast.AST | None) -> bool:
+    """Say whether an attribute is a weight of which the values are read."""
+    if node.attr != WEIGHT or not isinstance(node.ctx, ast.Load):
         return False
-    parent = parents.get(node)
     if isinstance(parent, ast.Attribute) and parent.attr in _FACTS:
         return False
-    if isinstance(parent, ast.Call) and isinstance(parent.func, ast.Name) and parent.func.id in ("isinstance", "id"):
-        return False
-    return not _asks_for_training(node, parents)
+    asks = isinstance(parent, ast.Call) and isinstance(parent.func, ast.Name) and parent.func.id == "isinstance"
+    return not asks
 
 
-def _asks_for_training(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
+def _guards(node: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> Iterator[Guard]:
+    """Yield the questions that stand before a node."""
     inside = node
     while (parent := parents.get(inside)) is not None:
-        if isinstance(parent, ast.If) and inside in parent.body and ast.unparse(parent.test).startswith("self.training"):
-            return True
+        if isinstance(parent, ast.If) and inside is not parent.test:
+            yield Guard(parent.test, inside in parent.body)
+        elif isinstance(parent, ast.IfExp) and inside is not parent.test:
+            yield Guard(parent.test, inside is parent.body)
         inside = parent
-    return False
+
+
+def _value(test: ast.expr, module: nn.Module) -> bool | None:
+    """Return what a question about the module's own settings comes to; None where it asks for anything else."""
+    if isinstance(test, ast.BoolOp):
+        values = [_value(part, module) for part in test.values]
+        decides = isinstance(test.op, ast.Or)
+        return decides if decides in values else None if None in values else not decides
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        value = _value(test.operand, module)
+        return None if value is None else not value
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and type(test.ops[0]) in _COMPARES:
+        left, right = (_setting(side, module) for side in (test.left, test.comparators[0]))
+        return None if _UNKNOWN in (left, right) else bool(_COMPARES[type(test.ops[0])](left, right))
+    found = _setting(test, module)
+    return None if found is _UNKNOWN else bool(found)
+
+
+def _setting(node: ast.expr, module: nn.Module) -> Any:
+    """Return a constant, or a number or flag that the module or its config holds; `training` is always false."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    names = _names(node, {})
+    if not names or EVERY in names:
+        return _UNKNOWN
+    if names == ("training",):
+        return False
+    found: Any = module
+    for name in names:
+        found = getattr(found, name, _UNKNOWN)
+    return found if isinstance(found, bool | int | float) else _UNKNOWN
 
 
 def _aliases(function: ast.FunctionDef) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -40,9 +40,7 @@ def packed_table(
     new: Any = _as(table, _packed_class(_plain_class(type(table))))
     for name in ("weight", *AUXILIARY):
         new._parameters.pop(name, None)
-    new.hold(
-        table.num_embeddings, table.embedding_dim, grid=grid, nonzeros=nonzeros, dtype=dtype or table.weight.dtype
-    )
+    new.hold(table.num_embeddings, table.embedding_dim, grid=grid, nonzeros=nonzeros, dtype=dtype or table.weight.dtype)
     return new
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -10,11 +10,11 @@ from ..core.errors import TargetError
 from ..core.families import direct_weights, output_layers
 from ..core.targets import select
 from .packed import FORMS, form_of
-from .parametrizations import refuse_parametrized
+from .parametrizations import TENSOR, own_parametrizations, refuse_parametrized
 from .storage import Packed
 from .ties import sharers
 
-_KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
+KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
 Layers = list[tuple[str, nn.Module]]
 
 
@@ -24,7 +24,7 @@ def packable(model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[s
     By default that is all but those that give the logits and those that can't be packed. Raises TargetError as `select`
     does, for a layer named that can't be packed, and for one in few bits already.
     """
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, _KINDS)]
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, KINDS)]
     direct = direct_weights(model)
     if targets is None:
         keep = output_layers(model)
@@ -51,16 +51,41 @@ def refuse_unpackable(path: str, module: nn.Module) -> None:
         raise TargetError(f"{path}: its weight is in {module.grid.bits} bits already; add it to `ignore`")
 
 
+Obstacle = Callable[[str, nn.Module, set[str]], str]  # (path, module, `direct_weights`) -> why not; "" where it can
+
+
 def obstacle(path: str, module: nn.Module, direct: set[str]) -> str:
-    """Return why no other layer can stand in for the one at `path`; "" where one can. direct: `direct_weights`."""
-    if path in direct:
-        return "the model reads its weight itself"
-    if form_of(module) is None:
-        return f"a {type(module).__name__} computes in its own way"
-    return ""
+    """Return why no other layer can stand in for the one at `path`; "" where one can."""
+    return unseen(path, module, direct) or ("" if form_of(module) else "computed in a way of its own")
+
+
+def unseen(path: str, module: nn.Module, direct: set[str]) -> str:
+    """Return why what is put beside or around the layer at `path` would not be called, or its inputs not be seen."""
+    return "the model reads its weight itself" if path in direct else computed(path, module, direct)
+
+
+def computed(path: str, module: nn.Module, direct: set[str]) -> str:
+    """Return why no training wrapper can be put on the weight of the layer at `path`."""
+    return "its weight is computed by a parametrization" if TENSOR in own_parametrizations(module) else ""
+
+
+def refuse_obstacles(model: nn.Module, layers: Layers, why_not: Obstacle) -> None:
+    """Raise TargetError for the first of `layers` that has an obstacle."""
+    direct = direct_weights(model)
+    for path, module in layers:
+        if why := why_not(path, module, direct):
+            raise TargetError(f"{path} (a {type(module).__name__}): {why}; add it to `ignore`")
+
+
+def without_obstacles(model: nn.Module, layers: Layers, why_not: Obstacle) -> Layers:
+    """Return those of `layers` that have none."""
+    direct = direct_weights(model)
+    return [(path, module) for path, module in layers if not why_not(path, module, direct)]
 
 
 def _obstacle_of_any(model: nn.Module, path: str, direct: set[str]) -> str:
     """Return what keeps the layer at `path`, or one that its weight is tied to, from being packed."""
-    found = ((where, obstacle(where, module, direct)) for where, module in sharers(model, path))
-    return next((f"{where}: {why}, so it can't be packed" for where, why in found if why), "")
+    for where, module in sharers(model, path):
+        if why := obstacle(where, module, direct):
+            return f"{where}: a {type(module).__name__} can't be packed here: {why}"
+    return ""

@@ -52,4 +52,3 @@ def _shallow(held: dict[str, Any]) -> dict[str, Any]:
 def _replace_(held: dict[str, Any], before: dict[str, Any]) -> None:
     held.clear()
     held.update(before)
-

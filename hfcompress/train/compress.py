@@ -13,7 +13,9 @@ from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..core.progress import OnProgress, listening, silent, track
+from ..modules.coverage import weights_of
 from ..recipe.schema import Recipe
+from .covering import coverage, with_coverage
 from .data import corpus_of_batches
 from .forward_check import ForwardCheck
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
@@ -96,8 +98,10 @@ def _run_stage(
     try:
         with listening(on_progress):
             for part in track(lifecycle.passes(), lambda _: stage.title):
-                part.prepare(model, seed=seed, processor=processor, corpus=corpus)
-                report |= _apply(part, model, stage.title, batches)
+                weights = weights_of(model)
+                targets = part.prepare(model, seed=seed, processor=processor, corpus=corpus)
+                covered = coverage(model, part.methods, weights, targets)
+                report |= with_coverage(_apply(part, model, stage.title, batches), covered)
     finally:
         model.train(training)
     attach_structure_(model)

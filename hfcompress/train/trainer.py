@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.errors import LifecycleError
 from ..core.lifecycle import Lifecycle, State
+from ..modules.coverage import weights_of
 from ..ops.reductions import IGNORED
 from ..recipe.schema import Recipe, TeacherCache
 from .batches import SOFT_LABELS
@@ -24,6 +25,7 @@ from .caching import TeacherCacheMixin
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
+from .covering import coverage, with_coverage
 from .data import corpus_of
 from .forward_check import ForwardCheck, beginning
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
@@ -89,7 +91,9 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         for stage in self._before:
             run_oneshot(self.model, stage, calibration=self._calibration(stage), **self._surroundings)
         teacher = self.teacher.model if self.teacher else None
+        weights = weights_of(self.model)
         self.targets = self.lifecycle.prepare(self.model, teacher=teacher, **self._surroundings)
+        self._covered = coverage(self.model, self.lifecycle.methods, weights, self.targets)
 
     def _make_teacher(self) -> Teacher:
         source = self._teacher_source
@@ -104,7 +108,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         """Make the stage permanent in the model the Trainer holds."""
         model = self.plain_model()
         check = ForwardCheck(model, self.lifecycle.methods, self._first_batch)
-        self.compression_report = self.lifecycle.finalize(model)
+        self.compression_report = with_coverage(self.lifecycle.finalize(model), self._covered)
         attach_structure_(model)
         check.verify(model, self._stage.title)
         for stage in self._after:
