@@ -118,8 +118,8 @@ def _not_text(config: Any, main: str, taken: Any, random: torch.Generator) -> It
 
     if main == "pixel_values" or ("pixel_values" in taken and "input_ids" not in taken):
         channels = int(_find(config, "num_channels") or 3)
-        for height, width in _image_sizes(config):
-            yield {"pixel_values": noise(channels, height, width)}
+        for high, wide in _image_sizes(config):
+            yield {"pixel_values": noise(channels, high, wide)}
         frames = int(_find(config, "num_frames") or _FRAMES)
         yield {"pixel_values": noise(frames, channels, *next(_image_sizes(config)))}
     elif main == "pixel_values_videos":
@@ -144,11 +144,11 @@ def _not_text(config: Any, main: str, taken: Any, random: torch.Generator) -> It
 def _image_sizes(config: Any) -> Iterator[tuple[int, int]]:
     found = _find(config, "image_size")
     if isinstance(found, dict):
-        found = [found.get("height", 224), found.get("width", 224)]
+        found = list(found.values())[:2]
     for size in (found, 64, 224):
         if size:
-            height, width, *_ = [size, size] if isinstance(size, int) else [*size, size[0]]
-            yield int(height), int(width)
+            high, wide, *_ = [size, size] if isinstance(size, int) else [*size, size[0]]
+            yield int(high), int(wide)
 
 
 def _sections(config: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.errors import ModelError
 from ..core.method import Method, Phase
 from ..core.synthetic_inputs import EXAMPLES, run, synthetic_batch
+from ..modules.storage import Packed
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class ForwardCheck:
         self._before = None if self._batch is None else _try(model, self._batch)
         if self._before is None:
             self._batch, error = synthetic_batch(model)
-            self._before = None if self._batch is None else _outputs(run(model, self._batch))
+            self._before = None if self._batch is None else _answer(model, self._batch)
             if self._before is None:
                 logger.warning(
                     "whether this %s still runs is not checked: no inputs that it takes could be made%s",
@@ -73,7 +74,7 @@ class ForwardCheck:
             batch, error = synthetic_batch(model)
             if batch is None:
                 raise error or RuntimeError("it takes no inputs")
-        return _outputs(run(model, batch))
+        return _answer(model, batch)
 
     def _difference(self, before: dict[str, Output], after: dict[str, Output]) -> str:
         for name, old in before.items():
@@ -105,14 +106,18 @@ def beginning(batch: Batch) -> Batch:
 
 def _try(model: nn.Module, batch: Batch) -> dict[str, Output] | None:
     try:
-        return _outputs(run(model, batch))
+        return _answer(model, batch)
     except Exception as error:  # a user's own batch that does not fit: the method that reads it says so
         logger.debug("the model does not take the batch it was given: %s", error)
         return None
 
 
-def _outputs(given: Any) -> dict[str, Output]:
-    """Return the float tensors among what a model gives, by name or position."""
+def _answer(model: nn.Module, batch: Batch) -> dict[str, Output]:
+    """Return the float tensors among what a model gives for a batch, by name or position."""
+    given = run(model, batch)
+    for module in model.modules():
+        if isinstance(module, Packed):
+            module.forget()  # what it widened for this pass
     if isinstance(given, Tensor):
         given = {"output": given}
     items = given.items() if isinstance(given, Mapping) else ((f"output {i}", value) for i, value in enumerate(given))
