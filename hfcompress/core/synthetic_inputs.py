@@ -106,9 +106,12 @@ def _text(config: Any, taken: Any, random: torch.Generator) -> Batch:
 def _ids(config: Any, length: int, random: torch.Generator) -> Tensor:
     """Return ids of ordinary tokens: special ones stand for padding, images or the end."""
     size = _find(config, "vocab_size") or 2
-    special = {id for each in _sections(config) for key, id in vars(each).items() if key.endswith(("_id", "_index"))}
-    known = {id for id in special if isinstance(id, int)}
-    usual = [id for id in range(min(int(size), 1000)) if id not in known] or [0]
+    special: set[Any] = set()
+    for each in _sections(config):
+        for key, value in vars(each).items():
+            if key.endswith(("_id", "_index")):
+                special |= set(value) if isinstance(value, list | tuple) else {value}
+    usual = [id for id in range(min(int(size), 1000)) if id not in special] or [0]
     return torch.tensor(usual)[torch.randint(len(usual), (EXAMPLES, length), generator=random)]
 
 

@@ -13,6 +13,7 @@ from ..core.families import direct_weights, has_module
 from ..core.method import Method, Phase
 from .counting import stated_counts
 from .packable import KINDS, obstacle
+from .packed_parameters import PackedParameter
 
 KEY = "weights_not_covered"  # of a method's report: the share it leaves as it is
 _SHOWN = 4
@@ -83,6 +84,8 @@ def _why(model: nn.Module, weight: Weight, direct: set[str]) -> str:
     """Return why no method that acts on layers can act on a weight; "" for a layer like others."""
     module = model.get_submodule(weight.path)
     kind = parametrize.type_before_parametrizations(module).__name__
+    if isinstance(module, PackedParameter):
+        return ""
     if not isinstance(module, KINDS):
         return f".{weight.name} (a parameter of {kind})"
     why = obstacle(weight.path, module, direct)

@@ -18,24 +18,34 @@ KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
 Layers = list[tuple[str, nn.Module]]
 
 
-def packable(model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str], where: str) -> Layers:
+def packable(
+    model: nn.Module,
+    targets: Sequence[str] | None,
+    ignore: Sequence[str],
+    where: str,
+    more: Sequence[tuple[str, nn.Module]] = (),
+) -> Layers:
     """Return the layers that `targets` names less those of `ignore`; those left without their zeros are among them.
 
-    By default that is all but those that give the logits and those that can't be packed. Raises TargetError as `select`
-    does, for a layer named that can't be packed, and for one in few bits already.
+    By default that is all but those that give the logits and those that can't be packed. more: other modules that the
+    method can act on. Raises TargetError as `select` does, for a layer named that can't be packed, and for one in few
+    bits already.
     """
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, KINDS)]
+    layers += more
     direct = direct_weights(model)
     if targets is None:
         keep = output_layers(model)
         layers = [(path, module) for path, module in layers if path not in keep]
         chosen = select(layers, None, ignore, f"{where}.targets")
-        chosen = [(path, module) for path, module in chosen if not _obstacle_of_any(model, path, direct)]
+        chosen = [each for each in chosen if each in more or not _obstacle_of_any(model, each[0], direct)]
         if layers and not chosen:
             raise TargetError(f"{where}: none of the {len(layers)} layers of this {type(model).__name__} can be packed")
     else:
         chosen = select(layers, targets, ignore, f"{where}.targets")
     for path, module in chosen:
+        if (path, module) in more:
+            continue
         refuse_unpackable(path, module)
         if obstacle := _obstacle_of_any(model, path, direct):
             raise TargetError(f"{obstacle}; add {path} to `ignore`")

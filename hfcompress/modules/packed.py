@@ -17,6 +17,7 @@ from ..ops.codebooks import Codebook
 from ..ops.quantization import Clip, Grid, Quantized, quantize
 from .matrix import matrix
 from .own_tables import PackedTable, has_own_lookup, packed_table, widened_table
+from .packed_parameters import widen_parameters_
 from .parametrizations import own_parametrizations
 from .storage import Packed
 from .ties import declare_ties_, sharers
@@ -252,6 +253,7 @@ def dequantize_(model: nn.Module) -> nn.Module:
     """Replace every packed layer by the plain float layer it computes as, in place, and return the model."""
     weights: dict[int, nn.Parameter] = {}
     made: dict[int, nn.Module] = {}
+    widen_parameters_(model)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Packed):
             if id(module) not in made:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
+from ..core.families import has_module
 from ..ops.codebooks import Codebook
 from ..ops.hashing import Combine
 from ..ops.quantization import Grid
@@ -21,10 +22,12 @@ from .factorized import CPConv2d, Factorized, FactorizedConv1D, FactorizedEmbedd
 from .hashed import HashedEmbedding
 from .own_tables import PackedTable, has_own_lookup, packed_table
 from .packed import FORMS, Form, PackedEmbedding
+from .packed_parameters import PREFIX, PackedParameter, expect_parameter_
 from .separable import SeparableConv2d
 from .storage import Packed
 
 Spec = Mapping[str, Any]
+PARAMETER = "packed_parameter"  # the kind of what is no layer, and has a shape instead of a layer's sizes
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,8 @@ def spec_of(module: nn.Module) -> dict[str, Any] | None:
         return None
     if cls is nn.BatchNorm2d and (module.weight is None or module.running_mean is None):
         return None
+    if isinstance(module, PackedParameter):
+        return {"kind": PARAMETER, "shape": list(module.shape), **_storage_of(module)}
     cls = PackedTable if issubclass(cls, PackedTable) else cls
     for kind in KINDS.values():
         if cls is kind.cls:
@@ -195,6 +200,28 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
         if kind.cls is PackedTable:
             return packed_table(old, _values(spec), spec.get("nonzeros"), weight.dtype)
         return kind.build(spec, weight.dtype).train(old.training)
+
+
+def build_parameter_(model: nn.Module, path: str, spec: Spec) -> None:
+    """Make room in `model` for the packed parameter that `spec` describes, in place of the config's.
+
+    Raises CheckpointError for one the model does not have, or not in this shape, and for keys that do not belong.
+    """
+    where, _, last = path.rpartition(".")
+    name = last.removeprefix(PREFIX)
+    owner = model.get_submodule(where) if has_module(model, where) else nn.Module()
+    parameter = owner._parameters.get(name)
+    if parameter is None or not last.startswith(PREFIX) or not parameter.is_floating_point() or parameter.ndim < 2:
+        raise CheckpointError(f"the checkpoint describes {path!r}, and this model has no such parameter")
+    if set(spec) - {"grid"} != {"kind", "shape"} or spec["shape"] != list(parameter.shape):
+        raise CheckpointError(f"{path}: {dict(spec)} does not describe a parameter {tuple(parameter.shape)}")
+    try:
+        grid = _grid(spec.get("grid", {}))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: grid={spec['grid']!r} is none that is known: {error}") from error
+    if grid is None:
+        raise CheckpointError(f"{path}: without a grid the parameter would not be packed")
+    expect_parameter_(owner, name, grid)
 
 
 def _check_flags(kind: Kind, spec: Spec, old: nn.Module, where: str) -> None:
