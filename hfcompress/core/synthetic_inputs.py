@@ -84,6 +84,9 @@ def _candidates(model: nn.Module) -> Iterator[Batch]:
         yield {**text, **decoder}
         yield {"input_ids": text["input_ids"], **decoder}
         yield {"input_ids": text["input_ids"]}
+    if text and "pixel_values" in taken and main != "pixel_values":
+        for other in _not_text(config, "pixel_values", taken, random):
+            yield {**text, **{name: value.to(dtype) for name, value in other.items()}, **decoder}
 
 
 def _decodes(config: Any, taken: Any) -> bool:

@@ -18,22 +18,8 @@ from typing import Any
 from torch import nn
 
 WEIGHT, EVERY = "weight", "*"
-_FACTS = frozenset(  # what may be asked of a weight without reading its values
-    {
-        "dtype",
-        "device",
-        "shape",
-        "ndim",
-        "size",
-        "dim",
-        "numel",
-        "is_meta",
-        "is_floating_point",
-        "requires_grad",
-        "requires_grad_",
-        "element_size",
-        "itemsize",
-    }
+_FACTS = frozenset(  # what may be asked of a weight without reading its values; a packed one has another shape
+    {"dtype", "device", "is_meta", "is_floating_point", "requires_grad", "requires_grad_"}
 )
 _COMPARES: dict[type[ast.cmpop], Any] = {
     ast.Eq: operator.eq,
