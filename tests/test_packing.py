@@ -351,7 +351,10 @@ def test_an_undeclared_tie_is_refused():
 
 def test_layers_that_compute_otherwise_are_refused():
     class Shifted(nn.Embedding):
-        """As in BART."""
+        """As in Whisper."""
+
+        def forward(self, ids):
+            return self.weight[ids + 1]
 
     model = nn.Sequential(Shifted(4, 4), nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"), nn.LayerNorm(3))
     for path in "012":

@@ -20,7 +20,7 @@ from ..modules.merging import KIND as MERGING
 from ..modules.merging import add_merging_, merging_spec
 from ..modules.sized import KIND as SIZES
 from ..modules.sized import resize_, sizes_of
-from ..modules.spec import build, is_composite, spec_of
+from ..modules.spec import PARAMETER, build, build_parameter_, is_composite, spec_of
 from ..modules.ties import declare_ties_, tie_
 from .paths import POOLER, absolute, optional, relative
 
@@ -70,6 +70,9 @@ def apply_structure_(model: nn.Module, modules: Mapping[str, Mapping[str, Any]])
             continue
         if spec.get("kind") == MERGING:  # of which the config knows nothing
             add_merging_(model, path, spec)
+            continue
+        if spec.get("kind") == PARAMETER:
+            build_parameter_(model, path, spec)
             continue
         try:
             old = model.get_submodule(path)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError
 from ..core.files import writing
 from ..modules.bnb import bnb_layers
-from ..modules.plain_names import is_wrapper, wrapped_names
+from ..modules.plain_names import wrapped_names, wrapper_names
 
 FILE = "training_state.safetensors"
 
@@ -19,7 +19,8 @@ FILE = "training_state.safetensors"
 def save_training_state(model: nn.Module, folder: str | Path) -> None:
     """Write the wrappers' tensors (scores, masks) to `folder`; nothing is written when there are none."""
     # copies: wrappers of tied layers may share tensors, which a file can't
-    state = {name: t.contiguous().clone() for name, t in model.state_dict().items() if is_wrapper(model, name)}
+    wrappers = wrapper_names(model)
+    state = {name: t.contiguous().clone() for name, t in model.state_dict().items() if name in wrappers}
     if state:
         with writing(Path(folder) / FILE) as path:
             save_file(state, path)

@@ -42,6 +42,10 @@ class CheckpointError(HFCompressError):
     """A checkpoint is damaged, does not fit, or asks for what it may not have."""
 
 
+class ModelError(HFCompressError):
+    """A model no longer runs, or answers in another form, after what was done to it."""
+
+
 class ExportError(HFCompressError):
     """An export failed or does not agree with the model it came from."""
 

@@ -15,6 +15,7 @@ from .convolutional_families import CONVOLUTIONAL
 from .errors import FamilyError, nearest
 from .family import AttentionPaths, ChannelKey, Depth, EmbeddingPaths, Family, FeedForwardPaths, ImageTokens
 from .known_families import KNOWN
+from .weight_reads import read_directly
 
 __all__ = ["AttentionPaths", "ChannelKey", "Depth", "EmbeddingPaths", "Family", "FeedForwardPaths", "ImageTokens"]
 
@@ -190,7 +191,8 @@ def label_layers(model: nn.Module) -> set[str]:
 def direct_weights(model: nn.Module) -> set[str]:
     """Return the paths of layers whose weight the model reads itself: it has to stay a plain matrix of floats."""
     family = _FAMILIES.get(str(getattr(getattr(model, "config", None), "model_type", "")))
-    return {base_prefix(model) + path for path in family.direct} if family else set()
+    stated = {base_prefix(model) + path for path in family.direct} if family else set()
+    return stated | read_directly(model)
 
 
 def size_names(model: nn.Module) -> frozenset[str]:

@@ -16,6 +16,7 @@ from ..core.registry import register
 from ..core.targets import select
 from ..modules.bnb import BnbFormat, bnb_format, can_quantize, library, stored_bytes
 from ..modules.bnb_quantized import BnbRounded, quantize_bnb_
+from ..modules.packable import obstacle, refuse_obstacles, without_obstacles
 from ..modules.packed import PackedLinear, weight_matrix
 from ..modules.parametrizations import attach, detach, find
 from ..modules.ties import refuse_shared
@@ -119,7 +120,9 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
             prefix = base_prefix(model)
             layers = [(p, m) for p, m in layers if p.startswith(prefix) and "pooler" not in p.split(".")]
             layers = [(p, m) for p, m in layers if not _stays_float(model, p)]
+            layers = without_obstacles(model, layers, obstacle)
         chosen = select(layers, self.config.targets, self.config.ignore, "bitsandbytes.targets")
+        refuse_obstacles(model, chosen, obstacle)
         packed = [p for p, m in chosen if isinstance(m, PackedLinear) and m.grid is not None]
         if packed:
             more = f" and {len(packed) - 1} more layers" if len(packed) > 1 else ""

@@ -21,7 +21,8 @@ from ..modules.clustered import (
     words_group,
     wrap_clustered,
 )
-from ..modules.packed import is_table, packable
+from ..modules.packable import packable
+from ..modules.packed import is_table
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
 

@@ -13,8 +13,9 @@ from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..core.sparsity import Calibrated
 from ..core.targets import select
-from ..modules.blockwise import walk_
+from ..modules.blockwise import require_reached, walk_
 from ..modules.chains import LINEAR, layers_of, target_layers
+from ..modules.packable import obstacle, refuse_obstacles, without_obstacles
 from ..modules.packed import PackedEmbedding, pack_, weight_matrix
 from ..modules.sparse import pack_sparse_
 from ..modules.storage import Packed
@@ -78,6 +79,8 @@ class GPTQ(Method[GPTQConfig]):
 
     def observe(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """Quantize and pack, embeddings first, then block by block."""
+        batches = list(batches)
+        require_reached(model, batches, self._linear)
         for path in self._embeddings:
             pack_(model, path, self._grid(path), clip=self.config.clip)
 
@@ -125,15 +128,19 @@ class GPTQ(Method[GPTQConfig]):
     def _select(self, model: nn.Module) -> tuple[list[str], list[str]]:
         layers = target_layers(model, self.config.targets, (*LINEAR, *_EMBEDDINGS), self.info.name)
         if self.config.targets is None and self.config.embedding_bits is not None:
-            layers += layers_of(model, _EMBEDDINGS)
+            layers += without_obstacles(model, layers_of(model, _EMBEDDINGS), obstacle)
+        chosen = select(layers, self.config.targets, self.config.ignore, f"{self.info.name}.targets")
+        refuse_obstacles(model, chosen, obstacle)
         linear: list[str] = []
         tables: list[str] = []
-        for path, module in select(layers, self.config.targets, self.config.ignore, f"{self.info.name}.targets"):
+        for path, module in chosen:
             table = isinstance(module, _EMBEDDINGS)
             weight: Any = module.weight
             if (isinstance(module, Packed) and module.grid is not None) or not weight.is_floating_point():
                 raise TargetError(f"{path}: its weight is in few bits already; add it to `ignore`")
-            if not table and len(sharers(model, path)) > 1:
-                raise TargetError(f"{path}: its weight is shared with {sharers(model, path)[1][0]}; add it to `ignore`")
+            group = sharers(model, path)
+            if not table and len(group) > 1:
+                raise TargetError(f"{path}: its weight is shared with {group[1][0]}; add it to `ignore`")
+            refuse_obstacles(model, group, obstacle)
             (tables if table else linear).append(path)
         return linear, tables

@@ -23,6 +23,7 @@ from ..modules.adapters import (
 )
 from ..modules.chains import LINEAR, target_layers
 from ..modules.companion import companion_parameters
+from ..modules.packable import refuse_obstacles, unseen
 from ..modules.ties import sharers
 
 _OURS = ("keep", "learning_rate", "loftq_iterations", "targets", "ignore", "modules_to_save")
@@ -184,10 +185,12 @@ class LoRA(Method[LoRAConfig]):
     def _select(self, model: nn.Module) -> list[str]:
         config, name = self.config, self.info.name
         kinds = (*LINEAR, nn.Embedding, nn.Conv2d)
-        layers = target_layers(model, config.targets, kinds, name)
+        layers = target_layers(model, config.targets, kinds, name, why_not=unseen)
+        wanted = select(layers, config.targets, config.ignore, f"{name}.targets")
+        refuse_obstacles(model, wanted, unseen)
         chosen: list[str] = []
         seen: set[int] = set()
-        for path, module in select(layers, config.targets, config.ignore, f"{name}.targets"):
+        for path, module in wanted:
             if id(module) not in seen:
                 group = sharers(model, path)
                 seen |= {id(tied) for _, tied in group}

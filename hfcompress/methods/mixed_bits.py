@@ -15,7 +15,8 @@ from ..core.config import StrictModel
 from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
-from ..modules.packed import pack_, packable
+from ..modules.packable import packable
+from ..modules.packed import pack_
 from ..modules.sensitivity import output_divergences, stored_bytes
 from ..modules.sparse import pack_sparse_
 from ..modules.storage import Packed

@@ -16,6 +16,7 @@ from ..core.sparsity import Calibrated
 from ..modules.blockwise import observe_all
 from ..modules.masked import MaskedWeight, choose, mask_, refuse_uneven, store_zeros_
 from ..modules.matrix import as_matrix, matrix, stored
+from ..modules.packable import computed, unseen
 from ..modules.parametrizations import attach, find
 from ..ops.masks import keep_n_of_m
 from ..ops.moments import ColumnNorms
@@ -62,7 +63,8 @@ class NOfM(Method[NOfMConfig]):
 
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Put an open mask on every target."""
-        self._paths = choose(model, self.config, self.info.name)
+        why_not = unseen if self.needs.calibration else computed
+        self._paths = choose(model, self.config, self.info.name, why_not=why_not)
         refuse_uneven(model, self._paths, self.config.m)
         for path in self._paths:
             weight = matrix(model.get_submodule(path))

@@ -23,6 +23,7 @@ from ..modules.clustered import (
     words_group,
     wrap_clustered,
 )
+from ..modules.packable import obstacle, refuse_obstacles, without_obstacles
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
 
@@ -110,7 +111,8 @@ class ProductQuantization(Method[ProductQuantizationConfig]):
         if not tables:
             raise TargetError("product_quantization: this model has no embedding table that is not packed already")
         if self.config.targets is None:
-            small = [(p, m) for p, m in tables if self._bytes(m) < m.num_embeddings * m.embedding_dim]
+            able = without_obstacles(model, tables, obstacle)
+            small = [(p, m) for p, m in able if self._bytes(m) < m.num_embeddings * m.embedding_dim]
             if not small:
                 raise TargetError(
                     f"product_quantization: no table gets smaller with {self.config.codewords} codewords than in 8 "
@@ -119,6 +121,7 @@ class ProductQuantization(Method[ProductQuantizationConfig]):
             tables = small
         chosen = select(tables, self.config.targets, self.config.ignore, "product_quantization.targets")
         for path, table in chosen:
+            refuse_obstacles(model, sharers(model, path), obstacle)
             refuse_uncodable(path, table, self.config.book)
             if not gets_smaller(table, self.config.book):
                 raise TargetError(f"{path}: its codewords would take more bytes than the table; set `codewords` lower")

@@ -13,7 +13,8 @@ from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..modules.matrix import as_matrix, stored
-from ..modules.packed import is_table, pack_, packable, weight_matrix
+from ..modules.packable import packable
+from ..modules.packed import is_table, pack_, weight_matrix
 from ..modules.parametrizations import attach, detach, find
 from ..modules.sparse import pack_sparse_
 from ..modules.steps import LearnedSteps

@@ -12,7 +12,9 @@ from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
-from ..modules.packed import Packed, is_table, pack_, packable, refuse_unpackable
+from ..modules.packable import packable, refuse_unpackable
+from ..modules.packed import Packed, is_table, pack_
+from ..modules.packed_parameters import experts, pack_parameters_, parameters_of, round_, roundings
 from ..modules.parametrizations import attach, detach, find
 from ..modules.rounding import RoundedWeight, rounding_for
 from ..modules.sparse import pack_sparse_
@@ -83,18 +85,25 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
         """
         self._grids: dict[str, Grid] = {}
         self._wrapped: list[str] = []  # those of tied layers too
+        self._experts: dict[str, list[str]] = {}  # names of parameters by the module that holds them
         seen: set[int] = set()
-        for path, _ in packable(model, self.config.targets, self.config.ignore, self.info.name):
-            if id(model.get_submodule(path)) not in seen:
+        held = experts(model)
+        for path, module in packable(model, self.config.targets, self.config.ignore, self.info.name, held):
+            if (path, module) in held:
+                self._wrap_experts(path, module)
+            elif id(model.get_submodule(path)) not in seen:
                 group = sharers(model, path)
                 seen |= {id(module) for _, module in group}
                 self._wrap(model, group)
-        return list(self._grids)
+        return [*self._grids, *self._experts]
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Switch the rounding on at the end of the stage, so that what is evaluated is what will be stored."""
         for path in self._wrapped:
             find(model, path, RoundedWeight).on.fill_(fraction >= 1.0)
+        for path in self._experts:
+            for wrapper in roundings(model.get_submodule(path)):
+                wrapper.on.fill_(fraction >= 1.0)
 
     def finalize(self, model: nn.Module) -> None:
         """Store the targets packed, without their zeros where that is smaller still."""
@@ -103,10 +112,16 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
         for path in track(list(self._grids)):
             pack_(model, path, self._grids[path], clip=self.config.clip)
             pack_sparse_(model, path)
+        grid, clip = self.config.grid(False), self.config.clip
+        self._parameters = [
+            packed
+            for path, names in self._experts.items()
+            for packed in pack_parameters_(model.get_submodule(path), names, grid, clip)
+        ]
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Return the number of layers quantized, the weights in them, and their bits per weight on disk."""
-        modules: list[Any] = [model.get_submodule(path) for path in self._grids]
+        modules: list[Any] = [*map(model.get_submodule, self._grids), *self._parameters]
         weights = sum(m.rows * m.columns for m in modules)
         stored = sum(p.nbytes for m in modules for name, p in m.named_parameters() if name != "bias")
         return {"layers": len(modules), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
@@ -118,6 +133,11 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
             _check(path, module, grid)
             attach(model, path, rounding_for(module, grid, self.config.clip))
             self._wrapped.append(path)
+
+    def _wrap_experts(self, path: str, module: nn.Module) -> None:
+        self._experts[path] = parameters_of(module, path)
+        for name in self._experts[path]:
+            round_(module, name, self.config.grid(False), self.config.clip)
 
 
 def _check(path: str, module: nn.Module, grid: Grid) -> None:

@@ -16,7 +16,8 @@ from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..modules.blockwise import observe_all
 from ..modules.chains import LINEAR
-from ..modules.packed import pack_, packable, weight_matrix
+from ..modules.packable import packable
+from ..modules.packed import pack_, weight_matrix
 from ..modules.smoothing import Fold, fold_, norm_folds
 from ..modules.sparse import pack_sparse_
 from ..modules.ties import sharers

@@ -46,6 +46,7 @@ def walk_(
     """
     with _inference(model):
         batches = _on_device(model, batches)
+        _require_reached(model, batches, paths)
         found = _needed(chains(model, batches[0], blocks(model)), paths)
         walked = tuple(f"{block}." for chain in found for block in chain.blocks)
         rest = [p for p in paths if not p.startswith(walked)]
@@ -68,6 +69,31 @@ def observe_all(
         runs = [(batch, partial(model, **batch)) for batch in _on_device(model, batches)]
         found = _Work(model, new, lambda *_: None, title).observe(paths, runs)
     return {path: statistic for layers, statistic in found.items() for path in layers}
+
+
+@torch.no_grad()
+def require_reached(model: nn.Module, batches: Iterable[Batch], paths: Sequence[str]) -> None:
+    """Raise DataError, before anything is changed, for layers that no calibration batch reaches."""
+    with _inference(model):
+        _require_reached(model, _on_device(model, batches), paths)
+
+
+def _require_reached(model: nn.Module, batches: Sequence[Batch], paths: Sequence[str]) -> None:
+    left = dict.fromkeys(paths)
+    for batch in batches:  # most often one is enough
+        if not left:
+            break
+        with hooks(model, paths, lambda path, _: left.pop(path, None)):
+            model(**batch)
+    if left:
+        raise DataError(f"{_some(list(left))} never reached by the calibration batches; add what is not to `ignore`")
+
+
+def _some(paths: Sequence[str]) -> str:
+    if len(paths) == 1:
+        return f"{paths[0]} is"
+    more = f" and {len(paths) - 3} more layers" if len(paths) > 3 else ""
+    return f"{', '.join(paths[:3])}{more} are"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
 from ..core.targets import matches
+from .packable import Obstacle, obstacle, refuse_obstacles, without_obstacles
 from .packed import PackedEmbedding, PackedLinear
 
 LINEAR = (nn.Linear, Conv1D, PackedLinear)
@@ -45,11 +46,13 @@ def target_layers(
     *,
     convolutions: bool = False,
     tables_by: str = "",
+    why_not: Obstacle = obstacle,
 ) -> list[tuple[str, nn.Module]]:
     """Return what `targets` choose from: all layers of these kinds, or, without targets, the linear ones in the blocks.
 
-    convolutions: where the blocks hold none, the convolutions instead. Raises TargetError where there are none at all,
-    and for targets that name convolutions or tables where `kinds` has none; `tables_by`: what takes tables instead.
+    convolutions: where the blocks hold none, the convolutions instead. why_not: what keeps a layer from being acted on,
+    by which those without targets are left out. Raises TargetError where there are none at all, and for targets that
+    name convolutions or tables where `kinds` has none; `tables_by`: what takes tables instead.
     """
     others = [] if nn.Conv2d in kinds else layers_of(model, (nn.Conv2d,))
     tables = [] if nn.Embedding in kinds else layers_of(model, (nn.Embedding, PackedEmbedding))
@@ -67,7 +70,10 @@ def target_layers(
         raise TargetError(f"{where} acts on linear layers, and the blocks of a {type(model).__name__} are convolutions")
     if not layers:
         raise TargetError(f"{where}: {type(model).__name__} has no blocks with linear layers; name layers in `targets`")
-    return layers
+    able = without_obstacles(model, layers, why_not)
+    if not able:
+        refuse_obstacles(model, layers, why_not)
+    return able
 
 
 def layers_of(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[str, nn.Module]]:

@@ -19,7 +19,8 @@ from ..ops.quantization import SCALE_DTYPE
 from ..ops.straight_through import straight_through
 from .masked import MaskedWeight
 from .matrix import as_matrix, stored
-from .packed import packed_like, refuse_unpackable, replace_
+from .packable import refuse_unpackable
+from .packed import packed_like, replace_
 from .parametrizations import attach, detach, find, has
 from .storage import Packed
 from .ties import sharers

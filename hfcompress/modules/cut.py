@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core.errors import LifecycleError
-from .parametrizations import attach, bake, find, wrapped
+from .parametrizations import attach, bake, find, register, wrapped
 
 
 class _Cut(nn.Module):
@@ -56,7 +56,7 @@ def attach_cut(model: nn.Module, path: str, cut: ColumnCut) -> None:
     attach(model, path, cut, as_matrix=True)
     if module.bias is not None:
         wrapper = BiasCut(module.bias).train(module.training)  # type: ignore[arg-type]
-        parametrize.register_parametrization(module, "bias", wrapper, unsafe=True)
+        register(module, "bias", wrapper)
 
 
 def cuts(model: nn.Module) -> Iterator[tuple[str, ColumnCut, BiasCut | None]]:

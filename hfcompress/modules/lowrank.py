@@ -17,6 +17,7 @@ from ..ops.lowrank import Decomposition, allocate_ranks, largest_saving_rank, ra
 from .chains import LINEAR, layers_of, target_layers
 from .joined import joined_layers
 from .matrix import matrix
+from .packable import obstacle, without_obstacles
 from .packed import PackedEmbedding
 from .parametrizations import attach, detach, find
 from .splitting import PRODUCTS, refuse_unsplittable, split_tied_
@@ -205,8 +206,12 @@ def choose_kernels(model: nn.Module, config: KernelConfig, name: str) -> list[st
         raise TargetError(f"{name}: a {type(model).__name__} has no convolution (nn.Conv2d)")
     if config.targets is None:
         layers = [(path, layer) for path, layer in layers if layer.groups == 1]
+        layers = without_obstacles(model, layers, obstacle)
         if not layers:
-            raise TargetError(f"{name}: all convolutions of this {type(model).__name__} have their channels in groups")
+            raise TargetError(
+                f"{name}: all convolutions of this {type(model).__name__} have their channels in groups, or compute in "
+                "a way of their own"
+            )
     chosen = select(layers, config.targets, config.ignore, f"{name}.targets")
     for path, module in chosen:
         refuse_unsplittable(model, path, (nn.Conv2d,), name)

@@ -14,6 +14,7 @@ from ..core.targets import select
 from ..ops.masks import keep_in_rows, keep_n_of_m
 from .chains import LINEAR, target_layers
 from .matrix import matrix, set_matrix_, stored
+from .packable import Obstacle, computed, refuse_obstacles, unseen
 from .parametrizations import bake, find
 from .sparse import pack_sparse_
 from .storage import Packed
@@ -61,14 +62,23 @@ def mask_(model: nn.Module, paths: Sequence[str], strength: float, masks: Callab
         wrapper.step.fill_(step)
 
 
-def choose(model: nn.Module, config: Targets, where: str, kinds: tuple[type[nn.Module], ...] = LINEAR) -> list[str]:
+def choose(
+    model: nn.Module,
+    config: Targets,
+    where: str,
+    kinds: tuple[type[nn.Module], ...] = LINEAR,
+    why_not: Obstacle = computed,
+) -> list[str]:
     """Return the paths of the layers of these `kinds` that `config` names, by default the linear ones in all blocks.
 
     Where there are none and `kinds` has convolutions, these. Raises TargetError for a pattern that matches nothing, for
-    a weight that is packed already or shared with another layer, and where there is nothing to take the default from.
+    a weight that is packed already, shared with another layer or out of reach by `why_not`, and where there is nothing
+    to take the default from.
     """
-    layers = target_layers(model, config.targets, kinds, where, convolutions=nn.Conv2d in kinds)
+    convolutions = nn.Conv2d in kinds
+    layers = target_layers(model, config.targets, kinds, where, convolutions=convolutions, why_not=why_not)
     chosen = select(layers, config.targets, config.ignore, f"{where}.targets")
+    refuse_obstacles(model, chosen, why_not)
     for path, module in chosen:
         if isinstance(module, Packed) or not module.weight.is_floating_point():  # type: ignore[operator]
             raise TargetError(f"{path}: its weight is packed already; prune it before, or add it to `ignore`")
@@ -79,7 +89,7 @@ def choose(model: nn.Module, config: Targets, where: str, kinds: tuple[type[nn.M
 
 def choose_sparse(model: nn.Module, config: Sparsity, where: str) -> list[str]:
     """Return what `choose` does, and raise TargetError for a layer that the config's n:m pattern does not fit."""
-    paths = choose(model, config, where)
+    paths = choose(model, config, where, why_not=unseen)
     if config.pattern is not None:
         refuse_uneven(model, paths, config.pattern[1])
     return paths

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,13 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
-from ..core.families import direct_weights, output_layers
-from ..core.targets import select
+from ..core.families import direct_weights
 from ..ops.codebooks import Codebook
 from ..ops.quantization import Clip, Grid, Quantized, quantize
 from .matrix import matrix
+from .own_tables import PackedTable, has_own_lookup, packed_table, widened_table
+from .packed_parameters import widen_parameters_
+from .parametrizations import own_parametrizations
 from .storage import Packed
 from .ties import declare_ties_, sharers
 
@@ -161,32 +162,7 @@ FORMS = (
         ("kernel_size", "stride", "padding", "dilation", "bias"),
     ),
 )
-_KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
-
-
-def packable(
-    model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str], where: str
-) -> list[tuple[str, nn.Module]]:
-    """Return the layers that `targets` names, by default all but those that give the logits, less those of `ignore`.
-
-    Those a pruning left without their zeros are among them. Raises TargetError as `select` and `refuse_unpackable` do.
-    """
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, _KINDS)]
-    if targets is None:
-        keep = output_layers(model)
-        layers = [(path, module) for path, module in layers if path not in keep]
-    chosen = select(layers, targets, ignore, f"{where}.targets")
-    for path, module in chosen:
-        refuse_unpackable(path, module)
-    return chosen
-
-
-def refuse_unpackable(path: str, module: nn.Module) -> None:
-    """Raise TargetError for a layer of a class without a packed form, and for one whose weight is in few bits."""
-    if form_of(module) is None:
-        raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
-    if isinstance(module, Packed) and module.grid is not None:
-        raise TargetError(f"{path}: its weight is in {module.grid.bits} bits already; add it to `ignore`")
+TABLE = next(form for form in FORMS if form.plain is nn.Embedding)
 
 
 def is_table(module: nn.Module) -> bool:
@@ -195,10 +171,16 @@ def is_table(module: nn.Module) -> bool:
 
 
 def form_of(module: nn.Module) -> Form | None:
-    """Return the form of a layer, training wrappers looked through; None for another class, subclasses included."""
+    """Return the form of a layer, training wrappers looked through; None for one that can't be packed.
+
+    That is one of another class, subclasses included that read the weight in their own way, and one whose weight the
+    model computes by a parametrization of its own.
+    """
     kind = parametrize.type_before_parametrizations(module)
-    if kind is nn.Conv2d and module.padding_mode != "zeros":
+    if (kind is nn.Conv2d and module.padding_mode != "zeros") or own_parametrizations(module):
         return None
+    if has_own_lookup(module):
+        return TABLE
     return next((form for form in FORMS if kind in (form.plain, form.packed)), None)
 
 
@@ -218,6 +200,8 @@ def packed_like(module: nn.Module, grid: Grid | Codebook | None, nonzeros: int |
         raise TargetError(f"a {type(module).__name__} can't be packed; {known} can (subclasses compute otherwise)")
     arguments: dict[str, Any] = form.arguments(module) | {"dtype": module.weight.dtype}
     with torch.device("meta"):
+        if has_own_lookup(module):
+            return packed_table(module, grid, nonzeros)
         new = form.packed(**arguments, grid=grid, nonzeros=nonzeros)
     if getattr(module, "bias", None) is not None:
         new.bias = module.bias
@@ -269,6 +253,7 @@ def dequantize_(model: nn.Module) -> nn.Module:
     """Replace every packed layer by the plain float layer it computes as, in place, and return the model."""
     weights: dict[int, nn.Parameter] = {}
     made: dict[int, nn.Module] = {}
+    widen_parameters_(model)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Packed):
             if id(module) not in made:
@@ -302,6 +287,8 @@ def _widened(module: Packed, weights: dict[int, nn.Parameter]) -> nn.Module:
         values = module.dequantized(module.weight.dtype).detach()
         values = values.T.contiguous() if isinstance(new, Conv1D) else values.view(new.weight.shape)  # type: ignore[arg-type]
         weights[id(module.weight)] = nn.Parameter(values)
+    if isinstance(module, PackedTable):
+        return widened_table(module, weights[id(module.weight)])
     new.weight = weights[id(module.weight)]
     if hasattr(module, "bias"):
         new.bias = module.bias

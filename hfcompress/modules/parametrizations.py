@@ -1,8 +1,12 @@
-"""Training wrappers are torch parametrizations; these helpers put one on, find it, and take exactly it away."""
+"""Training wrappers are torch parametrizations; these helpers put one on, find it, and take exactly it away.
+
+A model may have parametrizations of its own (the weight norm of wav2vec 2.0's positional convolution): those are part
+of it, and nothing here touches them.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +14,12 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import LifecycleError, TargetError
+from .own_tables import has_own_lookup
 from .storage import Packed
 
 P = TypeVar("P", bound=nn.Module)
 TENSOR = "weight"
+_OURS = "is_training_wrapper"  # what marks those that `register` has put on
 
 
 class Transposed(nn.Module):
@@ -55,12 +61,33 @@ def attach(model: nn.Module, path: str, wrapper: P, *, as_matrix: bool = False) 
     """
     module = model.get_submodule(path)
     refuse_composite(path, module)
+    refuse_parametrized(path, module)
     device: torch.device = module.weight.device  # type: ignore[assignment]
     # On the meta device there is nothing to compute with, but what a wrapper decides is still wanted.
     wrapper.to("cpu" if device.type == "meta" else device).train(module.training)
     registered = _as_matrix(wrapper, module) if as_matrix else wrapper
-    parametrize.register_parametrization(module, TENSOR, registered, unsafe=True)
+    register(module, TENSOR, registered)
     return wrapper
+
+
+def register(module: nn.Module, name: str, wrapper: nn.Module) -> None:
+    """Let `wrapper` compute the tensor `name` of a module, after any wrapper that is there already."""
+    setattr(wrapper, _OURS, True)
+    parametrize.register_parametrization(module, name, wrapper, unsafe=True)
+
+
+def own_parametrizations(module: nn.Module) -> list[str]:
+    """Return the names of the module's tensors that the model itself computes, by parametrizations that are its own."""
+    if not parametrize.is_parametrized(module):
+        return []
+    found: Any = module.parametrizations
+    return [name for name in found if not all(hasattr(wrapper, _OURS) for wrapper in found[name])]
+
+
+def refuse_parametrized(path: str, module: nn.Module) -> None:
+    """Raise TargetError for a layer whose weight the model computes by a parametrization of its own."""
+    if TENSOR in own_parametrizations(module):
+        raise TargetError(f"{path}: the model computes its weight from others (a parametrization); add it to `ignore`")
 
 
 def _as_matrix(wrapper: nn.Module, module: nn.Module) -> nn.Module:
@@ -72,7 +99,7 @@ def _as_matrix(wrapper: nn.Module, module: nn.Module) -> nn.Module:
 def refuse_composite(path: str, module: nn.Module) -> None:
     """Raise TargetError for a module made of layers of its own, which have the weights."""
     parts = [name for name, _ in module.named_children() if name != "parametrizations"]
-    if parts:
+    if parts and not has_own_lookup(module):  # such a table may have a norm for what it looks up
         raise TargetError(
             f"{path}: a {type(module).__name__} is made of layers of its own ({', '.join(parts)}): do this before what "
             "splits it or puts an adapter beside it"
@@ -104,7 +131,7 @@ def detach(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
     parametrize.remove_parametrizations(module, TENSOR, leave_parametrized=False)
     for wrapper in wrappers:
         if not isinstance(_inner(wrapper), kind):
-            parametrize.register_parametrization(module, TENSOR, wrapper, unsafe=True)
+            register(module, TENSOR, wrapper)
 
 
 @torch.no_grad()
@@ -119,7 +146,7 @@ def bake(model: nn.Module, path: str, kind: type[nn.Module]) -> None:
 
 def wrapped(model: nn.Module) -> list[str]:
     """Return the paths of layers that still carry a training wrapper."""
-    return [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]
+    return [path for path, module in model.named_modules() if _wrapped_tensors(module)]
 
 
 def trainable(module: nn.Module) -> bool:
@@ -134,8 +161,15 @@ def strip_(model: nn.Module) -> None:
     """Take every training wrapper off, as after an interruption; stored weights stay as they are."""
     for path in wrapped(model):
         module = model.get_submodule(path)
-        for name in list(module.parametrizations):  # type: ignore[arg-type]
+        for name in _wrapped_tensors(module):
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+
+
+def _wrapped_tensors(module: nn.Module) -> list[str]:
+    if not parametrize.is_parametrized(module):
+        return []
+    own = own_parametrizations(module)
+    return [name for name in module.parametrizations if name not in own]  # type: ignore[union-attr]
 
 
 def _registered(module: nn.Module) -> list[nn.Module]:

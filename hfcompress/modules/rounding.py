@@ -12,6 +12,8 @@ from ..ops.quantization import Clip, Grid, quantize
 from ..ops.straight_through import straight_through
 from .storage import Packed
 
+_EXPERTS = 3  # dimensions of the weights of experts (experts, rows, columns); a kernel has four
+
 
 class RoundedWeight(nn.Module):
     """Parametrization W' = dequantize(quantize(W)) once switched `on`; the gradient passes straight through."""
@@ -54,7 +56,8 @@ class RoundedWeight(nn.Module):
             matrix = weight.new_zeros(self.mask.shape).masked_scatter(self.mask, weight)
         elif self.transposed:
             matrix = weight.T
-        rounded = quantize(matrix.flatten(1), self.grid, self.clip).dequantize(weight.dtype)
+        rows = matrix.flatten(0, 1) if matrix.ndim == _EXPERTS else matrix.flatten(1)
+        rounded = quantize(rows, self.grid, self.clip).dequantize(weight.dtype)
         if self.mask is not None:
             return rounded[self.mask]
         return (rounded.T if self.transposed else rounded).reshape(weight.shape)

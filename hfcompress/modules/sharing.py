@@ -14,6 +14,7 @@ from ..core.families import Block, Family, blocks_of, stacks_of
 from ..ops.lowrank import decompose
 from .factorized import Factorized, FactorizedLinear
 from .matrix import stored
+from .parametrizations import register
 from .storage import Packed
 from .ties import tie_
 
@@ -100,7 +101,7 @@ def attach_shared(model: nn.Module, names: Sequence[Sequence[str]]) -> None:
         owner, last = _owner(model, first)
         for other in others:
             module, name = _owner(model, other)
-            parametrize.register_parametrization(module, name, SharedTensor(owner, last), unsafe=True)
+            register(module, name, SharedTensor(owner, last))
 
 
 @torch.no_grad()

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.families import direct_weights
 from ..ops.codebooks import Codebook
 from ..ops.packing import packed_size
 from ..ops.quantization import Grid, spread, stored_width
+from .packable import obstacle
 from .packed import form_of, packed_like, replace_, weight_matrix
 from .storage import Packed
 from .ties import sharers
@@ -27,6 +29,9 @@ def pack_sparse_(model: nn.Module, path: str) -> bool:
     module = model.get_submodule(path)
     group = sharers(model, path)
     if isinstance(module, Packed) and module.sparse:
+        return False
+    direct = direct_weights(model)
+    if any(obstacle(where, each, direct) for where, each in group):
         return False
     new = _sparse(module)
     if new is None:

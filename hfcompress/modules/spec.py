@@ -13,17 +13,21 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
+from ..core.families import has_module
 from ..ops.codebooks import Codebook
 from ..ops.hashing import Combine
 from ..ops.quantization import Grid
 from .adapted import Adapted, AdaptedConv1D, AdaptedLinear
 from .factorized import CPConv2d, Factorized, FactorizedConv1D, FactorizedEmbedding, FactorizedLinear, TuckerConv2d
 from .hashed import HashedEmbedding
+from .own_tables import PackedTable, has_own_lookup, packed_table
 from .packed import FORMS, Form, PackedEmbedding
+from .packed_parameters import PREFIX, PackedParameter, expect_parameter_
 from .separable import SeparableConv2d
 from .storage import Packed
 
 Spec = Mapping[str, Any]
+PARAMETER = "packed_parameter"  # the kind of what is no layer, and has a shape instead of a layer's sizes
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,15 @@ KINDS["separable_conv2d"] = Kind(
     (nn.Conv2d,),
     lambda spec, dtype: SeparableConv2d(**{k: _tuple(v) for k, v in spec.items() if k != "kind"}).to(dtype),
 )
+KINDS["packed_table"] = Kind(  # what its class does beside looking rows up is the config's to say
+    "packed_table",
+    PackedTable,
+    (),
+    ("num_embeddings", "embedding_dim"),
+    (nn.Embedding,),
+    lambda spec, dtype: PackedEmbedding(spec["num_embeddings"], spec["embedding_dim"], dtype=dtype),
+    ("grid", "codebook", "nonzeros"),
+)
 KINDS["layer_norm"] = Kind(
     "layer_norm", nn.LayerNorm, ("normalized_shape",), ("eps", "bias"), (nn.LayerNorm,), _layer_norm
 )
@@ -150,6 +163,9 @@ def spec_of(module: nn.Module) -> dict[str, Any] | None:
         return None
     if cls is nn.BatchNorm2d and (module.weight is None or module.running_mean is None):
         return None
+    if isinstance(module, PackedParameter):
+        return {"kind": PARAMETER, "shape": list(module.shape), **_storage_of(module)}
+    cls = PackedTable if issubclass(cls, PackedTable) else cls
     for kind in KINDS.values():
         if cls is kind.cls:
             spec: dict[str, Any] = {"kind": kind.name, **{name: _size(module, name) for name in kind.sizes}}
@@ -165,7 +181,8 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     a checkpoint may shrink a model, so nothing in a file can make the loader allocate more than the config asks for.
     """
     kind = KINDS.get(str(spec.get("kind")))
-    if kind is None or spec_of(old) is None or not isinstance(old, kind.replaces):
+    known = kind is not None and (has_own_lookup(old) if kind.cls is PackedTable else spec_of(old) is not None)
+    if kind is None or not known or not isinstance(old, kind.replaces):
         raise CheckpointError(f"{where}: {spec.get('kind')!r} can't stand for a {type(old).__name__}")
     if set(spec) - set(kind.optional) != {"kind", *kind.sizes, *kind.flags, *kind.ranks}:
         raise CheckpointError(f"{where}: keys {sorted(spec)} do not describe a {kind.name}")
@@ -180,7 +197,31 @@ def build(spec: Spec, old: nn.Module, where: str) -> nn.Module:
     elif issubclass(kind.cls, Packed) or kind.cls in _NAMES:
         _check_storage(kind, spec, _numel(spec, old, where), where)
     with torch.device(weight.device):
+        if kind.cls is PackedTable:
+            return packed_table(old, _values(spec), spec.get("nonzeros"), weight.dtype)
         return kind.build(spec, weight.dtype).train(old.training)
+
+
+def build_parameter_(model: nn.Module, path: str, spec: Spec) -> None:
+    """Make room in `model` for the packed parameter that `spec` describes, in place of the config's.
+
+    Raises CheckpointError for one the model does not have, or not in this shape, and for keys that do not belong.
+    """
+    where, _, last = path.rpartition(".")
+    name = last.removeprefix(PREFIX)
+    owner = model.get_submodule(where) if has_module(model, where) else nn.Module()
+    parameter = owner._parameters.get(name)
+    if parameter is None or not last.startswith(PREFIX) or not parameter.is_floating_point() or parameter.ndim < 2:
+        raise CheckpointError(f"the checkpoint describes {path!r}, and this model has no such parameter")
+    if set(spec) - {"grid"} != {"kind", "shape"} or spec["shape"] != list(parameter.shape):
+        raise CheckpointError(f"{path}: {dict(spec)} does not describe a parameter {tuple(parameter.shape)}")
+    try:
+        grid = _grid(spec.get("grid", {}))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: grid={spec['grid']!r} is none that is known: {error}") from error
+    if grid is None:
+        raise CheckpointError(f"{path}: without a grid the parameter would not be packed")
+    expect_parameter_(owner, name, grid)
 
 
 def _check_flags(kind: Kind, spec: Spec, old: nn.Module, where: str) -> None:

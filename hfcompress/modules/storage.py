@@ -55,6 +55,19 @@ class Packed(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.hold(rows, columns, grid=grid, nonzeros=nonzeros, input_bits=input_bits, dtype=dtype)
+
+    def hold(
+        self,
+        rows: int,
+        columns: int,
+        *,
+        grid: Grid | Codebook | None,
+        nonzeros: int | None = None,
+        input_bits: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Make room for such a weight in a module that has none."""
         self.rows, self.columns, self.grid, self.nonzeros = rows, columns, grid, nonzeros
         self.input_bits = input_bits
         if input_bits is not None:

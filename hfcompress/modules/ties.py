@@ -150,8 +150,8 @@ def _adjust_bias(output: nn.Module, source: Any) -> None:
 
 def _weight(module: nn.Module) -> Any:
     """Return the weight as the module holds it, without computing what a training wrapper makes of it."""
-    if parametrize.is_parametrized(module, "weight"):
-        return module.parametrizations["weight"].original  # type: ignore[index,union-attr]
+    if parametrize.is_parametrized(module, "weight"):  # a weight norm makes it of two, and is no training wrapper
+        return getattr(module.parametrizations["weight"], "original", None)  # type: ignore[index]
     return module._parameters.get("weight")
 
 

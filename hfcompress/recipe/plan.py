@@ -21,6 +21,7 @@ from ..core.position_tables import longest_input
 from ..core.registry import create
 from ..core.student import StudentConfig
 from ..modules.counting import count
+from ..modules.coverage import acts_on_weights, left_alone, weights_of
 from ..modules.pixels import pixels_of
 from ..modules.student import derive_student_
 from .schema import Recipe, Stage
@@ -35,6 +36,7 @@ class PlannedMethod(StrictModel):
     name: str
     settings: dict[str, Any]
     targets: list[str] = Field(description="Module paths, or names of model outputs; none where they are not known.")
+    left: str = Field("", description="The weights it can't act on, with their share of all, in words.")
 
 
 class PlannedStage(StrictModel):
@@ -160,21 +162,29 @@ def _plan_stages(
             if stage.train is not None and not any(m.info.adapts for m in methods):
                 refuse_untrainable(scratch)
             lifecycle = Lifecycle(methods, training=stage.train is not None)
-            targets = _walk(lifecycle, scratch, surroundings, by_shape) if known else None
+            left: dict[str, str] = {}
+            targets = _walk(lifecycle, scratch, surroundings, by_shape, left) if known else None
         except LifecycleError as error:
             raise LifecycleError(f"stages.{index} ({stage.title}): {error}") from error
-        planned.append(_planned(stage, lifecycle, targets, scratch, examples))
+        planned.append(_planned(stage, lifecycle, targets, left, scratch, examples))
     return planned
 
 
 def _walk(
-    lifecycle: Lifecycle, scratch: nn.Module, surroundings: dict[str, Any], by_shape: bool
+    lifecycle: Lifecycle, scratch: nn.Module, surroundings: dict[str, Any], by_shape: bool, left: dict[str, str]
 ) -> dict[str, list[str]] | None:
-    """Apply a stage at full strength and return what it acts on; None when that takes values and there are none."""
+    """Apply a stage at full strength and return what it acts on; None when that takes values and there are none.
+
+    What a method can't act on is entered in `left`.
+    """
     targets: dict[str, list[str]] = {}
     try:
         for part in lifecycle.passes():
-            targets |= part.prepare(scratch, **surroundings)
+            weights = weights_of(scratch)
+            found = part.prepare(scratch, **surroundings)
+            targets |= found
+            names = [method.info.name for method in part.methods if acts_on_weights(method)]
+            left |= {name: str(left_alone(scratch, weights, found[name])) for name in names}
             part.assume(scratch)
             part.finalize(scratch)
         attach_structure_(scratch)
@@ -189,6 +199,7 @@ def _planned(
     stage: Stage,
     lifecycle: Lifecycle,
     targets: dict[str, list[str]] | None,
+    left: dict[str, str],
     scratch: nn.Module,
     examples: tuple[int, int],
 ) -> PlannedStage:
@@ -200,7 +211,12 @@ def _planned(
         title=stage.title,
         steps=None if stage.train is None else steps(stage.train, seen),
         methods=[
-            PlannedMethod(name=name, settings=settings, targets=[] if targets is None else targets[name])
+            PlannedMethod(
+                name=name,
+                settings=settings,
+                targets=[] if targets is None else targets[name],
+                left=left.get(name, ""),
+            )
             for name, settings in lifecycle.settings().items()
         ],
         parameters=None if targets is None else count(scratch),

@@ -49,7 +49,8 @@ def _method(method: PlannedMethod) -> str:
     if not method.targets:
         return method.name
     shown = ", ".join(method.targets[:2]) + (" …" if len(method.targets) > 2 else "")
-    return f"{method.name}: {len(method.targets)} ({shown})"
+    left = f"\n  {method.left}" if method.left else ""
+    return f"{method.name}: {len(method.targets)} ({shown}){left}"
 
 
 def _mb(size: int) -> str:

@@ -14,10 +14,13 @@ from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..core.progress import OnProgress, listening, silent, track
 from ..core.user_adapters import refuse_adapters
-from ..modules.parametrizations import strip_
+from ..modules.coverage import weights_of
 from ..recipe.schema import Recipe
+from .covering import coverage, with_coverage
 from .data import corpus_of_batches
+from .forward_check import ForwardCheck
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
+from .undo import undone_on_error
 
 
 def compress(
@@ -36,9 +39,11 @@ def compress(
     processor; a method that changes what the model reads changes it in place too, so save both. texts: the corpus as
     written, for methods that read text. seed: by default that of a Recipe, else 0. A Recipe's or recipe file's `dtype`
     is for loading: here the model keeps its own. `on_progress` is called with what is being done and the share done.
-    Raises LifecycleError for a method that trains or lacks what it needs, and TargetError for a model with adapters of
-    peft before anything is read. When interrupted, the model is left without training wrappers; layers that were done
-    stay compressed.
+    Raises LifecycleError for a method that trains or lacks what it needs, TargetError for a model with adapters of peft
+    before anything is read, and ModelError where the model, run once before and once after each stage, does not run any
+    more or answers in another form. After an error the model is what it was before, unless it is larger than a
+    gigabyte: then, and when interrupted, it is left without training wrappers, and layers that were done stay
+    compressed.
     """
     refuse_adapters(model)
     calibration = None if calibration is None else list(calibration)
@@ -46,18 +51,14 @@ def compress(
     recipe = read_recipe(recipe)
     if seed is None:
         seed = recipe.seed if isinstance(recipe, Recipe) else 0
-    for stage in stages_of(recipe):
+    stages = stages_of(recipe)
+    for stage in stages:
         if stage.train is not None:
             raise LifecycleError(f"stage {stage.title!r} trains: use HFCompressTrainer, or `hfcompress run`")
-        run_oneshot(
-            model,
-            stage,
-            calibration=calibration,
-            seed=seed,
-            processor=processor,
-            corpus=corpus,
-            on_progress=on_progress,
-        )
+    changed = processor if any(method.needs.processor for stage in stages for method in stage.methods) else None
+    with undone_on_error(model, changed):
+        for stage in stages:
+            _run_stage(model, stage, calibration, seed, processor, corpus, on_progress)
     return model
 
 
@@ -71,25 +72,43 @@ def run_oneshot(
     corpus: Corpus | None = None,
     on_progress: OnProgress = silent,
 ) -> dict[str, dict[str, float]]:
-    """Run one stage without training and return what its methods report; LifecycleError where that takes data."""
+    """Run one stage without training and return what its methods report.
+
+    Raises LifecycleError where that takes data, and ModelError where the model does not run afterwards.
+    """
+    changed = processor if any(method.needs.processor for method in stage.methods) else None
+    with undone_on_error(model, changed):
+        return _run_stage(model, stage, calibration, seed, processor, corpus, on_progress)
+
+
+def _run_stage(
+    model: nn.Module,
+    stage: StageMethods,
+    calibration: Iterable[Mapping[str, torch.Tensor]] | None,
+    seed: int,
+    processor: Any,
+    corpus: Corpus | None,
+    on_progress: OnProgress,
+) -> dict[str, dict[str, float]]:
     lifecycle = Lifecycle(stage.methods, training=False)
     if lifecycle.needs_calibration and calibration is None:
         raise LifecycleError(f"stage {stage.title!r} reads data: pass calibration=<batches of model inputs>")
     batches = _on_device(model, calibration or ()) if lifecycle.needs_calibration else []
+    check = ForwardCheck(model, stage.methods, next(iter(batches or calibration or ()), None))
     report: dict[str, dict[str, float]] = {}
     training = model.training
     model.eval()
     try:
         with listening(on_progress):
             for part in track(lifecycle.passes(), lambda _: stage.title):
-                part.prepare(model, seed=seed, processor=processor, corpus=corpus)
-                report |= _apply(part, model, stage.title, batches)
-    except BaseException:  # Ctrl-C included: what is left has to be a model that runs
-        strip_(model)
-        raise
+                weights = weights_of(model)
+                targets = part.prepare(model, seed=seed, processor=processor, corpus=corpus)
+                covered = coverage(model, part.methods, weights, targets)
+                report |= with_coverage(_apply(part, model, stage.title, batches), covered)
     finally:
         model.train(training)
     attach_structure_(model)
+    check.verify(model, stage.title)
     return report
 
 

@@ -18,14 +18,18 @@ from ..core.answers import named, tensors_of
 from ..core.errors import LifecycleError, TargetError
 from ..core.lifecycle import Lifecycle, State
 from ..core.user_adapters import has_adapters, is_wrapped, merging, refuse_adapters
+from ..modules.coverage import weights_of
 from ..ops.reductions import IGNORED
 from ..recipe.schema import Recipe, TeacherCache
+from .batches import SOFT_LABELS
 from .cached_teacher import NUMBER
 from .caching import TeacherCacheMixin
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
+from .covering import coverage, with_coverage
 from .data import corpus_of
+from .forward_check import ForwardCheck, beginning
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 from .tasks import auto_class_for
 from .teacher import Teacher, output_flags, require_same_order, require_same_processor
@@ -78,6 +82,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         """Attach the stage's methods to the model the Trainer holds."""
         self.lifecycle = Lifecycle(self._stage.methods, training=True)
         self.compression_report: dict[str, dict[str, float]] = {}
+        self._first_batch: Mapping[str, Any] | None = None  # what the model is run on once more when the stage ends
         self.pop_callback(HFCompressCallback)  # type: ignore[attr-defined]
         self.add_callback(HFCompressCallback(self.lifecycle))  # type: ignore[attr-defined]
         self.teacher = self._make_teacher() if self.lifecycle.needs_teacher else None
@@ -90,7 +95,9 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         for stage in self._before:
             run_oneshot(self.model, stage, calibration=self._calibration(stage), **self._surroundings)
         teacher = self.teacher.model if self.teacher else None
+        weights = weights_of(self.model)
         self.targets = self.lifecycle.prepare(self.model, teacher=teacher, **self._surroundings)
+        self._covered = coverage(self.model, self.lifecycle.methods, weights, self.targets)
 
     def _make_teacher(self) -> Teacher:
         source = self._teacher_source
@@ -107,8 +114,10 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
     def _end_stage(self) -> None:
         """Make the stage permanent in the model the Trainer holds."""
         model = self.plain_model()
-        self.compression_report = self.lifecycle.finalize(model)
+        check = ForwardCheck(model, self.lifecycle.methods, self._first_batch)
+        self.compression_report = with_coverage(self.lifecycle.finalize(model), self._covered)
         attach_structure_(model)
+        check.verify(model, self._stage.title)
         for stage in self._after:
             report = run_oneshot(model, stage, calibration=self._calibration(stage), **self._surroundings)
             self.compression_report |= report
@@ -159,6 +168,8 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
         """Return the Trainer's loss, and while training what the methods make of it; a mean over the batch."""
         inputs = dict(inputs)
         numbers = inputs.pop(NUMBER, None)
+        if self._first_batch is None:
+            self._first_batch = beginning({name: value for name, value in inputs.items() if name != SOFT_LABELS})
         if not model.training or self.lifecycle.state is not State.PREPARED:
             return super().compute_loss(model, inputs, return_outputs)
         batch, wants = dict(inputs), self.lifecycle.wants

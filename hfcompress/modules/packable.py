@@ -1,0 +1,101 @@
+"""Which layers can be stored packed: those that targets name, or by default all that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from ..core.errors import TargetError
+from ..core.families import direct_weights, output_layers
+from ..core.targets import select
+from .packed import FORMS, form_of
+from .parametrizations import TENSOR, own_parametrizations, refuse_parametrized
+from .storage import Packed
+from .ties import sharers
+
+KINDS = tuple(cls for form in FORMS for cls in (form.plain, form.packed))
+Layers = list[tuple[str, nn.Module]]
+
+
+def packable(
+    model: nn.Module,
+    targets: Sequence[str] | None,
+    ignore: Sequence[str],
+    where: str,
+    more: Sequence[tuple[str, nn.Module]] = (),
+) -> Layers:
+    """Return the layers that `targets` names less those of `ignore`; those left without their zeros are among them.
+
+    By default that is all but those that give the logits and those that can't be packed. more: other modules that the
+    method can act on. Raises TargetError as `select` does, for a layer named that can't be packed, and for one in few
+    bits already.
+    """
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, KINDS)]
+    layers += more
+    direct = direct_weights(model)
+    if targets is None:
+        keep = output_layers(model)
+        layers = [(path, module) for path, module in layers if path not in keep]
+        chosen = select(layers, None, ignore, f"{where}.targets")
+        chosen = [each for each in chosen if each in more or not _obstacle_of_any(model, each[0], direct)]
+        if layers and not chosen:
+            raise TargetError(f"{where}: none of the {len(layers)} layers of this {type(model).__name__} can be packed")
+    else:
+        chosen = select(layers, targets, ignore, f"{where}.targets")
+    for path, module in chosen:
+        if (path, module) in more:
+            continue
+        refuse_unpackable(path, module)
+        if obstacle := _obstacle_of_any(model, path, direct):
+            raise TargetError(f"{obstacle}; add {path} to `ignore`")
+    return chosen
+
+
+def refuse_unpackable(path: str, module: nn.Module) -> None:
+    """Raise TargetError for a layer of a class without a packed form, and for one whose weight is in few bits."""
+    refuse_parametrized(path, module)
+    if form_of(module) is None:
+        raise TargetError(f"{path}: a {type(module).__name__} can't be packed; add it to `ignore`")
+    if isinstance(module, Packed) and module.grid is not None:
+        raise TargetError(f"{path}: its weight is in {module.grid.bits} bits already; add it to `ignore`")
+
+
+Obstacle = Callable[[str, nn.Module, set[str]], str]  # (path, module, `direct_weights`) -> why not; "" where it can
+
+
+def obstacle(path: str, module: nn.Module, direct: set[str]) -> str:
+    """Return why no other layer can stand in for the one at `path`; "" where one can."""
+    return unseen(path, module, direct) or ("" if form_of(module) else "computed in a way of its own")
+
+
+def unseen(path: str, module: nn.Module, direct: set[str]) -> str:
+    """Return why what is put beside or around the layer at `path` would not be called, or its inputs not be seen."""
+    return "the model reads its weight itself" if path in direct else computed(path, module, direct)
+
+
+def computed(path: str, module: nn.Module, direct: set[str]) -> str:
+    """Return why no training wrapper can be put on the weight of the layer at `path`."""
+    return "its weight is computed by a parametrization" if TENSOR in own_parametrizations(module) else ""
+
+
+def refuse_obstacles(model: nn.Module, layers: Layers, why_not: Obstacle) -> None:
+    """Raise TargetError for the first of `layers` that has an obstacle."""
+    direct = direct_weights(model)
+    for path, module in layers:
+        if why := why_not(path, module, direct):
+            raise TargetError(f"{path} (a {type(module).__name__}): {why}; add it to `ignore`")
+
+
+def without_obstacles(model: nn.Module, layers: Layers, why_not: Obstacle) -> Layers:
+    """Return those of `layers` that have none."""
+    direct = direct_weights(model)
+    return [(path, module) for path, module in layers if not why_not(path, module, direct)]
+
+
+def _obstacle_of_any(model: nn.Module, path: str, direct: set[str]) -> str:
+    """Return what keeps the layer at `path`, or one that its weight is tied to, from being packed."""
+    for where, module in sharers(model, path):
+        if why := obstacle(where, module, direct):
+            return f"{where}: a {type(module).__name__} can't be packed here: {why}"
+    return ""
