@@ -202,14 +202,21 @@ def _may_lack(model: Any, name: str, contents: Contents) -> bool:
         return True
     if _heads(model, name) and any(_heads(model, other) for other in contents.refitted):
         return True  # a layer for other labels, which is asked for by name
-    stated, path = getattr(model.config, "architectures", None) or (), relative(model, name)
+    path = relative(model, name)
     top = path.removeprefix("/").partition(".")[0]
     if top == POOLER:
         return True
-    if type(model).__name__ in stated:
-        return False
     tops = {relative(model, other).partition(".")[0] for other in contents.found}
-    return path.startswith("/") or top not in tops
+    return not _is_own(model) and (_is_head(model, name) or top not in tops)
+
+
+def _is_own(model: Any) -> bool:
+    """Say whether the model is of the class that the checkpoint was saved from."""
+    return type(model).__name__ in (getattr(model.config, "architectures", None) or ())
+
+
+def _is_head(model: nn.Module, name: str) -> bool:
+    return relative(model, name).startswith("/")
 
 
 def _heads(model: Any, name: str) -> bool:

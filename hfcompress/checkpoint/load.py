@@ -7,12 +7,26 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix
 from .memory import own_memory_
+
+# What transformers raises over a config of wrong types or numbers, which its classes use without looking
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    StrictDataclassError,
+)
 
 
 def load_model(
@@ -40,7 +54,7 @@ def load_model(
         )
     except SafetensorError as error:
         raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = _first(error) + no_folder_either(source, error)
         raise CheckpointError(f"cannot load {source} with {loader.__name__}: {reason}") from error
     random = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
