@@ -314,7 +314,7 @@ class Trials:
 
     def _load(self, subject: Subject, folder: Path, how: str) -> Any:
         if how == "load_model":
-            return load_model(folder, auto_class(subject.model))
+            return load_model(folder, auto_class(subject.model), dtype="auto")
         return getattr(transformers, auto_class(subject.model)).from_pretrained(folder)
 
     def run(self, seed: int) -> Outcome:

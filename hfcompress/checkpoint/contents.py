@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from ..modules.separable import SeparableConv2d
 from ..modules.storage import AUXILIARY, Packed
 from .digests import ANY, dtype_name
 from .paths import POOLER, relative
+from .stated import short
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -82,6 +85,20 @@ def read_contents(model: nn.Module, files: Sequence[str] | None, dtypes: Mapping
                 contents.refitted.add(name)
     _refuse_untied(model, {name for name in contents.found if tensors[name].numel()})  # empty ones stand beside others
     return contents
+
+
+def require_dtype(files: Sequence[str] | None, dtypes: Mapping[str, str] | None) -> None:
+    """Raise CheckpointError when the config beside `files` names another dtype than any that floats were saved in."""
+    file = Path(files[0]).with_name("config.json") if files and dtypes else None
+    if file is None or not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    stated = config.get("dtype", config.get("torch_dtype"))
+    if stated is not None and dtypes and stated not in dtypes.values():
+        raise CheckpointError(
+            f"config.json says dtype={short(stated)}, but the checkpoint was saved in {', '.join(set(dtypes.values()))}: "
+            "download or copy config.json again, and ask for another dtype when loading"
+        )
 
 
 def require_all(model: nn.Module, contents: Contents) -> None:
@@ -195,9 +212,10 @@ def _refuse_untied(model: Any, found: set[str]) -> None:
 
 def _may_lack(model: Any, name: str, contents: Contents) -> bool:
     """Say whether the file may lack a tensor: it is of a head or a part that is new, or transformers expects that."""
-    if not contents.known:  # the caller gave the tensors: only what would be memory as it was found is looked at
-        path = name.rpartition(".")[0]
-        return not isinstance(model.get_submodule(path), Packed)
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), Packed):
+        return False  # it would be memory as it was found
+    if not contents.known:  # the caller gave the tensors
+        return True
     if any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or ()):
         return True
     if _heads(model, name) and any(_heads(model, other) for other in contents.refitted):
@@ -205,7 +223,7 @@ def _may_lack(model: Any, name: str, contents: Contents) -> bool:
     path = relative(model, name)
     top = path.removeprefix("/").partition(".")[0]
     if top == POOLER:
-        return True
+        return not any(relative(model, other).removeprefix("/").startswith(f"{POOLER}.") for other in contents.found)
     tops = {relative(model, other).partition(".")[0] for other in contents.found}
     return not _is_own(model) and (_is_head(model, name) or top not in tops)
 

@@ -23,7 +23,7 @@ from ..modules.plain_names import clean_state_dict
 from ..modules.ties import own_ties
 from .as_stored import keeps_dtypes
 from .coded import Place, decode_streams_, encode_state, expect_streams_
-from .contents import Contents, read_contents, require_all
+from .contents import Contents, read_contents, require_all, require_dtype
 from .digests import STRUCTURE, counts_of, float_dtypes, structure_digest, weight_digests
 from .inner import inner_quantizer, parse_inner, read_inner
 from .paths import relative
@@ -138,7 +138,9 @@ class HFCompressQuantizer(HfQuantizer):
         apply_ties_(model, self.quantization_config.ties or {})
         self._streams = expect_streams_(model, self.quantization_config.coded or {})
         self.quantization_config.require_unchanged(model.config)
-        self._contents = read_contents(model, kwargs.get("checkpoint_files"), self.quantization_config.dtypes)
+        files, dtypes = kwargs.get("checkpoint_files"), self.quantization_config.dtypes
+        require_dtype(files, dtypes)
+        self._contents = read_contents(model, files, dtypes)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
