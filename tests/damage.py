@@ -121,7 +121,16 @@ def _dtype(f: Files, r: random.Random) -> str:
 def _rename(f: Files, r: random.Random) -> str:
     name = r.choice(list(f.payload))
     path, _, last = name.rpartition(".")
-    others = ["weight", "bias", "weight_codes", "weight_scale", "weight_zero", "weight_words", "weight_mask", "down.weight"]
+    others = [
+        "weight",
+        "bias",
+        "weight_codes",
+        "weight_scale",
+        "weight_zero",
+        "weight_words",
+        "weight_mask",
+        "down.weight",
+    ]
     new = r.choice([
         f"{path}.{r.choice(others)}", f"x.{name}", name[:-1], name.upper(), f"{path}x.{last}",
         name.replace("0", "1", 1), name.partition(".")[2] or "x",
@@ -244,7 +253,9 @@ def _alter(f: Files, r: random.Random) -> str:
         bool: lambda: not old,
         int: lambda: r.choice([old + 1, old - 1, 2 * old, old // 2, 4, 8]),
         float: lambda: r.choice([old * 2, old / 2, -old, 0.0]),
-        str: lambda: r.choice(["linear", "packed_linear", "ternary", "add", "multiply", "float16", "nf4", "fp4", old[:-1]]),
+        str: lambda: r.choice(
+            ["linear", "packed_linear", "ternary", "add", "multiply", "float16", "nf4", "fp4", old[:-1]]
+        ),
         dict: lambda: dict(list(old.items())[1:]),
         list: lambda: old[::-1] or [1],
     }
@@ -275,7 +286,9 @@ def _rename_key(f: Files, r: random.Random) -> str:
 
 def _break_json(f: Files, r: random.Random) -> str:
     text = json.dumps(f.config).encode()
-    f.raw_config = r.choice([b"", b"[]", b"null", b"{", text[: r.randrange(len(text))], text + b"x", r.randbytes(50), b"[" * 5000])
+    f.raw_config = r.choice(
+        [b"", b"[]", b"null", b"{", text[: r.randrange(len(text))], text + b"x", r.randbytes(50), b"[" * 5000]
+    )
     return f"config of {len(f.raw_config)} bytes"
 
 
@@ -284,8 +297,33 @@ def _said(path: tuple[Any, ...]) -> str:
 
 
 OF_VALUES = (_flip_payload, _zero_payload, _swap_names, _offsets)  # damages that only a digest can see
-OF_WEIGHTS = (_truncate, _append, _flip_header, _dtype, _dtype, _rename, _rename, _drop, _drop, _duplicate, _reshape, _resize)
-OF_CONFIG = (_drop_key, _drop_key, _retype, _retype, _retype, _alter, _alter, _alter, _swap_entries, _rename_key, _break_json)
+OF_WEIGHTS = (
+    _truncate,
+    _append,
+    _flip_header,
+    _dtype,
+    _dtype,
+    _rename,
+    _rename,
+    _drop,
+    _drop,
+    _duplicate,
+    _reshape,
+    _resize,
+)
+OF_CONFIG = (
+    _drop_key,
+    _drop_key,
+    _retype,
+    _retype,
+    _retype,
+    _alter,
+    _alter,
+    _alter,
+    _swap_entries,
+    _rename_key,
+    _break_json,
+)
 
 
 # ------------------------------------------------------------------ what comes of it
@@ -310,7 +348,12 @@ class Trials:
         for name in names or list(SUBJECTS):
             folder = SUBJECTS[name].save(place / name)
             model = self._load(SUBJECTS[name], folder, "from_pretrained")
-            self.subjects[name] = (SUBJECTS[name], folder, model.state_dict(), model.config.quantization_config.to_dict())
+            self.subjects[name] = (
+                SUBJECTS[name],
+                folder,
+                model.state_dict(),
+                model.config.quantization_config.to_dict(),
+            )
 
     def _load(self, subject: Subject, folder: Path, how: str) -> Any:
         if how == "load_model":

@@ -51,7 +51,9 @@ def float_dtypes(model: nn.Module) -> dict[str, str]:
     Tensors of another library's layers are left out: that library says what they have to be.
     """
     inner = tuple(f"{path}." for path, _ in bnb_layers(model))
-    floats = {n: t.dtype for n, t in clean_state_dict(model).items() if t.is_floating_point() and not n.startswith(inner)}
+    floats = {
+        n: t.dtype for n, t in clean_state_dict(model).items() if t.is_floating_point() and not n.startswith(inner)
+    }
     counts = Counter(map(dtype_name, floats.values()))
     if not counts:
         return {}

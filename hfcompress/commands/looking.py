@@ -39,7 +39,9 @@ def inspect(
     folder: Annotated[str, typer.Argument(help="Model folder, run folder or Hub id.", show_default=False)],
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="First compare the weights with the SHA-256 they were saved with; else status 2."),
+        typer.Option(
+            "--verify", help="First compare the weights with the SHA-256 they were saved with; else status 2."
+        ),
     ] = False,
 ) -> None:
     """Show what a checkpoint holds: files, and heads, units and bits of every block."""
