@@ -27,7 +27,7 @@ from hfcompress.core.errors import CheckpointError
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 GARBAGE: list[Any] = [
-    None, "x", "", -1, 0, 1, True, False, 1.5, 10**9, 10**30, float("nan"), float("inf"), [], [1], {}, {"a": {"b": [1]}},
+    None, "x", "", -1, 0, 1, True, False, 1.5, 10**9, 10**30, float("nan"), float("inf"), [], [1], {}, {"a": {"b": 1}},
 ]  # fmt: skip
 TYPED = (CheckpointError, OSError, ValueError, RuntimeError, SafetensorError)  # ours, and how transformers says it
 

@@ -95,9 +95,10 @@ def require_dtype(files: Sequence[str] | None, dtypes: Mapping[str, str] | None)
     config = json.loads(file.read_text(encoding="utf-8"))
     stated = config.get("dtype", config.get("torch_dtype"))
     if stated is not None and dtypes and stated not in dtypes.values():
+        saved = ", ".join(sorted(set(dtypes.values())))
         raise CheckpointError(
-            f"config.json says dtype={short(stated)}, but the checkpoint was saved in {', '.join(set(dtypes.values()))}: "
-            "download or copy config.json again, and ask for another dtype when loading"
+            f"config.json says dtype={short(stated)}, but the checkpoint was saved in {saved}: download or copy "
+            "config.json again, and ask for another dtype when loading"
         )
 
 
@@ -133,7 +134,7 @@ def _headers(files: Sequence[str]) -> dict[str, Header]:
 
 
 def _named(model: Any, headers: Mapping[str, Header]) -> Iterator[tuple[str, Header, bool]]:
-    """Yield for each tensor its name in the model, as transformers would find it, and if it is cut or joined on the way.
+    """Yield for each tensor its name in the model, as transformers would find it, and if it is cut or joined for it.
 
     Names of which the model has none are as they would be; what another library adds beside a weight is left out.
     """
@@ -156,26 +157,28 @@ def _named(model: Any, headers: Mapping[str, Header]) -> Iterator[tuple[str, Hea
 
 def _check(model: Any, name: str, tensor: torch.Tensor, header: Header, dtypes: Mapping[str, str] | None) -> bool:
     """Refuse another dtype than the structure says; return whether the shape is another one, which a head's may be."""
-    path, _, last = name.rpartition(".")
-    owner = model.get_submodule(path)
-    wanted: torch.dtype | str = tensor.dtype
-    if tensor.is_floating_point():
-        stated = (dtypes or {}).get(relative(model, name), (dtypes or {}).get(ANY))
-        wanted = stated if stated and not is_bnb(owner) else "a float"
-    right = header.dtype is not None and (
-        header.dtype == wanted
-        or header.dtype.is_floating_point and wanted in ("a float", dtype_name(header.dtype))
-    )  # fmt: skip
+    owner = model.get_submodule(name.rpartition(".")[0])
+    wanted = tensor.dtype if not tensor.is_floating_point() else _float_dtype(relative(model, name), dtypes or {})
+    if wanted is None or (is_bnb(owner) and tensor.is_floating_point()):
+        right = header.dtype is not None and header.dtype.is_floating_point
+    else:
+        right = header.dtype == wanted
     if not right:
         found = "of a dtype that is not known" if header.dtype is None else dtype_name(header.dtype)
-        raise CheckpointError(f"{name} is {found} in the file, but was saved as {wanted}: {_REPAIR}")
-    if is_bnb(owner) and last == "weight" or header.shape == tuple(tensor.shape):  # that library packs in its own way
+        saved = "a float" if wanted is None else dtype_name(wanted)
+        raise CheckpointError(f"{name} is {found} in the file, but was saved as {saved}: {_REPAIR}")
+    if is_bnb(owner) or header.shape == tuple(tensor.shape):  # that library packs in its own way, checked when loaded
         return False
-    if isinstance(owner, _OURS) or not tensor.is_floating_point():
-        if not _heads(model, name):
-            shapes = f"{list(header.shape)} in the file, but {list(tensor.shape)} in the structure"
-            raise CheckpointError(f"{name} has the shape {shapes}: {_REPAIR}")
+    if (isinstance(owner, _OURS) or not tensor.is_floating_point()) and not _heads(model, name):
+        shapes = f"{list(header.shape)} in the file, but {list(tensor.shape)} in the structure"
+        raise CheckpointError(f"{name} has the shape {shapes}: {_REPAIR}")
     return True
+
+
+def _float_dtype(path: str, dtypes: Mapping[str, str]) -> torch.dtype | None:
+    """Return the dtype that floats at `path` were saved in, None where the checkpoint does not say."""
+    stated = dtypes.get(path, dtypes.get(ANY))
+    return None if stated is None else getattr(torch, stated)
 
 
 def _refuse_stray(model: Any, name: str, header: Header) -> None:
@@ -183,8 +186,8 @@ def _refuse_stray(model: Any, name: str, header: Header) -> None:
     prefix = base_prefix(model)
     for stated in (name, prefix + name, name.removeprefix(f"{model.base_model_prefix}.")):
         path, _, last = stated.rpartition(".")
-        owners = [part for part in _owners(model, path)]
-        if not owners or _heads(model, stated):
+        owners = list(_owners(model, path))
+        if not owners or _heads(model, stated) or (_is_head(model, stated) and not _is_own(model)):
             continue
         nearest, whole = owners[-1], len(owners) == path.count(".") + 1
         if isinstance(nearest, _OURS) or (whole and last in AUXILIARY):

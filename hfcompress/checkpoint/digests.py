@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..modules.bnb import bnb_layers, flat_codes
 from ..modules.plain_names import clean_state_dict

@@ -28,8 +28,9 @@ def require_undamaged(folder: Path, result: Result | None) -> str:
     parts = digests_of(folder)
     if parts is None and not files:
         raise CheckpointError(
-            f"{folder} states no SHA-256 of its weights, and no result.json lies beside it: there is nothing to compare "
-            "with. A compressed model has one from its next save on; one that loads without hfcompress, only in its run."
+            f"{folder} states no SHA-256 of its weights, and no result.json lies beside it: there is nothing to "
+            "compare with. Saving a compressed model anew gives it one; one that loads with transformers alone has it "
+            "only in the result of its run."
         )
     if parts is not None and (damaged := damaged_parts(folder)):
         raise CheckpointError(
