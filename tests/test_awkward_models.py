@@ -1,4 +1,4 @@
-"""Models whose parts are no plain layers: what can't be compressed is left alone and named, the rest is, and it runs."""
+"""Models whose parts are no plain layers: what cannot be compressed is left alone and named; the rest works."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_what_mamba_reads_stays_as_it_is_and_is_refused_when_named():
     before = standing(model)
     for config in (QuantizeWeightsConfig, SVDConfig, ClusterWeightsConfig, LoRAConfig):
         more = {"keep": 0.5} if config is SVDConfig else {}
-        with pytest.raises((TargetError, HFCompressError), match="reads its weight itself|acts while training"):
+        with pytest.raises((TargetError, HFCompressError), match=r"reads its weight itself|acts while training"):
             compress(model, config(targets=["re:.*dt_proj"], **more))
         assert same(before, standing(model))
     compress(model, QuantizeWeightsConfig())
@@ -199,7 +199,7 @@ def test_a_file_cannot_ask_for_parameters_that_are_not_there():
         ("nowhere.packed_weight", spec),
     ]
     for where, description in wrong:
-        with pytest.raises(CheckpointError, match="packed_|experts"):
+        with pytest.raises(CheckpointError, match=r"packed_|experts"):
             apply_structure_(build("mixtral"), {where: description})
 
 

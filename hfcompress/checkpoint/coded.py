@@ -18,6 +18,7 @@ from ..core.families import label_layers
 from ..modules.at_rest import SAVING, Streams, codable, code_at_rest_, code_widths, coded_at_rest
 from ..modules.ties import keep_biases_, own_ties
 from ..ops.coding import decode
+from .as_stored import keeps_dtypes
 from .paths import absolute, optional, relative
 
 _FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -123,7 +124,7 @@ def _place(old: nn.Parameter, entry: Any, name: str) -> Place:
         raise CheckpointError(f"{name}: {entry!r} does not describe a coded stream")
     bits, stored = entry.get("bits"), old.dtype
     if "dtype" in entry or old.is_floating_point():
-        if entry.get("dtype") not in _FLOATS or not old.is_floating_point():
+        if str(entry.get("dtype")) not in _FLOATS or not old.is_floating_point():
             raise CheckpointError(f"{name}: dtype={entry.get('dtype')!r} is none of {', '.join(_FLOATS)}")
         stored = _FLOATS[entry["dtype"]]
     if bits is not None and (type(bits) is not int or not 1 <= bits <= 8 or stored.itemsize > 1):
@@ -145,7 +146,8 @@ def _decoded(stream: Tensor, place: Place, name: str, hint: str) -> nn.Parameter
         values = decode(stream, place.shape, place.stored, place.bits)
     except ValueError as error:
         raise CheckpointError(f"{name}: its coded stream can't be read: {error}{hint}") from error
-    return nn.Parameter(values.to(stream.device, place.dtype), requires_grad=place.trains)
+    dtype = place.stored if keeps_dtypes() else place.dtype
+    return nn.Parameter(values.to(stream.device, dtype), requires_grad=place.trains)
 
 
 def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -14,6 +15,19 @@ from ..core.errors import CheckpointError
 from ..core.families import base_prefix
 from .adapters import find_adapter, head_config, is_head, merge, refusal
 from .memory import own_memory_
+
+# What transformers raises over a config of wrong types or numbers, which its classes use without looking
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    StrictDataclassError,
+)
 
 
 def load_model(
@@ -67,7 +81,7 @@ def _load(
         )
     except SafetensorError as error:
         raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = _first(error) + no_folder_either(source, error)
         raise CheckpointError(f"cannot load {source} with {loader.__name__}: {reason}") from error
     return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})

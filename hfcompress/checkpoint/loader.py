@@ -22,9 +22,13 @@ from ..modules.packed import check_masks, dequantize_
 from ..modules.plain_names import clean_state_dict
 from ..modules.ties import own_ties
 from .announcing import announce_, silence_
+from .as_stored import keeps_dtypes
 from .coded import Place, decode_streams_, encode_state, expect_streams_
+from .contents import Contents, read_contents, require_all, require_dtype
+from .digests import STRUCTURE, counts_of, float_dtypes, structure_digest, weight_digests
 from .inner import inner_quantizer, parse_inner, read_inner
 from .paths import relative
+from .stated import require_types, short
 from .structure import Modules, apply_structure_, apply_ties_, read_structure
 
 QUANT_METHOD = "hfcompress"
@@ -36,12 +40,17 @@ class HFCompressConfig(QuantizationConfigMixin):
     """What stands in `config.json["quantization_config"]`: module specs by path, and the format's version.
 
     `inner` is there when another library holds some of the layers: its own config. `coded` is there when the file holds
-    tensors as coded streams, see coded.py; `ties` when parameters are one that the config alone would keep apart.
+    tensors as coded streams, see coded.py; `ties` when parameters are one that the config alone would keep apart. The
+    rest makes damage show, see digests.py; earlier releases wrote none of it.
     """
 
     inner: dict[str, Any] | None = None
     coded: dict[str, Any] | None = None
     ties: dict[str, str] | None = None
+    counts: dict[str, int] | None = None
+    dtypes: dict[str, str] | None = None
+    weights_sha256: dict[str, str] | None = None
+    structure_sha256: str | None = None
 
     def __init__(
         self,
@@ -53,14 +62,13 @@ class HFCompressConfig(QuantizationConfigMixin):
         **kwargs: Any,
     ) -> None:
         kwargs.pop("quant_method", None)
-        if version != VERSION or kwargs:
+        evidence = {key: kwargs.pop(key, None) for key in ("counts", "dtypes", "weights_sha256", STRUCTURE)}
+        if type(version) is not int or version != VERSION or kwargs:
             raise CheckpointError(
-                f"this checkpoint has format {version} with extra keys {sorted(kwargs)}; this hfcompress reads format "
-                f"{VERSION}. A newer hfcompress wrote it: pip install -U hfcompress"
+                f"this checkpoint has format {short(version)} with extra keys {short(sorted(kwargs))}; this hfcompress "
+                f"reads format {VERSION}. A newer hfcompress wrote it: pip install -U hfcompress"
             )
-        for key, value in (("modules", modules), ("coded", coded), ("ties", ties)):
-            if value is not None and not isinstance(value, dict):
-                raise CheckpointError(f"quantization_config.{key} has to be a mapping from paths")
+        require_types({"modules": modules, "coded": coded, "ties": ties, **evidence})
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
         self.version = version
         self.modules = modules or {}
@@ -71,6 +79,34 @@ class HFCompressConfig(QuantizationConfigMixin):
             self.coded = dict(coded)
         if ties is not None:
             self.ties = dict(ties)
+        for key, value in evidence.items():
+            if value is not None:
+                setattr(self, key, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what stands in the file, with the digest of all of it."""
+        stated = {key: value for key, value in super().to_dict().items() if value is not None and key != STRUCTURE}
+        return {**stated, STRUCTURE: structure_digest(stated)}
+
+    def require_unchanged(self, config: Any) -> None:
+        """Raise CheckpointError when what was read is not what was written, here or in the model's own `config`."""
+        if self.structure_sha256 not in (None, self.to_dict()[STRUCTURE]):
+            raise CheckpointError(
+                "quantization_config was changed after the checkpoint was saved: what it says is not what its "
+                f"{STRUCTURE} is of. Download or copy config.json again"
+            )
+        found = counts_of(config)
+        for key, value in (self.counts or {}).items():
+            if found.get(key) != value:
+                raise CheckpointError(
+                    f"{key} is {found.get(key)}, but the checkpoint was saved with {value}: download or copy "
+                    "config.json again, or leave that setting out"
+                )
+
+    def describe(self, model: nn.Module) -> None:
+        """Note, of the model as it is about to be saved, what makes damage show."""
+        self.counts, self.dtypes = counts_of(model.config) or None, float_dtypes(model) or None
+        self.weights_sha256 = weight_digests(model)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -86,6 +122,7 @@ class HFCompressQuantizer(HfQuantizer):
         self.inner = None if inner is None else inner_quantizer(inner, pre_quantized=self.pre_quantized)
         self._dtypes: dict[str, torch.dtype] = {}
         self._streams: dict[str, Place] = {}
+        self._contents = Contents()
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Check what the inner quantization needs of this machine."""
@@ -101,9 +138,14 @@ class HFCompressQuantizer(HfQuantizer):
             self._dtypes = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
         apply_ties_(model, self.quantization_config.ties or {})
         self._streams = expect_streams_(model, self.quantization_config.coded or {})
+        self.quantization_config.require_unchanged(model.config)
+        files, dtypes = kwargs.get("checkpoint_files"), self.quantization_config.dtypes
+        require_dtype(files, dtypes)
+        self._contents = read_contents(model, files, dtypes)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        require_all(model, self._contents)
         decode_streams_(model, self._streams)
         check_masks(model)
         for parameter in model.parameters():
@@ -111,7 +153,8 @@ class HFCompressQuantizer(HfQuantizer):
                 parameter.requires_grad_(False)
         if self.quantization_config.inner is not None:
             check_bnb_(model, parse_inner(self.quantization_config.inner).form)
-            _cast_(model, self._dtypes)
+            if not keeps_dtypes():
+                _cast_(model, self._dtypes)
         _lend_(self, model)
         mark_trainable_(model)
         return model
@@ -131,6 +174,10 @@ class HFCompressQuantizer(HfQuantizer):
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Say whether the inner quantization holds this parameter."""
         return self.inner is not None and self.inner.param_needs_quantization(model, param_name, **kwargs)
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Return the dtype that a tensor is cast to as it is read, None for its own."""
+        return None if keeps_dtypes() else super().get_new_dtype(converter, param, dtype)
 
     @property
     def serialized_names(self) -> dict[str, list[str]]:  # type: ignore[override]
@@ -155,10 +202,11 @@ class HFCompressQuantizer(HfQuantizer):
             return state, {}
         if state.keys() == model.state_dict().keys():
             attach_(model, read_structure(model))
-        state, entries = encode_state(model, flat_codes(model, state))
         config: Any = model.config
+        state, entries = encode_state(model, flat_codes(model, state))
         if hasattr(config, "quantization_config"):
             config.quantization_config.coded = entries or None
+            config.quantization_config.describe(model)
         return state, {}
 
     def is_serializable(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import console, errors, quiet_libraries
+from .shared import console, errors, escape, quiet_libraries
 
 
 def methods(
@@ -37,10 +37,18 @@ def methods(
 
 def inspect(
     folder: Annotated[str, typer.Argument(help="Model folder, run folder or Hub id.", show_default=False)],
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="First compare the weights with the SHA-256 they were saved with; else status 2."
+        ),
+    ] = False,
 ) -> None:
     """Show what a checkpoint holds: files, and heads, units and bits of every block."""
-    from ..run.inspect import inspect_checkpoint
+    from ..run.inspect import inspect_checkpoint, verify_checkpoint
 
+    if verify:
+        console.print(f"As saved: {escape(verify_checkpoint(folder))}", soft_wrap=True)
     console.print(inspect_checkpoint(folder))
 
 

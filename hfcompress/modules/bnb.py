@@ -190,7 +190,7 @@ def _zeros(weight: Any, size: int) -> int:
 def _shaped_int8_(module: Any, shape: tuple[int, int]) -> bool:
     """Give the codes their shape back, if they are sound."""
     weight, scales = module.weight, getattr(module.weight, "SCB", None)
-    if not _is(weight, torch.int8, shape[0] * shape[1]) or not _is(scales, torch.float32, shape[0]):
+    if not _is(weight, torch.int8, shape[0] * shape[1]) or not _is_row(scales, torch.float32, shape[0]):
         return False
     weight.data = weight.data.view(shape)
     weight.CB = weight.data
@@ -209,8 +209,9 @@ def _sound_4bit(module: Any, shape: tuple[int, int], form: BnbFormat) -> bool:
         and isinstance(state.dtype, torch.dtype)
         and state.dtype.is_floating_point
         and _is(weight, torch.uint8, (size + 1) // 2)
-        and _is(state.code, torch.float32, 16)
-        and _is(state.absmax, torch.uint8 if state.nested else torch.float32, blocks)
+        and tuple(weight.shape) == ((size + 1) // 2, 1)  # as the library keeps them, and saves them again
+        and _is_row(state.code, torch.float32, 16)
+        and _is_row(state.absmax, torch.uint8 if state.nested else torch.float32, blocks)
         and (not state.nested or _sound_nested(state.state2, blocks))
     )
 
@@ -218,10 +219,14 @@ def _sound_4bit(module: Any, shape: tuple[int, int], form: BnbFormat) -> bool:
 def _sound_nested(state: Any, blocks: int) -> bool:
     return (
         state.blocksize == _NESTED_BLOCK
-        and _is(state.code, torch.float32, 256)
-        and _is(state.absmax, torch.float32, -(-blocks // _NESTED_BLOCK))
+        and _is_row(state.code, torch.float32, 256)
+        and _is_row(state.absmax, torch.float32, -(-blocks // _NESTED_BLOCK))
     )
 
 
 def _is(tensor: Any, dtype: torch.dtype, numel: int) -> bool:
     return isinstance(tensor, Tensor) and tensor.dtype is dtype and tensor.numel() == numel
+
+
+def _is_row(tensor: Any, dtype: torch.dtype, numel: int) -> bool:
+    return _is(tensor, dtype, numel) and tensor.ndim == 1

@@ -52,6 +52,7 @@ _FREE = (
     "combine",
     "multiplier",
 )  # flags a checkpoint may change; the others are what the config says
+_LONGEST = 2**31  # rows or columns of a layer, and so of what shares a scale or a codebook
 _DEFAULTS = {field.name: field.default for field in fields(Grid)}
 _BOOK = {field.name: field.default for field in fields(Codebook)}
 
@@ -237,7 +238,7 @@ def _check_flags(kind: Kind, spec: Spec, old: nn.Module, where: str) -> None:
         if old.groups != 1 or type(multiplier) is not int or not 1 <= multiplier <= most:
             raise CheckpointError(f"{where}: multiplier={multiplier!r} is not between 1 and {most}, for one group")
     for name in kind.flags:
-        if name not in _FREE and spec[name] != _flag(old, name):
+        if name not in _FREE and not _same(spec[name], _flag(old, name)):
             raise CheckpointError(f"{where}: {name}={spec[name]!r} is not the config's {_flag(old, name)!r}")
 
 
@@ -280,13 +281,15 @@ def _check_storage(kind: Kind, spec: Spec, total: int, where: str) -> None:
         grid = _values(spec)
     except (TypeError, ValueError) as error:
         name = "codebook" if "codebook" in spec else "grid"
-        raise CheckpointError(f"{where}: {name}={spec[name]!r} is none that is known: {error}") from error
+        raise CheckpointError(f"{where}: {name}={str(spec[name])[:80]} is none that is known: {error}") from error
+    if grid is not None and any(type(size) is int and size > _LONGEST for size in vars(grid).values()):
+        raise CheckpointError(f"{where}: {grid} names more rows or columns than any layer has")
     if isinstance(grid, Codebook):
         _check_codebook(kind, spec, grid, total, where)
     nonzeros = spec.get("nonzeros")
     if "nonzeros" in spec and (type(nonzeros) is not int or not 1 <= nonzeros <= total):
         raise CheckpointError(f"{where}: nonzeros={nonzeros!r} is not between 1 and the {total} weights")
-    if "input_bits" in spec and spec["input_bits"] not in (2, 4, 8):
+    if "input_bits" in spec and (type(spec["input_bits"]) is not int or spec["input_bits"] not in (2, 4, 8)):
         raise CheckpointError(f"{where}: input_bits={spec['input_bits']!r} is none of 2, 4 and 8")
     if grid is None and nonzeros is None:
         raise CheckpointError(f"{where}: neither a grid nor a number of nonzeros: the layer would not be packed")
@@ -343,6 +346,13 @@ def _flag(module: nn.Module, name: str) -> Any:
         return getattr(module, "bias", None) is not None
     value = getattr(module, name)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Compare values of a file in their types too: 1, 1.0 and true are not the same."""
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    return type(ours) is type(theirs) and bool(ours == theirs)
 
 
 def _tuple(value: Any) -> Any:

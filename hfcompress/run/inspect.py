@@ -31,6 +31,7 @@ from ..ops.codebooks import Codebook
 from ..ops.quantization import TERNARY
 from ..train.tasks import auto_class_for
 from .inspect_bars import layer_bars
+from .undamaged import require_undamaged
 
 
 def auto_class_of(source: str) -> str:
@@ -69,6 +70,15 @@ def checkpoint_of(source: str) -> str:
     """Return the checkpoint in a run folder, or `source` itself when it is one or a Hub id."""
     inner = Path(source) / "model"
     return str(inner) if (inner / "config.json").exists() else source
+
+
+def verify_checkpoint(source: str) -> str:
+    """Compare a checkpoint with the digests it was saved with; raises and returns as `require_undamaged`."""
+    source = checkpoint_of(source)
+    require_folder(source)
+    folder = local_folder(source)
+    made_it = (folder / "result.json").is_file() or folder.name == "model"  # a run's other models are not its result's
+    return require_undamaged(folder, _result(str(folder)) if made_it else None)
 
 
 def inspect_checkpoint(source: str) -> Group:

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 
-from ..core.errors import MeasureError, PublishError
+from ..core.errors import CheckpointError, MeasureError, PublishError
 from ..core.files import writing
 from ..export.runtime import Source
 from ..measure.batches import write_batches
@@ -21,6 +21,7 @@ from ..train.data import loader
 from ..train.tasks import get_task
 from ..train.tasks.base import Collator, stored
 from .folder import RunFolder
+from .undamaged import require_undamaged
 
 TOLERANCE = 1e-9  # of the metric: same machine, same code, same file
 
@@ -51,8 +52,15 @@ def write_split(path: Path, examples: Dataset, collate: Collator, batch_size: in
 
 
 def verify_run(folder: RunFolder) -> Result:
-    """Reload the model of a run, run the card's snippet and evaluate again; PublishError when the numbers differ."""
+    """Reload the model of a run, run the card's snippet and evaluate again; PublishError when the numbers differ.
+
+    Before that its files are compared with their digests, for a metric need not show a bit that changed.
+    """
     result = read_result(folder.path)
+    try:
+        require_undamaged(folder.model, result)
+    except CheckpointError as error:
+        raise PublishError(f"nothing was pushed: {error}") from error
     run_snippet(result, folder.model)
     wanted = result.compressed.quality_in("pytorch")
     if wanted is None or not folder.labels.exists():
