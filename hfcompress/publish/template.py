@@ -19,6 +19,23 @@ def cell(text: object) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
+# Punctuation that Markdown or HTML gives a meaning within a line. An underscore inside a word has none.
+_MEANS_SOMETHING = re.compile(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)")
+
+
+def words(text: object) -> str:
+    """Return a name or title as Markdown that shows it letter by letter, on one line, in a table too."""
+    return _MEANS_SOMETHING.sub(lambda found: f"\\{found[0]}", " ".join(str(text).split()))
+
+
+def code(text: object) -> str:
+    """Return `text` as a code span on one line that holds it letter by letter; not in a table, for its bars."""
+    line = " ".join(str(text).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", line)), default=0))
+    room = " " if line[:1] == "`" or line[-1:] == "`" else ""
+    return f"{fence}{room}{line}{room}{fence}"
+
+
 def fenced(text: str, language: str = "") -> str:
     """Return `text` as a fenced code block, with a fence longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
@@ -40,5 +57,5 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters.update(cell=cell, fenced=fenced, literal=literal)
+    environment.filters.update(cell=cell, words=words, code=code, fenced=fenced, literal=literal)
     return environment

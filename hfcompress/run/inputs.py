@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,14 +16,7 @@ _MANY = 1000  # files: of more, such as images, only names and sizes are compare
 
 def inputs_of(recipe: Recipe) -> dict[str, str]:
     """Return, by the recipe's key, the SHA-256 of what is in the local files and folders it names."""
-    return {key: _digest(place) for key, name in _named(recipe) if (place := Path(name).expanduser()).exists()}
-
-
-def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    more = recipe.data.unlabelled
-    keys = {key: getattr(recipe, key) for key in ("model", "processor", "teacher", "student")}
-    keys |= {"data.path": recipe.data.path, "data.unlabelled.path": more.path if more else None}
-    yield from ((key, name) for key, name in keys.items() if isinstance(name, str))
+    return {key: _digest(place) for key, name in recipe.places().items() if (place := Path(name).expanduser()).exists()}
 
 
 def _digest(place: Path) -> str:
