@@ -243,9 +243,7 @@ def main() -> None:
 
 def _message(error: Exception) -> str | None:
     """Return what to tell of an error; None where it is a fault of this program."""
-    if isinstance(error, HFCompressError) and not disk_is_full(error):
-        return str(error)
-    if isinstance(error, DiskFullError):
+    if isinstance(error, HFCompressError) and (isinstance(error, DiskFullError) or not disk_is_full(error)):
         return str(error)
     if disk_is_full(error):
         return readable(full_disk(error, ".", "repeat the command"))

@@ -19,7 +19,7 @@ from .layers_figure import LAYERS, describe_layers, write_layers
 from .pareto import PARETO, comparable, write_pareto
 from .shifts import shift_lines
 from .snippet import fastest_where, loading_snippet, onnx_snippet
-from .template import code, render, words
+from .template import code, linked, render
 
 LOCAL = "./model"  # as seen from the run folder; a leading dot cannot be taken for a Hub id
 
@@ -184,7 +184,7 @@ def _eval_result(result: Result, kind: str, name: str, value: float) -> EvalResu
 
 
 def _link(source: Source, prefix: str) -> str:
-    return f"[{words(source.id)}]({prefix}{source.id})" if source.hub else code(source.id)
+    return linked(source.id, f"{prefix}{source.id}") if source.hub else code(source.id)
 
 
 def _settings(stage: StageRecord) -> str:

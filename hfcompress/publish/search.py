@@ -52,7 +52,7 @@ def render_report(record: SearchRecord, results: Mapping[str, Result], figure: s
 def _push(record: SearchRecord) -> str:
     """Return the command that publishes the sizes as one collection."""
     done = [f"{SIZES}/{size.name}" for size in record.sizes if size.state is State.DONE]
-    return " ".join(["hfcompress push", *done, "--collection", f'"{record.title}"'])
+    return " ".join(["hfcompress push", *done, "--collection", f'"{" ".join(record.title.split())}"'])
 
 
 def _space(values: Any) -> str:

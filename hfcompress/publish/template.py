@@ -19,13 +19,24 @@ def cell(text: object) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
-# Punctuation that Markdown or HTML gives a meaning within a line. An underscore inside a word has none.
-_MEANS_SOMETHING = re.compile(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)")
+# Punctuation that Markdown or HTML gives a meaning within a line. An underscore inside a word has none, nor have
+# brackets around what is followed by no address.
+_BRACKETS = r"\[(?P<inside>[^\[\]]*)\](?![(\[:])"
+_MEANS_SOMETHING = re.compile(rf"{_BRACKETS}|(?P<one>[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def words(text: object) -> str:
     """Return a name or title as Markdown that shows it letter by letter, on one line, in a table too."""
-    return _MEANS_SOMETHING.sub(lambda found: f"\\{found[0]}", " ".join(str(text).split()))
+
+    def literal(found: re.Match[str]) -> str:
+        return f"\\{found['one']}" if found["one"] else f"[{_MEANS_SOMETHING.sub(literal, found['inside'])}]"
+
+    return _MEANS_SOMETHING.sub(literal, " ".join(str(text).split()))
+
+
+def linked(text: object, address: str) -> str:
+    """Return a link that shows `text` letter by letter."""
+    return f"[{re.sub(r'(?<!\\)([\[\]])', r'\\\1', words(text))}]({address})"
 
 
 def code(text: object) -> str:
