@@ -21,22 +21,27 @@ def cell(text: object) -> str:
 
 # Punctuation that Markdown or HTML gives a meaning within a line. An underscore inside a word has none, nor have
 # brackets around what is followed by no address.
-_BRACKETS = r"\[(?P<inside>[^\[\]]*)\](?![(\[:])"
-_MEANS_SOMETHING = re.compile(rf"{_BRACKETS}|(?P<one>[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_]))")
+_ONE = r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])"
+_ALL, _BRACKETS = re.compile(_ONE), re.compile(rf"\[(?P<inside>[^\[\]]*)\](?![(\[:])|{_ONE}")
 
 
 def words(text: object) -> str:
     """Return a name or title as Markdown that shows it letter by letter, on one line, in a table too."""
 
     def literal(found: re.Match[str]) -> str:
-        return f"\\{found['one']}" if found["one"] else f"[{_MEANS_SOMETHING.sub(literal, found['inside'])}]"
+        inside = found["inside"]
+        return rf"\{found[0]}" if inside is None else f"[{_ALL.sub(_escaped, inside)}]"
 
-    return _MEANS_SOMETHING.sub(literal, " ".join(str(text).split()))
+    return _BRACKETS.sub(literal, " ".join(str(text).split()))
 
 
 def linked(text: object, address: str) -> str:
     """Return a link that shows `text` letter by letter."""
-    return f"[{re.sub(r'(?<!\\)([\[\]])', r'\\\1', words(text))}]({address})"
+    return f"[{_ALL.sub(_escaped, ' '.join(str(text).split()))}]({address})"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return rf"\{found[0]}"
 
 
 def code(text: object) -> str:
