@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ from hfcompress.core.disk import disk_is_full, room_needed
 from hfcompress.core.errors import DataError, DiskFullError, HFCompressError, WriteError
 from hfcompress.core.files import UNFINISHED, remove, write_text, writing, writing_folder
 from hfcompress.core.interrupt import WATCHED, Interrupted, on_request, signal_of, status_of
+from hfcompress.core.scratch import scratch_folder
 from hfcompress.measure.cells import CELLS
 from hfcompress.recipe.load import load_recipe
 from hfcompress.recipe.search import load_search
@@ -500,3 +502,23 @@ def test_half_of_a_shared_folder_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr("os.link", lambda *_: os._exit(KILLED))
     assert forked(lambda: one.share(other, "baseline")) == KILLED
     assert not other.baseline.exists()
+
+
+def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "hfcompress-mine").mkdir()  # not ours: nothing in it says so
+
+    def killed():
+        with scratch_folder() as folder:
+            (folder / "large.onnx").write_bytes(b"x")
+            os._exit(KILLED)
+
+    assert forked(killed) == KILLED and len(list(tmp_path.iterdir())) == 2
+    with scratch_folder() as held:
+        (held / "a").write_text("in use")
+        assert len(list(tmp_path.iterdir())) == 2, "what was left is still there"
+        with scratch_folder():
+            assert (held / "a").exists(), "the folder of one who uses it was removed"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hfcompress-mine"]
+    with pytest.raises(OSError, match="of the body"), scratch_folder():
+        raise OSError("of the body")
