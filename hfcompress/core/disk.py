@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ def room_needed(folder: str | Path, how: str) -> Iterator[None]:
 def full_disk(error: BaseException, folder: str | Path, how: str) -> str:
     """Return what to tell of a full disk: what could not be written, how much is free there, and `how` to go on."""
     place = _place(error) or Path(folder)
-    return f"the disk is full: cannot write {place}{_free(place)}. Free some space, then {how}"
+    details = "; ".join(filter(None, (_reason(error), _free(place))))
+    return f"the disk is full: cannot write {place} ({details}). Free some space, then {how}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -58,6 +60,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(cause))
         yield cause
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system said: that the disk is full, that a quota is, or that a file would be too large."""
+    numbers = (cause.errno for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in _NUMBERS)
+    return next((os.strerror(number) for number in numbers), "")
 
 
 def _place(error: BaseException) -> Path | None:
@@ -74,6 +82,6 @@ def _free(place: Path) -> str:
     """Return how much room there is, in words; nothing where that cannot be found out."""
     existing = next((p for p in (place, *place.absolute().parents) if p.exists()), Path())
     try:
-        return f" ({shutil.disk_usage(existing).free / 1e6:.1f} MB free there)"
+        return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB free there"
     except OSError:
         return ""

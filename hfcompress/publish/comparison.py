@@ -11,7 +11,7 @@ from ..core.errors import MeasureError
 from ..measure.result import Result, Speedup, read_result
 from . import rows
 from .best import best_on, otherwise, ratios
-from .template import linked, words
+from .template import cell, linked, words
 
 BUSY = 0.1  # of the processor time a stage was ready for; from here on its minutes are an upper bound
 
@@ -119,7 +119,7 @@ def comparison_markdown(results: Mapping[str, Result], cards: Mapping[str, str] 
             f"| {' | '.join(table.columns)} |",
             "| --- | --- |" + " ---: |" * (len(table.columns) - 2),
         ]
-        lines = [[linked(row[0], cards[row[0]]) if cards else words(row[0]), *row[1:]] for row in table.rows]
+        lines = [[cell(linked(row[0], cards[row[0]]) if cards else words(row[0])), *row[1:]] for row in table.rows]
         notes = ["", *table.notes] if table.notes else []
         parts.append("\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines), *notes]))
     return "\n\n".join(parts)

@@ -89,7 +89,7 @@ def _trial(record: SearchRecord, trial: Trial, keys: list[str]) -> list[str]:
     made = [size.name for size in record.sizes if size.trial == trial.number]
     return [
         str(trial.number + 1),
-        *(words(trial.params[key]) for key in keys),
+        *(cell(words(trial.params[key])) for key in keys),
         cost if isinstance(cost, str) else f"{cost:.2f}",
         quality,
         ", ".join(made) or rows.NONE,

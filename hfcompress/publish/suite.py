@@ -138,7 +138,7 @@ def _row(entry: Entry, shapes: Sequence[Speedup], controls: bool) -> list[str]:
 
 def _missing(entry: Entry, columns: Sequence[str]) -> list[str]:
     """Return the row of a method without a result: why there is none, where its numbers would begin."""
-    why = entry.reasons[0].partition(": ")[2]
+    why = template.cell(entry.reasons[0].partition(": ")[2])
     return [str(entry.category), entry.name, f"none: {why}", *[rows.NONE] * (len(columns) - 3)]
 
 

@@ -21,12 +21,12 @@ def cell(text: object) -> str:
 
 # Punctuation that Markdown or HTML gives a meaning within a line. An underscore inside a word has none, nor have
 # brackets around what is followed by no address.
-_ONE = r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])"
+_ONE = r"[\\`*\[\]<~$]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])"
 _ALL, _BRACKETS = re.compile(_ONE), re.compile(rf"\[(?P<inside>[^\[\]]*)\](?![(\[:])|{_ONE}")
 
 
 def words(text: object) -> str:
-    """Return a name or title as Markdown that shows it letter by letter, on one line, in a table too."""
+    """Return a name or title as Markdown that shows it letter by letter, on one line; in a table, put it in a `cell`."""
 
     def literal(found: re.Match[str]) -> str:
         inside = found["inside"]
