@@ -64,8 +64,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _reason(error: BaseException) -> str:
     """Return what the system said: that the disk is full, that a quota is, or that a file would be too large."""
-    numbers = (cause.errno for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in _NUMBERS)
-    return next((os.strerror(number) for number in numbers), "")
+    for cause in _causes(error):
+        said = re.search(r"os error (\d+)", str(cause))  # as Rust puts it
+        number = cause.errno if isinstance(cause, OSError) else int(said[1]) if said else None
+        if number in _NUMBERS:
+            return os.strerror(number)
+    return ""
 
 
 def _place(error: BaseException) -> Path | None:

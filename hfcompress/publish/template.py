@@ -26,7 +26,7 @@ _ALL, _BRACKETS = re.compile(_ONE), re.compile(rf"\[(?P<inside>[^\[\]]*)\](?![(\
 
 
 def words(text: object) -> str:
-    """Return a name or title as Markdown that shows it letter by letter, on one line; in a table, put it in a `cell`."""
+    """Return a name or title as Markdown that shows it letter by letter on one line; for a table, pass it to `cell`."""
 
     def literal(found: re.Match[str]) -> str:
         inside = found["inside"]
