@@ -133,16 +133,15 @@ def test_reports_show_a_name_letter_by_letter(name):
     assert any(text == line(name) for text in parsed(save_nothing)[1])
 
 
-@plainly
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.filterwarnings("ignore:.*missing from font")
-def test_a_figure_shows_a_name_letter_by_letter(name, tmp_path):
-    one = Example(row=0, label=name, baseline=name, compressed="x", chosen=True)
-    shown = Examples(side=8, total=9, disagreements=0, examples=[one])
-    figure = examples.draw(shown, [Image.fromarray(np.zeros((8, 8, 3), np.uint8))])
+def test_a_figure_shows_names_letter_by_letter(tmp_path):
+    shown = [Example(row=0, label=name, baseline=name, compressed="x", chosen=True) for name in NAMES]
+    tiles = [Image.fromarray(np.zeros((8, 8, 3), np.uint8))] * len(NAMES)
+    figure = examples.draw(Examples(side=8, total=99, disagreements=0, examples=shown), tiles)
     save(figure, tmp_path / "grid.png")
     assert all(not text.get_parse_math() for axis in figure.axes for text in (axis.title, *axis.texts))
-    dots = [Dot(name, next(iter(Category)), 1.0, 0.5), Dot("other", next(iter(Category)), 2.0, 0.4)]
+    dots = [Dot(name, next(iter(Category)), 1.0 + place, 0.5) for place, name in enumerate(NAMES)]
     save(draw_dots(dots, make_result()), tmp_path / "dots.png")
     assert (tmp_path / "dots.png").stat().st_size > 1000
 
