@@ -42,12 +42,13 @@ from hfcompress.recipe.suite import load_suite
 from hfcompress.run import child, comparing, execute
 from hfcompress.run.comparing import run_suite
 from hfcompress.run.execute import run_recipe
-from hfcompress.run.folder import open_folder
+from hfcompress.run.folder import RunFolder, open_folder, scratch_of
 from hfcompress.run.lock import LOCK, sole_writer
 from hfcompress.run.shelf import Shelf
 from hfcompress.search import execute as searching
 from hfcompress.search.execute import run_search
 from hfcompress.train.interrupt import SaveOnInterrupt
+from hfcompress.train.logit_store import LogitStore
 
 TRAIN = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "learning_rate": 0.001}
 WEIGHTS = ".safetensors"
@@ -536,3 +537,28 @@ def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_one(tmp_path,
     assert [entry.name for entry in tmp_path.iterdir()] == ["hfcompress-mine"]
     with pytest.raises(OSError, match="of the body"), scratch_folder():
         raise OSError("of the body")
+
+
+def test_checkpoints_of_trainings_that_are_done_go_in_the_end(tmp_path):
+    """A run killed after it saved a model, and before it removed the checkpoints on the way to it."""
+    run = RunFolder(tmp_path)
+    gone = [
+        run.stage(0) / "trainer",
+        scratch_of(run.baseline),
+        scratch_of(run.control),
+        scratch_of(run.control_parts / "0"),
+    ]
+    kept = [run.stage(0) / "model", run.baseline, run.control, tmp_path / "mine-trainer"]
+    for folder in (*gone, *kept):
+        (folder / "checkpoint-3").mkdir(parents=True)
+    run.clean()
+    assert [p.exists() for p in gone] == [False] * 4 and all(p.exists() for p in kept)
+
+
+def test_what_was_half_written_into_a_shared_cache_goes_when_nobody_can_still_be_writing_it(tmp_path):
+    old, new = (tmp_path / f".{name}.safetensors.x{UNFINISHED}" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    LogitStore(tmp_path)
+    assert new.exists() and not old.exists()
