@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import os
 import sys
@@ -12,19 +15,21 @@ import typer
 
 from .commands import looking, many, publishing
 from .commands.shared import (
-    INTERRUPTED,
     MISTAKE,
     OK,
     UNMET,
     RecipePath,
     Set,
     console,
-    errors,
     escape,
     loaded_recipe,
     quiet_libraries,
     resumable,
+    tell_error,
 )
+from .core.disk import disk_is_full, full_disk
+from .core.errors import DiskFullError, HFCompressError, readable
+from .core.interrupt import end_with_parent, interrupt, on_request, status_of
 
 app = typer.Typer(
     add_completion=False,
@@ -34,7 +39,7 @@ app = typer.Typer(
     help="Compress Hugging Face models for text and vision, and measure what it brought.\n\n"
     "Start with `hfcompress run recipes/quickstart.yaml`: no download, under three minutes.\n\n"
     "Exit status: 0 done, 2 a mistake in what was asked, 3 ran but a `require:` line was not met, or a checked "
-    "card no longer holds.",
+    "card no longer holds; 130 and 143 stopped by Ctrl-C or SIGTERM, with a checkpoint where it trained.",
 )
 
 
@@ -219,29 +224,47 @@ for _command in (
 def main() -> None:
     """Run the command line; a user's mistake ends in one message and status 2, never in a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from .core.errors import HFCompressError
-
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of bytes that are no text is shown, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
-    except HFCompressError as error:
-        errors.print(f"[red]error:[/] {escape(error)}", soft_wrap=True, highlight=False)
-        code = MISTAKE
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except OSError as error:
-        errors.print(f"[red]error:[/] {escape(_os_error(error))}", soft_wrap=True, highlight=False)
-        code = MISTAKE
+        end_with_parent()
+        with on_request(interrupt):
+            code = app(standalone_mode=False)
+    except KeyboardInterrupt as error:
+        code = status_of(error)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not typer's own word on how the command was written
+        message = _message(error)
+        if message is None:
             raise
-        errors.print(f"[red]error:[/] {escape(error.format_message())} Try --help.", soft_wrap=True, highlight=False)
+        tell_error(message)
         code = MISTAKE
-    sys.exit(code if isinstance(code, int) else OK)
+    sys.exit(_flushed(code if isinstance(code, int) else OK))
 
 
-def _os_error(error: OSError) -> str:
-    """Say what the system refused: a full disk, a folder that cannot be written."""
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+def _message(error: Exception) -> str | None:
+    """Return what to tell of an error; None where it is a fault of this program."""
+    if isinstance(error, HFCompressError) and (isinstance(error, DiskFullError) or not disk_is_full(error)):
+        return str(error)
+    if disk_is_full(error):
+        return readable(full_disk(error, ".", "repeat the command"))
+    if isinstance(error, OSError):  # a folder that cannot be written, a terminal that is gone
+        return readable(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    if hasattr(error, "format_message"):  # typer's own word on how the command was written
+        return readable(f"{error.format_message()} Try --help.")
+    return None
+
+
+def _flushed(code: int) -> int:
+    """Write out what still waits for stdout; the status where that cannot be: the interpreter would only mumble."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # else who read it has seen enough
+            tell_error(_message(error) or str(error))
+            return MISTAKE
+    return code
 
 
 if __name__ == "__main__":

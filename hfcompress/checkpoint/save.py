@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..core.errors import CheckpointError
+from ..core.files import share_, writing_folder
 from ..core.user_adapters import has_adapters, merging
 from .loader import QUANT_METHOD, attach_
 from .stock import fold_into_config_
@@ -41,7 +39,7 @@ def attach_structure_(model: nn.Module) -> Modules:
 def save_checkpoint(model: nn.Module, folder: str | Path, processor: Any = None) -> Path:
     """Write model, config and processor to `folder`, replacing what was there only once everything is written.
 
-    Raises CheckpointError when the folder cannot be written or is full, and for a model with adapters of peft.
+    Raises WriteError when the folder cannot be written or is full, CheckpointError for a model with adapters of peft.
     """
     if has_adapters(model):
         raise CheckpointError(
@@ -80,10 +78,8 @@ def is_whole(folder: str | Path) -> bool:
 
 def share_weights_(folder: str | Path) -> None:
     """Give the weights in `folder`, which safetensors writes for their owner alone, the mode that other files get."""
-    mask = os.umask(0)
-    os.umask(mask)
     for path in Path(folder).glob("*.safetensors"):
-        path.chmod(0o666 & ~mask)
+        share_(path)
 
 
 def _forget_code_(model: PreTrainedModel) -> None:
@@ -105,22 +101,6 @@ def _forget_use_cache_(config: Any) -> None:
 @contextlib.contextmanager
 def replacing_folder(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `folder` on success and vanishes on failure."""
-    folder = Path(folder)
-    temporary = old = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with writing_folder(folder) as temporary:
         yield temporary
         share_weights_(temporary)
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        for leftover in (temporary, old):
-            if leftover is not None:
-                shutil.rmtree(leftover, ignore_errors=True)

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import markup
 from rich.console import Console
+from rich.text import Text
+
+from ..core.interrupt import status_of
 
 if TYPE_CHECKING:
     from ..recipe.load import LoadedRecipe
 
-OK, MISTAKE, UNMET, INTERRUPTED = 0, 2, 3, 130
+OK, MISTAKE, UNMET = 0, 2, 3
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)  # a name may hold :tada:
+errors = Console(stderr=True, emoji=False)
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
 Set = Annotated[
@@ -41,12 +44,13 @@ def loaded_recipe(recipe: Path, overrides: list[str] | None) -> LoadedRecipe:
 
 @contextlib.contextmanager
 def resumable(done: str, how: str) -> Iterator[None]:
-    """End the command on Ctrl-C with its own status and a line that says where `done` lies and `how` to go on."""
+    """End the command on Ctrl-C or SIGTERM with its own status and a line: where `done` lies, and `how` to go on."""
     try:
         yield
-    except KeyboardInterrupt:
-        errors.print(f"\n[yellow]Interrupted.[/] {escape(done)}: {escape(how)} to go on.")
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            errors.print(f"\n[yellow]Interrupted.[/] {escape(done)}: {escape(how)} to go on.")
+        raise typer.Exit(status_of(error)) from None
 
 
 def quiet_libraries() -> None:
@@ -58,6 +62,12 @@ def quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def tell_error(message: str) -> None:
+    """Print an error's message to stderr as it is; nothing where stderr cannot be written either."""
+    with contextlib.suppress(OSError):
+        errors.print(Text.assemble(("error:", "red"), " ", message), soft_wrap=True, highlight=False)
 
 
 def escape(text: Any) -> str:

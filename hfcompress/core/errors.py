@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from .secrets import masked
+
+_LONGEST = 3500  # bytes of a message; what it quotes of the user's may be of any length
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, halves of characters
 
 
 class HFCompressError(Exception):
@@ -16,6 +20,43 @@ class HFCompressError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(masked(message))
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
+
+
+def readable(text: str) -> str:
+    """Return a message fit for any terminal: of a length that can be read, control characters written as in Python."""
+    text = _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    if len(encoded := text.encode()) <= _LONGEST:
+        return text
+    kept = encoded[:_LONGEST].decode(errors="ignore")
+    return f"{kept} … ({len(text) - len(kept):,} more letters)"
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, cut short where that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in itself
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…"
+
+
+class WriteError(HFCompressError):
+    """A file cannot be written; `place` is where it was to lie."""
+
+    def __init__(self, message: str, place: object = None) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+class DiskFullError(HFCompressError):
+    """There is no room left on a disk; what was written before is kept, and the same command goes on from there."""
+
+
+class LockedError(HFCompressError):
+    """Another process is writing into a folder."""
 
 
 class RecipeError(HFCompressError):
@@ -59,12 +100,13 @@ class PublishError(HFCompressError):
 
 
 _SHOWN = 12
+_QUOTED = 200  # letters of a value that a message quotes
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of `known`, or what there is when none is close."""
     known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:_QUOTED], known, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"
     more = f", … ({len(known) - _SHOWN} more)" if len(known) > _SHOWN else ""

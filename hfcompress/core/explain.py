@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from .config import StrictModel
-from .errors import nearest
+from .errors import nearest, shown
 
 _LONGEST = 200  # letters of a line about a file; it may quote a value that is most of it
 
@@ -41,11 +41,11 @@ def _said(item: Any, model: type[StrictModel]) -> tuple[str, str]:
     """Return what is wrong with a value, and the end of the line."""
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
-        return "unknown key", f" (got {item['input']!r}).{nearest(str(key), _keys_at(model, tuple(parents)))}"
+        return "unknown key", f" (got {shown(item['input'])}).{nearest(str(key), _keys_at(model, tuple(parents)))}"
     if item["type"] == "missing":
         return "this key is required", "."
     message = item["msg"].removeprefix("Value error, ")
-    return message[:1].lower() + message[1:], f" (got {item['input']!r})."
+    return message[:1].lower() + message[1:], f" (got {shown(item['input'])})."
 
 
 def _keys_at(model: type[StrictModel], loc: tuple[Any, ...]) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter
 from pathlib import Path
 
+from ..core.scratch import scratch_folder
 from .opening import compile_openvino, session_options
 
 _OUTSIDE = "session.optimized_model_external_initializers_file_name"
@@ -25,7 +25,7 @@ def _onnxruntime(file: Path) -> Counter[str]:
     import onnx
     import onnxruntime
 
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
+    with scratch_folder() as folder:
         options = session_options(1)
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         options.add_session_config_entry(_OUTSIDE, "weights")  # unpacked they may be over 2 GB, which no file holds

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..core.scratch import scratch_folder
 from .calibrate import Batch
 from .lower_openvino import NamedWeights, lower_named, stored_bits
 from .opening import MADE_OF, NOTE, given, rt_info
@@ -43,7 +43,7 @@ def _converted(proto: Any, how: NamedWeights) -> tuple[Any, dict[str, set[str]]]
     """Return the model with its weights in place, and the operators that read each."""
     import openvino as ov
 
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "graph.onnx"
         path.write_bytes(proto.SerializeToString())
         model = ov.convert_model(str(path))

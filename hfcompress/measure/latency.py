@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import MeasureError
+from ..core.scratch import scratch_folder
 from ..export.runtime import Source, engine, why_not
 from .process import Progress, WorkerProcess, part, quietly
 from .result import LatencyRow, Speedup, Workload
@@ -63,7 +63,7 @@ def measure_latency(
 
     Raises MeasureError when an engine is unknown or its process fails.
     """
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
+    with scratch_folder() as folder:
         job = job_of(models, Path(folder), shapes, auto_class, threads, seed)
         rows: dict[str, list[LatencyRow]] = {label: [] for label in models}
         waiting = 0.0

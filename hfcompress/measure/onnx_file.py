@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import MeasureError
+from ..core.errors import MeasureError, shown
 from ..export.files import data_files, require_data
 from ..export.inputs import CHOICES, InputSpec
 from .result import ModelResult
@@ -36,8 +36,13 @@ class OnnxFile:
 
 
 def read_onnx(file: Path) -> OnnxFile:
-    """Return what a file takes; MeasureError when it is no ONNX file, or wants more than text or pixels."""
-    graph = _load(file).graph
+    """Return what a file takes; MeasureError when it is no ONNX file, or wants more than text or pixels.
+
+    Raises ExportError when the files that its weights lie in are not beside it.
+    """
+    proto = _load(file)
+    require_data(proto, file)
+    graph = proto.graph
     stored = {tensor.name for tensor in graph.initializer}
     inputs = {i.name: i for i in graph.input if i.name not in stored}
     sizes = {name: [d.dim_value or None for d in i.type.tensor_type.shape.dim] for name, i in inputs.items()}
@@ -58,7 +63,7 @@ def read_onnx(file: Path) -> OnnxFile:
 
 def describe_onnx(file: Path) -> ModelResult:
     """Return what needs no clock: the file with the files its weights lie in, and the numbers it holds."""
-    from onnx import numpy_helper
+    from onnx import checker, numpy_helper
 
     proto = _load(file)
     require_data(proto, file)
@@ -66,7 +71,12 @@ def describe_onnx(file: Path) -> ModelResult:
     numbers = nonzeros = 0
     for tensor in proto.graph.initializer:
         if tensor.data_type in _FLOATS or len(tensor.dims) > 1:
-            values = numpy_helper.to_array(tensor, base_dir=str(file.parent))
+            try:
+                values = numpy_helper.to_array(tensor, base_dir=str(file.parent))
+            except (ValueError, TypeError, RuntimeError, OSError, checker.ValidationError) as error:
+                raise MeasureError(
+                    f"{file} holds weights that cannot be read, {shown(tensor.name)}: {error}"
+                ) from error
             numbers, nonzeros = numbers + values.size, nonzeros + int((values != 0).sum())
     return ModelResult(
         name=file.name, size_bytes=sum(files.values()), files=files, parameters=numbers, nonzeros=nonzeros, flops={}
@@ -79,7 +89,7 @@ def _load(file: Path) -> Any:
 
     try:
         return onnx.load(str(file), load_external_data=False)
-    except (DecodeError, OSError) as error:
+    except (DecodeError, OSError, ValueError, RuntimeError) as error:
         raise MeasureError(f"{file} cannot be read as an ONNX file: {error}") from error
 
 

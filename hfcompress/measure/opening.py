@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.scratch import scratch_folder
 from ..export.runtime import Source, why_not
 from .batches import batch_files
 from .energy import SECONDS, joules, why_absent
@@ -60,7 +60,7 @@ def measure_opening(
     ordered = sorted(shapes, key=lambda s: s.batch * (s.length or (s.image_size or 1) ** 2))
     ends = list(dict.fromkeys((ordered[0], ordered[-1])))
     found = Opened.of(models)
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
+    with scratch_folder() as folder:
         job = job_of(models, Path(folder), ends, auto_class, threads, seed)
         pairs = ((label, name) for name in map(known, engines) for label in models)
         tasks = [(label, name) for label, name in pairs if not why_not(name, models[label])]

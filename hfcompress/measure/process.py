@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import MeasureError
+from ..core.scratch import scratch_folder
 
 Progress = Callable[[str, float], None]
 
@@ -35,10 +36,10 @@ class WorkerProcess:
 
     def __init__(self, job: Mapping[str, Any], what: str) -> None:
         self.what = what
-        self._folder = tempfile.TemporaryDirectory(prefix="hfcompress-")
-        path = Path(self._folder.name) / "job.json"
+        self._kept = contextlib.ExitStack()
+        path = self._kept.enter_context(scratch_folder()) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
-        self._stderr = (Path(self._folder.name) / "stderr").open("w+b")
+        self._stderr = path.with_name("stderr").open("w+b")
         # -P: without it the script's folder comes first in the path, and its modules hide the standard library's.
         self._child = subprocess.Popen(
             [sys.executable, "-P", str(WORKER), str(path)],
@@ -57,7 +58,7 @@ class WorkerProcess:
         self._child.kill()
         self._child.communicate()
         self._stderr.close()
-        self._folder.cleanup()
+        self._kept.close()
 
     def ask(self, do: str, on_progress: Progress = quietly, limit_s: float = LIMIT_S, **values: Any) -> Any:
         """Return the worker's answer to a command; a worker that takes longer than `limit_s` is ended."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from ..core.errors import MeasureError
 from ..core.metric import Metric
+from ..core.scratch import scratch_folder
 from ..export.runtime import Source, engine
 from ..ops.reductions import unanswered
 from .batches import batch_files, count_batches
@@ -80,7 +80,7 @@ def predict(
     Raises MeasureError where the model answers an example with numbers that are not finite.
     """
     engine(engine_name)
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as folder:
+    with scratch_folder() as folder:
         output = Path(folder) / "logits.npy"
         job = {
             "engine": engine_name,

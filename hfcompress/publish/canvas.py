@@ -33,6 +33,7 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.h_pad": 0.08,
     "savefig.facecolor": "none",
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called $x: names are what they are
     "xtick.color": INK,
     "ytick.color": INK,
 }

@@ -19,7 +19,7 @@ from .layers_figure import LAYERS, describe_layers, write_layers
 from .pareto import PARETO, comparable, write_pareto
 from .shifts import shift_lines
 from .snippet import fastest_where, loading_snippet, onnx_snippet
-from .template import render
+from .template import code, linked, render
 
 LOCAL = "./model"  # as seen from the run folder; a leading dot cannot be taken for a Hub id
 
@@ -190,7 +190,7 @@ def _bases(source: Source) -> Any:
 
 
 def _link(source: Source, prefix: str) -> str:
-    link = f"[{source.id}]({prefix}{source.id})" if source.hub else f"`{source.id}`"
+    link = linked(source.id, f"{prefix}{source.id}") if source.hub else code(source.id)
     return link if source.base is None else f"{_link(source.base, prefix)} with the adapter {link} merged into it"
 
 

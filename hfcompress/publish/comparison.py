@@ -11,6 +11,7 @@ from ..core.errors import MeasureError
 from ..measure.result import Result, Speedup, read_result
 from . import rows
 from .best import best_on, otherwise, ratios
+from .template import cell, linked, words
 
 BUSY = 0.1  # of the processor time a stage was ready for; from here on its minutes are an upper bound
 
@@ -118,7 +119,7 @@ def comparison_markdown(results: Mapping[str, Result], cards: Mapping[str, str] 
             f"| {' | '.join(table.columns)} |",
             "| --- | --- |" + " ---: |" * (len(table.columns) - 2),
         ]
-        lines = [[f"[{row[0]}]({cards[row[0]]})" if cards else row[0], *row[1:]] for row in table.rows]
+        lines = [[cell(linked(row[0], cards[row[0]]) if cards else words(row[0])), *row[1:]] for row in table.rows]
         notes = ["", *table.notes] if table.notes else []
         parts.append("\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines), *notes]))
     return "\n\n".join(parts)
@@ -129,7 +130,7 @@ def _comparison(group: Mapping[str, Result]) -> Comparison:
     first = results[0][1]
     shapes = list({rows.shape_name(s): s for _, r in results for s in r.best_speedups()}.values())
     controls = any(result.control for result in group.values())
-    place = f"{first.base_model.id} on {first.dataset.id}, {first.dataset.split}"
+    place = words(f"{first.base_model.id} on {first.dataset.id}, {first.dataset.split}")
     title = f"{place}: {rows.si(first.baseline.size_bytes, 'B')}, {_baseline(first)}"
     columns = ["run", "methods", "weight files", first.headline().metric]
     columns += ["control"] * controls + [rows.shape_name(shape) for shape in shapes] + ["minutes"]

@@ -76,4 +76,5 @@ def _draw(axis: Axes, example: Example, tile: Image.Image) -> None:
 
 
 def _short(label: str) -> str:
+    label = " ".join(label.split())
     return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"

@@ -12,7 +12,7 @@ from ..measure.result import Result
 from ..measure.trials import SIZES, SearchRecord, Trial, read_search
 from . import rows
 from .search_figure import scale, write_trials
-from .template import cell, render
+from .template import cell, code, render, words
 
 REPORT, _FIGURE = "README.md", "trials.png"
 _TEMPLATE = "search.md.jinja"
@@ -37,7 +37,7 @@ def render_report(record: SearchRecord, results: Mapping[str, Result], figure: s
         _TEMPLATE,
         record=record,
         figure=figure,
-        folder=SIZES,
+        push=_push(record),
         keys=keys,
         space={key: _space(values) for key, values in record.space.items()},
         sizes=[_size(record, size, results.get(size.name)) for size in record.sizes],
@@ -49,9 +49,15 @@ def render_report(record: SearchRecord, results: Mapping[str, Result], figure: s
     )
 
 
+def _push(record: SearchRecord) -> str:
+    """Return the command that publishes the sizes as one collection."""
+    done = [f"{SIZES}/{size.name}" for size in record.sizes if size.state is State.DONE]
+    return " ".join(["hfcompress push", *done, "--collection", f'"{" ".join(record.title.split())}"'])
+
+
 def _space(values: Any) -> str:
     if not isinstance(values, dict):
-        return ", ".join(f"`{value}`" for value in values)
+        return ", ".join(map(code, values))
     steps = f" in steps of {values['step']}" if "step" in values else ""
     return f"{values['low']} to {values['high']}{steps}"
 
@@ -83,7 +89,7 @@ def _trial(record: SearchRecord, trial: Trial, keys: list[str]) -> list[str]:
     made = [size.name for size in record.sizes if size.trial == trial.number]
     return [
         str(trial.number + 1),
-        *(cell(trial.params[key]) for key in keys),
+        *(cell(words(trial.params[key])) for key in keys),
         cost if isinstance(cost, str) else f"{cost:.2f}",
         quality,
         ", ".join(made) or rows.NONE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..measure.result import ClassRow, Difference, Result
+from .template import code
 
 SHOWN = 3  # classes at either end; up to twice as many are all shown
 
@@ -59,8 +60,4 @@ def _classes(head: Difference) -> Iterator[str]:
 
 
 def _listed(found: Sequence[ClassRow]) -> str:
-    return "; ".join(f"{_code(row.name)} {row.before} → {row.after} of {row.examples}" for row in found)
-
-
-def _code(name: str) -> str:
-    return "`" + " ".join(name.split()).replace("`", "'") + "`"
+    return "; ".join(f"{code(row.name)} {row.before} → {row.after} of {row.examples}" for row in found)

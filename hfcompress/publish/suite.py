@@ -96,7 +96,7 @@ def _entries(record: SuiteRecord, results: Mapping[str, Result]) -> dict[str, li
 
 
 def _why(one: CellRecord) -> str:
-    return f"`{one.method}`, seed {one.seed}: {one.reason or one.state.value}"
+    return f"`{one.method}`, seed {one.seed}: {template.words(one.reason or one.state.value)}"
 
 
 def _results(entries: Sequence[Entry]) -> Iterator[Result]:
@@ -120,8 +120,8 @@ def _section(model: str, entries: Sequence[Entry], figure: str | None) -> Sectio
 def _about(first: Result) -> str:
     before = first.baseline.quality_in(first.headline().engine)
     quality = f", {first.headline().metric} {rows.metric(first, before.value)}" if before else ""
-    data = f"{first.dataset.id}, {first.dataset.split}, {first.headline().examples} examples"
-    return f"{first.baseline.name} on {data}: {rows.si(first.baseline.size_bytes, 'B')}{quality}"
+    data = template.words(f"{first.dataset.id}, {first.dataset.split}, {first.headline().examples} examples")
+    return f"{template.words(first.baseline.name)} on {data}: {rows.si(first.baseline.size_bytes, 'B')}{quality}"
 
 
 def _row(entry: Entry, shapes: Sequence[Speedup], controls: bool) -> list[str]:

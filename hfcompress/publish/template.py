@@ -19,6 +19,39 @@ def cell(text: object) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
+# Punctuation that Markdown or HTML gives a meaning within a line. An underscore inside a word has none, nor have
+# brackets around what is followed by no address.
+_ONE = r"[\\`*\[\]<~$]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])"
+_ALL, _BRACKETS = re.compile(_ONE), re.compile(rf"\[(?P<inside>[^\[\]]*)\](?![(\[:])|{_ONE}")
+
+
+def words(text: object) -> str:
+    """Return a name or title as Markdown that shows it letter by letter on one line; for a table, pass it to `cell`."""
+
+    def literal(found: re.Match[str]) -> str:
+        inside = found["inside"]
+        return rf"\{found[0]}" if inside is None else f"[{_ALL.sub(_escaped, inside)}]"
+
+    return _BRACKETS.sub(literal, " ".join(str(text).split()))
+
+
+def linked(text: object, address: str) -> str:
+    """Return a link that shows `text` letter by letter."""
+    return f"[{_ALL.sub(_escaped, ' '.join(str(text).split()))}]({address})"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return rf"\{found[0]}"
+
+
+def code(text: object) -> str:
+    """Return `text` as a code span on one line that holds it letter by letter; not in a table, for its bars."""
+    line = " ".join(str(text).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", line)), default=0))
+    room = " " if line[:1] == "`" or line[-1:] == "`" else ""
+    return f"{fence}{room}{line}{room}{fence}"
+
+
 def fenced(text: str, language: str = "") -> str:
     """Return `text` as a fenced code block, with a fence longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
@@ -40,5 +73,5 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters.update(cell=cell, fenced=fenced, literal=literal)
+    environment.filters.update(cell=cell, words=words, code=code, fenced=fenced, literal=literal)
     return environment

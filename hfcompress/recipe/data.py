@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_validator
 
 from ..core.config import StrictModel
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]*\w[\w.-]*)?")
 
 
 def _as_labels(value: Any) -> Any:
@@ -127,6 +130,14 @@ class Origin(StrictModel):
     )
     config: str | None = Field(None, description="Configuration name of a Hub data set.")
     revision: str | None = Field(None, description="Commit, tag or branch of a Hub data set.")
+
+    @field_validator("dataset")
+    @classmethod
+    def _a_name(cls, value: str | None) -> str | None:
+        """Refuse what `datasets` would take for a folder, and read all that lies in it."""
+        if value is not None and not value.startswith("sklearn:") and not _HUB_NAME.fullmatch(value):
+            raise ValueError("give a name on the Hub, such as 'stanfordnlp/sst2'; local files go under 'path'")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Origin:

@@ -14,9 +14,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 
-from ..core.errors import RecipeError, nearest
+from ..core.errors import RecipeError, shown
 from ..core.explain import explain
 from ..core.registry import create, list_methods
+from .plain import check_plain, read_file
 from .schema import Recipe
 from .training import train_schema
 from .yaml12 import parse_yaml
@@ -110,28 +111,21 @@ def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[str, dict[st
     if isinstance(source, Recipe):
         source = source.model_dump(mode="json", exclude_unset=True)
     if isinstance(source, Mapping):
+        check_plain(source)
         values = copy.deepcopy(dict(source))
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True), values
-    text = _text(Path(source))
-    return text, _mapping(parse_yaml(text, str(source)), str(source))
+    return read_yaml(Path(source))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; RecipeError, with the nearest file's name, when it cannot be read."""
-    return _mapping(parse_yaml(_text(path), str(path)), str(path))
+def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a YAML file and the mapping in it; RecipeError when it cannot be read or holds anything else.
 
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RecipeError(f"cannot read the recipe {path}: {reason}.{_neighbours(path)}") from error
-
-
-def _neighbours(path: Path) -> str:
-    found = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    return nearest(str(path), found) if found else ""
+    The message has the name of the nearest file where there is none of that name.
+    """
+    text = read_file(path)
+    values = _mapping(parse_yaml(text, str(path)), str(path))
+    check_plain(values)
+    return text, values
 
 
 def _mapping(values: Any, where: str) -> dict[str, Any]:
@@ -171,11 +165,16 @@ def _drop(values: Any, parents: Sequence[str], keys: Sequence[str]) -> None:
 def _parse_override(item: str) -> tuple[list[str], Any]:
     key, equals, text = item.partition("=")
     path = key.strip().split(".")
+    check_plain(item, "--set")
     if not equals or not all(path):
-        raise RecipeError(f"--set {item}: write it as dotted.key=value, such as --set stages.0.train.max_steps=100.")
+        raise RecipeError(
+            f"--set {shown(item)[1:-1]}: write it as dotted.key=value, such as --set stages.0.train.max_steps=100."
+        )
     if text.lstrip().startswith((">", "<")):  # a bound, such as >=4: in YAML, > begins text of several lines
         return path, text.strip()
-    return path, parse_yaml(text, f"--set {key}")
+    value = parse_yaml(text, f"--set {key}")
+    check_plain(value, f"--set {key}")
+    return path, value
 
 
 def _set(values: Any, path: Sequence[str], value: Any) -> None:
@@ -195,8 +194,10 @@ def _key(values: Any, part: str, path: Sequence[str]) -> str | int:
     if isinstance(values, dict):
         return part
     if not isinstance(values, list):
-        raise RecipeError(f"--set {name}: {'.'.join(path[:-1])} is {values!r}, which has no keys.")
-    if not part.isdecimal() or int(part) >= len(values):
+        raise RecipeError(f"--set {name}: {'.'.join(path[:-1])} is {shown(values)}, which has no keys.")
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(values):
         known = ", ".join(str(i) for i in range(len(values)))
-        raise RecipeError(f"--set {name}: {part!r} is not an index of {'.'.join(path[:-1])}. Known: {known}.")
+        raise RecipeError(
+            f"--set {shown(name)[1:-1]}: {shown(part)} is not an index of {'.'.join(path[:-1])}. Known: {known}."
+        )
     return int(part)

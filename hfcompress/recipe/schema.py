@@ -11,10 +11,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .. import methods as _builtin  # noqa: F401 - importing it fills the registry that `create` reads
 from ..core.config import EITHER, MAPPING, PLAIN, StrictModel
-from ..core.errors import RecipeError, nearest
+from ..core.errors import RecipeError, nearest, shown
 from ..core.registry import create
 from ..core.student import StudentConfig
 from .data import Data
+from .plain import can_be_a_place
 from .training import check_train
 
 Engine = Literal[
@@ -235,9 +236,21 @@ class Recipe(StrictModel):
             problems += check_train(stage.train or {}, f"stages.{index}.train")
         if not problems and not any(_has_teacher(stage) for stage in self.stages):
             problems += self._unheard()
+        problems += [
+            f"{key}: no file or folder can be called {shown(name)}."
+            for key, name in self.places().items()
+            if not can_be_a_place(name)
+        ]
         if problems:
             raise RecipeError("\n".join(problems))
         return self
+
+    def places(self) -> dict[str, str]:
+        """Return, by key, what may name a local file or folder."""
+        more = self.data.unlabelled
+        keys = {key: getattr(self, key) for key in ("model", "processor", "teacher", "student")}
+        keys |= {"data.path": self.data.path, "data.unlabelled.path": more.path if more else None}
+        return {key: name for key, name in keys.items() if isinstance(name, str)}
 
     def _unheard(self) -> list[str]:
         """Return what is said of a teacher in a recipe that has none."""

@@ -136,14 +136,14 @@ def load_search(path: str | Path, overrides: Sequence[str] = (), trials: int | N
     Raises RecipeError that names the key.
     """
     path = Path(path)
-    values = read_yaml(path)
+    text, values = read_yaml(path)
     if trials is not None:
         values["trials"] = trials
     try:
         search = Search.model_validate(values)
     except ValidationError as error:
         raise RecipeError(explain(error, Search)) from error
-    found = LoadedSearch(search, path.read_text(encoding="utf-8"), path.parent / search.recipe, tuple(overrides))
+    found = LoadedSearch(search, text, path.parent / search.recipe, tuple(overrides))
     load_recipe(found.recipe, overrides)  # its own mistakes first
     _check_space(found)
     return found

@@ -35,7 +35,7 @@ class _Part(StrictModel):
 
     def values(self, keys: Sequence[str], folder: Path) -> dict[str, Any]:
         """Return this part's share of a recipe, as given here or in the recipe named."""
-        base = read_yaml(folder / self.recipe) if self.recipe else {}
+        base = read_yaml(folder / self.recipe)[1] if self.recipe else {}
         given = self.model_dump(include=set(keys), exclude_unset=True)
         return {key: value for key, value in {**base, **given}.items() if key in keys}
 
@@ -132,7 +132,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> LoadedSuite:
     Raises RecipeError that names the cell, and the key in its recipe.
     """
     path = Path(path)
-    values = read_yaml(path)
+    text, values = read_yaml(path)
     theirs, own = _split(overrides, values.get("models"))
     try:
         suite = Suite.model_validate(overridden(values, own))
@@ -146,7 +146,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> LoadedSuite:
             problems.append(f"{method} on {model}: {error}")
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
-    return LoadedSuite(suite, path.read_text(encoding="utf-8"), tuple(cells))
+    return LoadedSuite(suite, text, tuple(cells))
 
 
 def _split(overrides: Sequence[str], models: Any) -> tuple[dict[str, list[str]], list[str]]:
@@ -177,10 +177,11 @@ def _grid(suite: Suite) -> Iterator[tuple[str, str, int]]:
 def _cell(suite: Suite, folder: Path, model: str, method: str, seed: int, overrides: Sequence[str]) -> Cell:
     of_model, of_method = suite.models[model], suite.methods[method]
     values = {**of_model.values(_OF_A_MODEL, folder), **of_method.values(_OF_A_METHOD, folder), "seed": seed}
-    values["evaluate"] = {**suite.evaluate, **(values.get("evaluate") or {}), "control": suite.control}
+    values["evaluate"] = _over(_over(suite.evaluate, values.get("evaluate")), {"control": suite.control})
     values["benchmark"] = _merged(suite.benchmark, values.get("benchmark"), "benchmark" in of_model.model_fields_set)
     values = overridden(values, [f"{key}={yaml.safe_dump(value)}" for key, value in of_method.set.items()])
-    for stage in values.get("stages") or ():
+    stages = values.get("stages")
+    for stage in stages if isinstance(stages, list) else ():
         if isinstance(stage, dict) and isinstance(stage.get("train"), dict):
             stage["train"] = {**of_model.train, **stage["train"]}
     loaded = load_recipe({"title": f"{method} on {model}", **values}, overrides)
@@ -191,4 +192,11 @@ def _merged(shared: dict[str, Any] | None, own: Any, said_here: bool) -> Any:
     """Return how to measure: a model's own words on top of the suite's; a recipe merely referred to has none."""
     if shared is None or (said_here and own is None):
         return None
-    return {**shared, **own} if said_here else shared
+    return _over(shared, own) if said_here else shared
+
+
+def _over(shared: Any, own: Any) -> Any:
+    """Return a mapping's values on top of what is shared; anything else as it is, for the recipe to refuse."""
+    if own is None:
+        return shared
+    return {**shared, **own} if isinstance(shared, Mapping) and isinstance(own, Mapping) else own

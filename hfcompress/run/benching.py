@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..core.errors import LifecycleError, MeasureError, RecipeError
+from ..core.scratch import scratch_folder
 from ..export.runtime import ENGINES, Source, require_engine
 from ..measure.bench import Bench, Settings, bench, stale_engines
 from ..measure.onnx_file import OnnxFile, read_onnx
@@ -70,7 +70,7 @@ def bench_models(
     named, engines = bool(engines), engines or default_engines(calibrated=calibration is not None)
     for name in engines:
         require_engine(name)
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch, reporter.bar("measuring") as progress:
+    with scratch_folder() as scratch, reporter.bar("measuring") as progress:
         sources = {}
         for index, model in enumerate(models):
             place = Path(scratch) / str(index)
@@ -152,7 +152,7 @@ def training_table(loaded: LoadedRecipe, reporter: Reporter, *, rounds: int) -> 
         raise LifecycleError("this recipe trains nothing: there is no step to time")
     stage = stage_methods(loaded.recipe.stages[index], f"stages.{index}")
     times: dict[str, list[float]] = {name: [] for name in _STEPS}
-    with reporter.bar("timing training steps") as progress, tempfile.TemporaryDirectory() as scratch:
+    with reporter.bar("timing training steps") as progress, scratch_folder() as scratch:
         for done in range(rounds):
             for name, seconds in _training_round(setup, stage, Path(scratch)):
                 times[name].append(seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from .claims import Check, find_place
@@ -46,7 +47,7 @@ def check_table(found: list[Check], title: str) -> Table:
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     marks = {True: "[green]holds[/]", False: "[red]differs[/]", None: "[yellow]not checked[/]"}
     for line in found:
-        table.add_row(line.name, line.claimed, line.found, marks[line.holds])
+        table.add_row(*map(escape, (line.name, line.claimed, line.found)), marks[line.holds])
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig
 
 from ..core.errors import HFCompressError
+from ..core.scratch import scratch_folder
 from ..export.runtime import Source
 from ..measure.quality import EvaluationSet, difference, predict, quality
 from ..measure.result import ClassRow, Difference, Quality, Result
@@ -48,7 +48,7 @@ def quality_claims(at: Place, overrides: Sequence[str]) -> list[Check]:
     """Let both models, and the control, predict again, and compute every statistic anew."""
     if not at.result.compressed.quality:
         return []
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
+    with scratch_folder() as scratch:
         try:
             data = _evaluation(at, RunFolder(Path(scratch)), overrides)
         except HFCompressError as error:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.disk import room_needed
 from ..core.errors import MeasureError, RecipeError, nearest
-from ..core.files import write_text
+from ..core.files import remove, write_text
 from ..measure.cells import CELLS, RECORD, CellRecord, State, SuiteRecord, read_record
 from ..measure.result import read_result
 from ..publish.suite import write_report
 from ..recipe.suite import Cell, LoadedSuite
 from . import child
+from .child import AGAIN
 from .folder import RunFolder, changed_inputs, holds
 from .lock import sole_writer
 from .reporter import Reporter
@@ -62,7 +63,7 @@ def run_suite(
     nothing there is.
     """
     chosen, folder = _chosen(suite, only), Path(output)
-    with sole_writer(folder, RECORD, "a comparison's"):
+    with room_needed(folder, AGAIN), sole_writer(folder, RECORD, "a comparison's"):
         return _run_cells(suite, chosen, folder, fresh, reporter or Reporter())
 
 
@@ -92,7 +93,7 @@ def _chosen(suite: LoadedSuite, only: Sequence[str]) -> list[Cell]:
 def _open(suite: LoadedSuite, folder: Path, fresh: bool) -> _Progress:
     """Return where things stand in `folder`."""
     if fresh:
-        shutil.rmtree(folder / CELLS, ignore_errors=True)
+        remove(folder / CELLS)
     took = _took(folder)
     records = {
         cell.name: _record(cell, State.DONE, took.get(cell.name)) if _is_done(cell, folder) else _record(cell)
@@ -102,8 +103,8 @@ def _open(suite: LoadedSuite, folder: Path, fresh: bool) -> _Progress:
     for cell in suite.cells:
         if records[cell.name].state is State.DONE:
             _remember(cell, progress)
+    progress.write()  # first: by it the folder is known as a comparison's
     write_text(folder / _SUITE, suite.text)
-    progress.write()
     return progress
 
 
@@ -134,7 +135,7 @@ def _record(
 def _is_done(cell: Cell, folder: Path) -> bool:
     try:
         path = folder / CELLS / cell.name
-        same = read_result(path).recipe_hash == cell.loaded.hash
+        same = read_result(path).recipe_hash == cell.loaded.hash and RunFolder(path).has_all()
         return same and not changed_inputs(path, cell.loaded.recipe)
     except MeasureError:
         return False

@@ -8,7 +8,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.table import Table
 from ..core.config import StrictModel
 from ..core.errors import HFCompressError
 from ..core.machine import cpu_info
+from ..core.scratch import scratch_folder
 from ..export.cpu import cpu_flags
 from ..export.runtime import ENGINES, Source, engine, require_engine
 from ..measure.batches import write_batches
@@ -182,7 +182,7 @@ def _reach(told: dict[str, Any]) -> str:
 
 def _engines(names: list[str] | None, tell: Callable[[str], None] = lambda text: None) -> Iterator[Line]:
     """Export a tiny model for each engine and run it there, in the process the engine would have."""
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
+    with scratch_folder() as scratch:
         folder, batches = Path(scratch) / "model", Path(scratch) / "batches.safetensors"
         try:
             _tiny(folder, batches)

@@ -13,6 +13,7 @@ from torch import nn
 from ..checkpoint import is_stock, load_model, release_, save_checkpoint
 from ..checkpoint.memory import weight_bytes
 from ..checkpoint.structure import read_structure
+from ..core.disk import room_needed
 from ..core.files import write_text
 from ..core.machine import Stopwatch
 from ..core.method import Method
@@ -59,7 +60,10 @@ def run_recipe(
     if _trains(loaded.recipe):
         keep_freed_memory()
     reporter = reporter or Reporter()
-    with open_folder(output, loaded, resume=resume, overwrite=overwrite) as folder:
+    with (
+        room_needed(output, "give the same command with --resume: what is done is kept"),
+        open_folder(output, loaded, resume=resume, overwrite=overwrite) as folder,
+    ):
         reporter.heading("Opening model and data")
         setup = open_recipe(loaded)
         folder.begin(loaded, resume=resume)
@@ -93,6 +97,7 @@ def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
     metric = setup.task.metric(setup.metric)
     bound = trivial_score(setup.task, metric, read_labels(folder), setup.model.config)
     result = assemble(setup, bench, records, structure, stock=is_stock(folder.model), trivial=bound)
+    folder.clean()
     write_text(folder.path / "result.json", result.model_dump_json(indent=2) + "\n")
     return result
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import load_model
 from ..core.errors import ExportError, RecipeError, nearest
+from ..core.scratch import scratch_folder
 from ..export.gptq import FORMAT, export_gptq
 from ..export.onnx import export_onnx
 from ..export.runtime import ENGINES, Source, require_engine
@@ -51,7 +51,7 @@ def export_checkpoint(
         raise RecipeError(f"--image-size {image_size}: {source} takes no images")
     if output is None and not Path(checkpoint).is_dir():
         raise ExportError(f"{checkpoint} is not a local folder: say where its exports shall go with --output")
-    with tempfile.TemporaryDirectory(prefix="hfcompress-") as scratch:
+    with scratch_folder() as scratch:
         pixels = image_size or own_pixels(checkpoint, auto_class)
         found = calibrated(Source(checkpoint, image_size=pixels), formats, calibration, Path(scratch))
         batches = read_batches(found.calibration) if found.calibration else None

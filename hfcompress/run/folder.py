@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import HFCompressError, RecipeError
-from ..core.files import write_text
+from ..core.files import remove, write_text, writing, writing_folder
 from ..measure.examples import EXAMPLES, IMAGES
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan
@@ -126,11 +126,14 @@ class RunFolder:
             (self.path / "exports" / part, other.path / "exports" / part),
         ):
             if source.is_dir() and not target.exists():
-                shutil.copytree(source, target, copy_function=_link)
+                with writing_folder(target) as unfinished:
+                    shutil.copytree(source, unfinished, copy_function=_link, dirs_exist_ok=True)
         other.measured.mkdir(exist_ok=True)
-        for source in self.measured.glob("*"):  # named by what they depend on: none is taken for another
-            if not (other.measured / source.name).exists():
-                _link(source, other.measured / source.name)
+        for source in self.measured.glob("[!.]*"):  # named by what they depend on: none is taken for another
+            if not (target := other.measured / source.name).exists():
+                with writing(target) as unfinished:
+                    unfinished.unlink()
+                    _link(source, unfinished)
 
     def written(self) -> list[Path]:
         """Return all that a run may have left here but its mark and recipe; what else lies beside it is the user's."""
@@ -141,6 +144,16 @@ class RunFolder:
         named += [*(self.path / name for name in others), *map(scratch_of, (self.baseline, self.control))]
         return named + [cut for path in named for cut in self.path.glob(f".{path.name}.*")]
 
+    def has_all(self) -> bool:
+        """Say whether a run that wrote its result came to its end, the card; the model may have been removed since."""
+        return (self.model / "README.md").is_file() or not self.model.exists()
+
+    def clean(self) -> None:
+        """Remove the checkpoints of trainings that are done, also of those after which the run was killed."""
+        trained = [self.baseline, self.control, *self.control_parts.glob("*")]
+        for path in (*map(scratch_of, trained), self.control_parts, *self.stages.glob("*/trainer")):
+            remove(path)
+
     def has_work(self) -> bool:
         """Say whether there is a result here, or a model or checkpoint of one that a run has made."""
         return (self.path / "result.json").exists() or any(self.path.glob("*/**/*.safetensors"))
@@ -148,7 +161,7 @@ class RunFolder:
     def begin(self, loaded: LoadedRecipe, *, resume: bool) -> None:
         """Delete what an earlier run left here, unless that is taken up again, and note whose run this is."""
         for path in () if resume else self.written():
-            _remove(path)
+            remove(path)
         mark = {"stages_hash": loaded.stages_hash, "inputs": inputs_of(loaded.recipe)}
         write_text(self.path / _MARK, json.dumps(mark) + "\n")
         write_text(self.path / "recipe.yaml", loaded.text)
@@ -245,10 +258,3 @@ def _refuse_own_source(folder: RunFolder, recipe: Recipe) -> None:
             raise RecipeError(
                 f"{key}: {source} lies in {folder.path}, which --overwrite empties: choose another --output"
             )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,14 +21,10 @@ def inputs_of(recipe: Recipe) -> dict[str, str]:
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    more = recipe.data.unlabelled
-    keys = {key: getattr(recipe, key) for key in ("model", "processor", "teacher", "student")}
-    keys |= {"data.path": recipe.data.path, "data.unlabelled.path": more.path if more else None}
-    for key, name in keys.items():
-        if isinstance(name, str):
-            yield key, name
-            if recipe.merge_adapters and Path(name).is_dir() and (adapter := find_adapter(name)):
-                yield f"{key} (base of the adapter)", adapter.base
+    for key, name in recipe.places().items():
+        yield key, name
+        if recipe.merge_adapters and Path(name).is_dir() and (adapter := find_adapter(name)):
+            yield f"{key} (base of the adapter)", adapter.base
 
 
 def _digest(place: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +27,7 @@ def layer_bars(before: list[Part], after: list[Part], stages: Sequence[StageReco
     for column in columns:
         table.add_column(column.title, no_wrap=True)
     for row in found:
-        table.add_row(row.name, *(_cell(row, column, found) for column in columns))
+        table.add_row(escape(row.name), *(_cell(row, column, found) for column in columns))
     return table
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from ..core.errors import HFCompressError
+from ..core.errors import HFCompressError, LockedError
+from ..core.files import UNFINISHED, remove_unfinished
 
 try:
     import fcntl
@@ -27,13 +28,14 @@ def sole_writer(folder: Path, mark: str, what: str) -> Iterator[None]:
     """
     new = not folder.exists()
     try:
-        if not (new or (folder / mark).exists()) and any(entry.name != LOCK for entry in folder.iterdir()):
+        if not (new or (folder / mark).exists()) and any(_is_foreign(entry, mark) for entry in folder.iterdir()):
             raise HFCompressError(f"{folder} exists and is not {what}: choose another --output, nothing was touched")
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder / LOCK)
     except OSError as error:
         raise HFCompressError(f"cannot use {folder} as the output folder: {error.strerror}") from error
     try:
+        remove_unfinished(folder)  # of one that was killed: nobody else writes here
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -41,6 +43,12 @@ def sole_writer(folder: Path, mark: str, what: str) -> Iterator[None]:
             if new:
                 folder.rmdir()  # only where nothing came of it
         lock.close()
+
+
+def _is_foreign(entry: Path, mark: str) -> bool:
+    """Say whether something in a folder without its mark is not what one killed before it was written has left."""
+    begun = entry.name.startswith(f".{mark}.") and entry.name.endswith(UNFINISHED)
+    return entry.name != LOCK and not begun
 
 
 def _lock(path: Path) -> IO[str]:
@@ -55,7 +63,7 @@ def _lock(path: Path) -> IO[str]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # both are said by systems of one that is held
             file.seek(0)
-            raise HFCompressError(
+            raise LockedError(
                 f"another run (process {file.read().strip() or 'unknown'}) is writing into {path.parent}: wait until "
                 "it ends, or choose another --output"
             ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ..checkpoint import is_whole, load_model, release_
+from ..core.files import remove
 from ..measure.result import StageRecord
 from .folder import RunFolder
 from .reporter import Reporter
@@ -50,7 +50,7 @@ def kept(
             return load_model(folder, run.setup.task.auto_class, dtype=run.setup.recipe.dtype)
         run.reporter.say(f"What lies in {folder} is damaged: it and what came of it are made again.", style="yellow")
         for path in (folder, *rest):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
     run.reporter.heading(heading)
     return execute()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import ProgressCallback
 
 from ..checkpoint import is_whole
+from ..core.files import remove
 from ..core.method import Method
 from ..core.progress import listening
 from ..recipe.plan import SELECTION_SHARE
@@ -99,7 +99,7 @@ def last_checkpoint(scratch: Path) -> str | None:
 
 def clean(scratch: Path) -> None:
     """Remove the checkpoints of a training that is done; its model is saved elsewhere."""
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove(scratch)
 
 
 def training_arguments(arguments: Mapping[str, Any], scratch: Path, seed: int) -> TrainingArguments:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.text import Text
 
+from ..core.disk import room_needed
 from ..core.errors import MeasureError, RecipeError
-from ..core.files import write_text
+from ..core.files import remove, write_text
 from ..measure.cells import State
 from ..measure.require import check, parse_requirement
 from ..measure.result import Result, read_result
@@ -20,6 +20,7 @@ from ..recipe.load import LoadedRecipe
 from ..recipe.search import LoadedSearch, Params
 from ..recipe.shared import baseline_key
 from ..run import child
+from ..run.child import AGAIN
 from ..run.folder import RunFolder, changed_inputs
 from ..run.lock import sole_writer
 from ..run.reporter import Reporter
@@ -60,7 +61,7 @@ def run_search(search: LoadedSearch, output: str | Path, *, reporter: Reporter |
     """
     require_optuna()
     folder = Path(output)
-    with sole_writer(folder, RECORD, "a search's"):
+    with room_needed(folder, AGAIN), sole_writer(folder, RECORD, "a search's"):
         progress = _open(search, folder, reporter or Reporter())
         _try_all(progress)
         for name in search.search.sizes:
@@ -183,7 +184,7 @@ def _keep_shared(progress: _Progress, run: RunFolder, loaded: LoadedRecipe) -> N
 def _tidy(run: RunFolder) -> None:
     for entry in run.path.iterdir():
         if entry.is_dir():
-            shutil.rmtree(entry)
+            remove(entry)
         elif entry.suffix not in (".json", ".yaml"):
             entry.unlink()
 
@@ -267,6 +268,7 @@ def _nearest_miss(record: SearchRecord, name: str) -> str:
 
 def _is_done(path: Path, loaded: LoadedRecipe) -> bool:
     try:
-        return read_result(path).recipe_hash == loaded.hash and not changed_inputs(path, loaded.recipe)
+        same = read_result(path).recipe_hash == loaded.hash and RunFolder(path).has_all()
+        return same and not changed_inputs(path, loaded.recipe)
     except MeasureError:
         return False

@@ -16,7 +16,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..checkpoint import load_model, share_weights_
 from ..checkpoint.training_state import load_training_state_, save_training_state
 from ..core.answers import answering_by_name, named
-from ..core.errors import CheckpointError
+from ..core.disk import disk_is_full
+from ..core.errors import CheckpointError, WriteError
 from ..core.files import write_text
 from ..modules.plain_names import clean_state_dict
 from ..modules.seen import labelled_logits, takes_labels
@@ -69,16 +70,30 @@ class CheckpointMixin:
         loss = torch.stack(losses).mean()
         return (loss, outputs) if return_outputs else loss
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, and leave the config as it was.
+
+        A model notes in it what its labels are at the first loss, which a run resumed after the last step never sees.
+        """
+        config = getattr(self.plain_model(), "config", None)
+        before = getattr(config, "problem_type", None)
+        try:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if config is not None and getattr(config, "problem_type", None) != before:
+                config.problem_type = before
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint whole, or say why not and leave none that a resumed run would trip over."""
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        except Exception as error:
+            if not isinstance(error, (OSError, SafetensorError)) and not disk_is_full(error):
                 raise
             step = self.state.global_step  # type: ignore[attr-defined]
-            shutil.rmtree(Path(str(self.args.output_dir)) / f"checkpoint-{step}", ignore_errors=True)
-            raise CheckpointError(f"cannot write the checkpoint of step {step}: {error}") from error
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            raise WriteError(f"cannot write the checkpoint of step {step}: {error}", folder) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

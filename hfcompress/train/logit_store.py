@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.files import writing
+from ..core.files import remove_unfinished, writing
 from .fingerprints import SIZE
 
 DTYPE = torch.float16
 NOT_FOUND = -1
+_ABANDONED_S = 86_400.0  # after which what is half-written is of a process that was killed
 
 
 def cache_folder(kind: str) -> Path:
@@ -80,6 +81,7 @@ class LogitStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        remove_unfinished(folder, unused_s=_ABANDONED_S)
         self._files: list[dict[str, Tensor]] = []
         self._names: set[str] = set()
         self._hashes = np.zeros(0, dtype=f"S{SIZE}")

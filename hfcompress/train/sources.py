@@ -51,7 +51,10 @@ class Source:
 def open_source(data: Origin, where: str = "data") -> Source:
     """Open what `dataset` or `path` names; DataError names the key under `where` when it cannot be read."""
     if data.path is not None:
-        return _open_path(Path(data.path).expanduser(), where, _asked(data))
+        try:
+            return _open_path(Path(data.path).expanduser(), where, _asked(data))
+        except OSError as error:
+            raise DataError(f"{where}.path: {data.path} cannot be read: {error.strerror or error}.") from error
     name = str(data.dataset)
     return _open_sklearn(name, where) if name.startswith("sklearn:") else _open_hub(name, data, where)
 

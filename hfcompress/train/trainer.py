@@ -149,7 +149,7 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
                 "this trainer's model is compressed already; to train it further, hand it to a stock Trainer or to a "
                 "new HFCompressTrainer"
             )
-        output = super().train(*args, **kwargs)  # type: ignore[misc]
+        output = super().train(*args, **kwargs)
         self._end_stage()
         return output
 
