@@ -126,10 +126,23 @@ class Origin(StrictModel):
     )
     path: str | None = Field(
         None,
-        description="Local file, folder of <split>.parquet/csv/jsonl files, or image folder (<split>/<label>/*.png).",
+        description="Local file (parquet, csv, tsv, json, jsonl, txt; text files may be packed, as .csv.gz), folder of "
+        "<split>.parquet/csv/… files, folder made by `save_to_disk`, or image folder (<split>/<label>/*.png).",
     )
     config: str | None = Field(None, description="Configuration name of a Hub data set.")
     revision: str | None = Field(None, description="Commit, tag or branch of a Hub data set.")
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="What separates the cells of csv and tsv files; default: the one of comma, tab, semicolon and bar "
+        "that the line of column names shows.",
+    )
+    encoding: str | None = Field(
+        None,
+        description="Encoding of text files in `path`, such as 'cp1252'; default: what the file's first bytes mark, "
+        "else UTF-8.",
+    )
 
     @field_validator("dataset")
     @classmethod
@@ -145,7 +158,18 @@ class Origin(StrictModel):
             raise ValueError("give exactly one of 'dataset' (a Hub name) and 'path' (a file or folder)")
         if self.path is not None and (self.config or self.revision):
             raise ValueError("'config' and 'revision' belong to a Hub data set, not to 'path'")
+        if self.path is None and (self.delimiter or self.encoding):
+            raise ValueError("'delimiter' and 'encoding' belong to local files ('path'), not to a Hub data set")
         return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        try:
+            "".encode(name or "utf-8")
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"Python knows no text encoding {name!r}; usual: utf-8, utf-16, cp1252, latin-1") from error
+        return name
 
 
 class Unlabelled(Origin):
@@ -161,6 +185,16 @@ class Data(Origin):
 
     columns: Columns = Field(default_factory=Columns, description="Which column holds what.")
     splits: Splits = Field(default_factory=Splits, description="Which splits to use.")
+    drop_missing: bool = Field(
+        False,
+        description="Leave out rows without a label, or without a text or image that can be read, and say how many; "
+        "false: they are an error. Every image is then decoded once to see whether it can be.",
+    )
+    allow_leakage: bool = Field(
+        False,
+        description="Measure though more than 1% of the evaluation split is trained on too, or though the recipe "
+        "evaluates on rows it trains on.",
+    )
     validation_fraction: float = Field(
         0.2,
         gt=0,

@@ -1,4 +1,4 @@
-"""Where splits come from: the Hub, local files, an image folder, or scikit-learn."""
+"""Where splits come from: the Hub, local files, what `save_to_disk` wrote, an image folder, or scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 import sklearn.datasets
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 
 from ..core.errors import DataError, nearest
 from ..recipe.data import Data, Origin
+from .saved import is_saved, open_saved
+from .tables import TEXT, Reading, is_table, kinds, read_tables
+from .text_files import kind_and_stem
 
 LABELS_FILE = "labels.json"
 _SPLITS = (
@@ -35,6 +34,7 @@ _SPLITS = (
     "evaluate",
     "evaluation",
 )
+_OFTEN_NO_DATA = (".json", TEXT)  # kinds that settings and notes beside a data set have
 _SHOWN = 8
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
@@ -52,7 +52,8 @@ def open_source(data: Origin, where: str = "data") -> Source:
     """Open what `dataset` or `path` names; DataError names the key under `where` when it cannot be read."""
     if data.path is not None:
         try:
-            return _open_path(Path(data.path).expanduser(), where, _asked(data))
+            reading = Reading(where, data.delimiter, data.encoding)
+            return _open_path(Path(data.path).expanduser(), reading, _asked(data))
         except OSError as error:
             raise DataError(f"{where}.path: {data.path} cannot be read: {error.strerror or error}.") from error
     name = str(data.dataset)
@@ -93,25 +94,31 @@ def _open_sklearn(name: str, where: str) -> Source:
     return Source(name, {"train": Dataset.from_dict(rows, features=features)})
 
 
-def _open_path(path: Path, where: str, asked: set[str]) -> Source:
+def _open_path(path: Path, reading: Reading, asked: set[str]) -> Source:
     """Open a file, tables that are called by splits, in a folder or one below it, or else folders of images."""
+    where = reading.where
     if path.is_file():
-        return Source(path.name, {"train": _read([path], where)}, _label_names(path.parent))
+        return Source(path.name, {"train": read_tables([path], reading)}, _label_names(path.parent))
     if not path.is_dir():
         raise DataError(f"{where}.path: there is no file or folder {path}.")
+    if is_saved(path):
+        return Source(path.name, open_saved(path, where), _label_names(path))
     named = {*_SPLITS, *asked}
-    tables = _tables([path, path / "data"])
-    if not any(split in named for split, _ in tables):
+    tables = {key: files for key, files in _tables([path, path / "data"]).items() if key[1] != TEXT or key[0] in named}
+    if not any(split in named and kind != TEXT for split, kind in tables):  # images have such lists beside them
         if inside := _folder_of_tables(path, named, where):
             path, tables = inside, _tables([inside])
         elif any(_holds_images(place) or _holds_classes(place) for place in _folders(path)):
             return _open_imagefolder(path, where)
     if not tables:
-        kinds = ", ".join(f"<split>{suffix}" for suffix in _READERS)
+        wanted = ", ".join(f"<split>{suffix}" for suffix in kinds())
         found = ", ".join(sorted(entry.name for entry in path.iterdir())[:_SHOWN]) or "nothing"
-        raise DataError(f"{where}.path: {path} holds neither {kinds} nor folders of images, but {found}.")
+        raise DataError(
+            f"{where}.path: {path} holds neither {wanted} nor folders of images, nor was it made by save_to_disk, but "
+            f"{found}."
+        )
     groups = _chosen(tables, named)
-    return Source(path.name, {split: _read(files, where) for split, files in groups.items()}, _label_names(path))
+    return Source(path.name, {split: read_tables(files, reading) for split, files in groups.items()}, _label_names(path))
 
 
 def _folder_of_tables(path: Path, named: set[str], where: str) -> Path | None:
@@ -119,7 +126,7 @@ def _folder_of_tables(path: Path, named: set[str], where: str) -> Path | None:
     found = [
         place
         for place in _folders(path)
-        if any(split in named and kind != ".json" for split, kind in _tables([place]))  # Food-101 lists images in .json
+        if any(split in named and kind not in _OFTEN_NO_DATA for split, kind in _tables([place])
     ]
     if len(found) > 1:
         names = ", ".join(place.name for place in found)
@@ -131,21 +138,24 @@ def _tables(places: Iterable[Path]) -> dict[tuple[str, str], list[Path]]:
     """Return the tables in some folders by what they are called, without the number of a shard, and their kind."""
     found: dict[tuple[str, str], list[Path]] = {}
     for file in sorted(file for place in places for file in place.glob("*")):
-        if file.suffix in _READERS and file.name != LABELS_FILE:
-            found.setdefault((_SHARD.sub("", file.stem), file.suffix), []).append(file)
+        if is_table(file) and file.name != LABELS_FILE:
+            kind, stem = kind_and_stem(file)
+            found.setdefault((_SHARD.sub("", stem), kind), []).append(file)
     return found
 
 
 def _chosen(tables: Mapping[tuple[str, str], list[Path]], named: set[str]) -> dict[str, list[Path]]:
-    """Return the tables of each split, of two kinds the first of `_READERS`.
+    """Return the tables of each split, of two kinds the first of `kinds()`.
 
     Where some are called by splits, the settings of a model or a data set that lie beside them are none.
     """
-    kinds = [suffix for suffix in _READERS if any(s == suffix and split in named for split, s in tables)]
+    used = [suffix for suffix in kinds() if any(s == suffix and split in named for split, s in tables)]
     found: dict[str, list[Path]] = {}
-    for suffix in _READERS:
+    for suffix in kinds():
+        if suffix == TEXT and used not in ([], [TEXT]):
+            continue
         for split, files in ((split, files) for (split, s), files in tables.items() if s == suffix):
-            if not kinds or split in named or (suffix in kinds and suffix != ".json"):
+            if not used or split in named or (suffix in used and suffix not in _OFTEN_NO_DATA):
                 found.setdefault(split, files)
     return found
 
@@ -193,39 +203,3 @@ def _label_names(folder: Path) -> list[str] | None:
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise DataError(f"{path} is not a list of label names.")
     return names
-
-
-def _read(files: list[Path], where: str) -> Dataset:
-    """Read one split into memory: no copy in a cache, no fingerprint of the files."""
-    tables = []
-    for file in files:
-        try:
-            tables.append(_READERS[file.suffix](file))
-        except KeyError as error:
-            raise DataError(f"{where}.path: {file} is none of {', '.join(_READERS)}.") from error
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise DataError(f"{file} cannot be read: {error}") from error
-    try:
-        return Dataset(pa.concat_tables(tables))
-    except pa.ArrowException as error:
-        raise DataError(f"{', '.join(f.name for f in files)} do not have the same columns: {error}") from error
-
-
-def _read_csv(path: Path) -> pa.Table:
-    return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(newlines_in_values=True))
-
-
-def _read_json(path: Path) -> pa.Table:
-    """Read one JSON object a line, or one array of objects."""
-    with path.open("rb") as file:
-        if file.read(64).lstrip()[:1] != b"[":
-            return pa.json.read_json(path)
-    return pa.Table.from_pylist(json.loads(path.read_text(encoding="utf-8")))
-
-
-_READERS: dict[str, Callable[[Path], pa.Table]] = {
-    ".parquet": pa.parquet.read_table,
-    ".csv": _read_csv,
-    ".json": _read_json,
-    ".jsonl": _read_json,
-}
