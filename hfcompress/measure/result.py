@@ -11,6 +11,7 @@ from ..core.config import StrictModel
 from ..core.errors import MeasureError
 from ..core.explain import first_fault
 from ..core.local_paths import shortened, without_local_paths
+from ..recipe.data_report import DataReport
 
 FORMAT = 1
 BUSY = 0.05  # of the time in which models were timed: held by others for longer, the times are uncertain
@@ -292,6 +293,9 @@ class Result(StrictModel):
     )
     requirements: list[Requirement] = Field(default_factory=list)
     findings: list[str] = Field(default_factory=list, description="Plain words on what saved nothing or got slower.")
+    data: DataReport | None = Field(
+        None, description="Rows left out, texts cut, and examples that are measured on and trained on too, counted."
+    )
     data_notes: list[str] = Field(
         default_factory=list, description="What is to be known of data and labels as the model got them, in words."
     )

@@ -168,7 +168,9 @@ class Origin(StrictModel):
         try:
             "".encode(name or "utf-8")
         except (LookupError, ValueError) as error:
-            raise ValueError(f"Python knows no text encoding {name!r}; usual: utf-8, utf-16, cp1252, latin-1") from error
+            raise ValueError(
+                f"Python knows no text encoding {name!r}; usual: utf-8, utf-16, cp1252, latin-1"
+            ) from error
         return name
 
 

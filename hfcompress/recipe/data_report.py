@@ -61,9 +61,9 @@ _ADJECTIVES = {"train": "training", "evaluate": "evaluation"}
 def _overlap(found: Overlap) -> list[str]:
     seen = found.trained + found.unlabelled
     lines = [
-        f"None of the {found.of:,} evaluation examples is also trained on ({found.what} compared)."
+        f"None of the {found.of:,} evaluation examples is also trained on (compared: {found.what})."
         if not seen
-        else f"{where(found)} ({found.what} compared): the metric is too good by what a model remembers of them."
+        else f"{where(found)} (compared: {found.what}): the metric is too good by what a model remembers of them."
     ]
     if found.repeated:
         lines.append(

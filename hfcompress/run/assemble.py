@@ -53,6 +53,7 @@ def assemble(
         waiting=bench.waiting,
         structure=structure,
         findings=findings(baseline, small, speedup, bench.waiting, methods, trivial),
+        data=setup.data_report,
         data_notes=setup.plan.notes,
         unknown_tokens=setup.unknown_tokens,
         trivial=trivial,

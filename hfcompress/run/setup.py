@@ -21,10 +21,12 @@ from ..export.runtime import require_any_length, require_engine
 from ..measure.require import parse_requirement
 from ..measure.workloads import Shape
 from ..modules.pixels import pixels_of
+from ..recipe.data_report import DataReport
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan, make_plan
 from ..recipe.schema import Recipe
 from ..train.data import Splits, corpus_of, load_data
+from ..train.overlap import data_report
 from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
 from ..train.teacher import processor_difference
@@ -53,6 +55,7 @@ class Setup:
     shapes: list[Shape]  # to time inference at
     student: nn.Module | None = None  # the checkpoint the recipe names as such
     unknown_tokens: float | None = None  # share of the data's tokens that the tokenizer does not know
+    data_report: DataReport = field(default_factory=DataReport)  # rows left out, texts cut, and leakage
     adapters: Mapping[str, Adapter] = field(default_factory=dict)  # merged into their bases, by the recipe's key
 
     @property
@@ -84,6 +87,7 @@ class Setup:
         if _reads(processor) == _reads(self.processor):
             return self
         train, mixed, evaluate = _encode(self.task, self.splits, processor, self.recipe)
+        evaluate = self.task.for_evaluation(evaluate, processor, self.recipe.data)
         collators = _collators(self.task, processor, self.recipe, self.model)
         return replace(self, processor=processor, train=train, mixed=mixed, evaluate=evaluate, **collators)
 
@@ -108,6 +112,8 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
     splits = load_data(recipe.data, task, recipe.seed)
     model, processor, splits = _open_model(recipe, task, splits, adapters)
     train, mixed, evaluate = _encode(task, splits, processor, recipe)
+    report = data_report(recipe.data, task, splits, {"train": mixed, "evaluate": evaluate}, processor)
+    evaluate = task.for_evaluation(evaluate, processor, recipe.data)
     unknown = _unknown_tokens(task, {"train": train, "evaluate": evaluate}, processor, recipe)
     task.check_encoded(model.config, mixed, evaluate)
     trains = recipe.finetune is not None
@@ -131,7 +137,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         unlabelled_examples=len(mixed) - len(train),
         processor=processor,
         corpus=corpus_of(lambda: mixed, lambda: task.texts(splits.mixed())),
-        notes=[*_notes(splits, unknown), *changed, *looked],
+        notes=[*report.sentences(), *_notes(splits, unknown), *changed, *looked],
     )
     return Setup(
         loaded=loaded,
@@ -148,6 +154,7 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
         adapters=adapters,
         shapes=shapes_of(recipe, task, processor, plan),
         unknown_tokens=unknown,
+        data_report=report,
     )
 
 
@@ -189,7 +196,7 @@ def _encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> tuple
         for name, split in (("train", splits.mixed()), ("evaluate", splits.evaluate))
     )
     labelled = mixed if splits.unlabelled is None else mixed.select(range(len(splits.train)))
-    return labelled, mixed, task.for_evaluation(evaluate, processor, recipe.data)
+    return labelled, mixed, evaluate
 
 
 def _encoded(name: str, split: Dataset, task: Task, processor: Any, recipe: Recipe) -> Dataset:

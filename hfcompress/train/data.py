@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..core.errors import DataError, RecipeError, nearest
 from ..core.method import Corpus
 from ..ops.reductions import IGNORED
 from ..recipe.data import Columns, Data, Origin
+from .missing import MissingValues
 from .sources import Source, open_source
 from .tasks.base import Task
 from .tasks.label_map import LabelMap, match
@@ -25,6 +26,7 @@ from .tasks.labels import DataLabels, with_labels
 
 EVALUATION_NAMES = ("validation", "valid", "val", "dev", "evaluate", "eval", "test")
 _MOST_WORKERS = 8
+_WORDS = 3  # a column's name has no more
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Splits:
     unlabelled: Dataset | None = None  # inputs for a teacher to label
     labels: DataLabels | None = None  # as the data has them; None: it has none
     label_map: LabelMap | None = None  # which class of the model each is, once that is known
+    dropped: Mapping[str, int] = field(default_factory=dict)  # rows left out for a missing value, by split
 
     def numbered_as(self, found: LabelMap | None) -> Splits:
         """Return the splits with the ids of a model's classes as labels; themselves where they have none."""
@@ -73,10 +76,12 @@ def load_data(data: Data, task: Task, seed: int) -> Splits:
     ranges = {"train": _ranges(source, data.splits.train, "data.splits.train")}
     if name is not None:
         ranges["evaluate"] = _ranges(source, name, "data.splits.evaluate")
-        _refuse_overlap(ranges["train"], ranges["evaluate"], "data.splits", data.splits.train, name)
-    unlabelled = _unlabelled(data, task, seed, ranges)
+        if not data.allow_leakage:
+            _refuse_overlap(ranges["train"], ranges["evaluate"], "data.splits", data.splits.train, name)
+    missing = MissingValues(data.drop_missing, blank_lines=task.joins(data))
+    unlabelled = _unlabelled(data, task, seed, ranges, missing)
     found = {
-        key: _columns(_rows(source, rows, f"data.splits.{key}"), task, data.columns, key, "data")
+        key: _columns(_rows(source, rows, f"data.splits.{key}"), task, data.columns, key, "data", missing)
         for key, rows in ranges.items()
     }
     found, labels = task.read_labels(found, source.label_names, data.labels or ())
@@ -91,7 +96,7 @@ def load_data(data: Data, task: Task, seed: int) -> Splits:
     train, evaluate = _subset(train, data.max_train, seed), _subset(evaluate, data.max_evaluate, seed)
     names = labels.names if labels else None
     count = len(names) if names else 1 + max(labels.present) if labels else 0
-    return Splits(train, evaluate, names, count, name, unlabelled, labels)
+    return Splits(train, evaluate, names, count, name, unlabelled, labels, dropped=missing.dropped)
 
 
 def _measured_on(data: Data, source: Source) -> str | None:
@@ -101,7 +106,9 @@ def _measured_on(data: Data, source: Source) -> str | None:
     return data.splits.evaluate or next((n for n in EVALUATION_NAMES if n in source.splits), None)
 
 
-def _unlabelled(data: Data, task: Task, seed: int, ranges: Mapping[str, list[tuple[str, range]]]) -> Dataset | None:
+def _unlabelled(
+    data: Data, task: Task, seed: int, ranges: Mapping[str, list[tuple[str, range]]], missing: MissingValues
+) -> Dataset | None:
     """Return the inputs of `data.unlabelled`, if any, none of which may be among those that are measured on."""
     extra, where = data.unlabelled, "data.unlabelled"
     if extra is None:
@@ -119,10 +126,11 @@ def _unlabelled(data: Data, task: Task, seed: int, ranges: Mapping[str, list[tup
         )
     source = open_source(extra, where)
     rows = _ranges(source, extra.split, f"{where}.split")
-    if _place(extra) == _place(data):
+    if _place(extra) == _place(data) and not data.allow_leakage:
         measured = "evaluate" if "evaluate" in ranges else "train"  # of which a part will be held out
         _refuse_overlap(rows, ranges[measured], where, extra.split, measured)
-    found = _columns(_rows(source, rows, f"{where}.split"), task, extra.columns, "unlabelled", where, labelled=False)
+    examples = _rows(source, rows, f"{where}.split")
+    found = _columns(examples, task, extra.columns, "unlabelled", where, missing, labelled=False)
     return _subset(found, extra.max_examples, seed)
 
 
@@ -219,27 +227,39 @@ def _refuse_overlap(
             if split == other and shared > 0:
                 raise DataError(
                     f"{where}: {train_spec!r} and {evaluate_spec!r} share {shared} examples of {split!r}; "
-                    "what is measured on must not be trained on."
+                    "what is measured on must not be trained on. To do so all the same, set data.allow_leakage: true."
                 )
 
 
 def _rows(source: Source, ranges: list[tuple[str, range]], key: str) -> Dataset:
     found = [source.splits[name].select(rows) for name, rows in ranges]
-    dataset = found[0] if len(found) == 1 else concatenate_datasets(found)
+    try:
+        dataset = found[0] if len(found) == 1 else concatenate_datasets(found)
+    except ValueError as error:
+        raise DataError(f"{key}: these splits do not have the same columns of the same types: {error}") from error
     if not len(dataset):
         raise DataError(f"{key}: this split of {source.name} is empty.")
     return dataset
 
 
 def _columns(
-    dataset: Dataset, task: Task, columns: Columns, split: str, where: str, *, labelled: bool = True
+    dataset: Dataset,
+    task: Task,
+    columns: Columns,
+    split: str,
+    where: str,
+    missing: MissingValues,
+    *,
+    labelled: bool = True,
 ) -> Dataset:
-    """Keep the columns the task needs, under the task's names, with inputs checked."""
+    """Keep the columns the task needs, under the task's names, with inputs checked and no value missing."""
     roles = {role: usual for role, usual in task.columns.items() if labelled or role != "label"}
     found = {role: _column(dataset, role, usual, columns, where) for role, usual in roles.items()}
     found |= {r: _column(dataset, r, (), columns, where) for r in task.optional if getattr(columns, r) is not None}
     dataset = dataset.select_columns(list(found.values()))
-    return task.check_inputs(dataset.rename_columns({old: new for new, old in found.items() if old != new}), split)
+    dataset = dataset.rename_columns({old: new for new, old in found.items() if old != new})
+    dataset = task.check_inputs(missing.clean(dataset, split), split)
+    return missing.without(dataset, task.unreadable(dataset), split) if missing.drop else dataset
 
 
 def _column(dataset: Dataset, role: str, usual: Sequence[str], columns: Columns, where: str) -> str:
@@ -249,8 +269,16 @@ def _column(dataset: Dataset, role: str, usual: Sequence[str], columns: Columns,
         raise DataError(f"{where}.columns.{role}: the data has no column {named!r}.{nearest(named, names)}")
     column = named or next((name for name in usual if name in names), None)
     if column is None:
-        raise DataError(f"{where}.columns.{role}: say which column holds the {role}. Known: {', '.join(names)}.")
+        raise DataError(
+            f"{where}.columns.{role}: say which column holds the {role}. Known: {', '.join(names)}."
+            + " If that is an example, the file lacks a first line with the names of its columns." * _are_values(names)
+        )
     return column
+
+
+def _are_values(names: Sequence[str]) -> bool:
+    """Say whether the names of columns look like an example: a number among them, or a sentence."""
+    return any(name.lstrip("-").replace(".", "", 1).isdecimal() or len(name.split()) > _WORDS for name in names)
 
 
 def _hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -17,6 +17,7 @@ from ...core.errors import CheckpointError, DataError, RecipeError, nearest
 from ...core.metric import Metric
 from ...ops.reductions import REDUCTIONS
 from ...recipe.data import Data
+from ...recipe.data_report import Cut
 from ...recipe.schema import Shape
 
 if TYPE_CHECKING:
@@ -72,6 +73,25 @@ class Task(ABC):
     @abstractmethod
     def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
         """Return the dataset with input columns in their canonical type; DataError when they hold something else."""
+
+    def joins(self, data: Data) -> bool:
+        """Say whether texts are joined, so that one may be a blank line and none is an example by itself."""
+        return False
+
+    def unreadable(self, dataset: Dataset) -> np.ndarray:
+        """Return which rows with canonical columns hold an input that cannot be read, (rows,) of bool."""
+        return np.zeros(len(dataset), dtype=bool)
+
+    @abstractmethod
+    def keys(self, splits: Sequence[tuple[Dataset, Dataset]]) -> tuple[list[np.ndarray], str]:
+        """Return hashes of inputs that are alike for like examples, (rows,) of uint64 for each split; 0 is no example.
+
+        Each split comes with canonical columns and encoded. Also returned is what was compared, in words.
+        """
+
+    def cut(self, dataset: Dataset, encoded: Dataset, processor: Any, data: Data) -> Cut | None:
+        """Return how many texts of a split the encoding cut; None when it cuts none."""
+        return None
 
     @abstractmethod
     def encode(self, dataset: Dataset, processor: Any, data: Data) -> Dataset:
@@ -242,17 +262,6 @@ def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -
             f"no {what} can be loaded from {source!r} ({first}) Set 'processor' to a Hub id or folder that has one."
         )
         raise RecipeError(message) from error
-
-
-def missing_values(dataset: Dataset, column: str, split: str) -> None:
-    """Raise DataError when `column` holds nulls or NaN, naming how many and the first row."""
-    array = dataset.with_format("arrow")[:][column]
-    empty = np.asarray(array.is_null(nan_is_null=True))
-    if empty.any():
-        raise DataError(
-            f"split {split!r}: column {column!r} has {int(empty.sum())} missing values, the first in row "
-            f"{int(empty.argmax())}. Remove or fill these rows."
-        )
 
 
 def _script_metric(path: str) -> Metric:

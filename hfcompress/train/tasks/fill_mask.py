@@ -72,6 +72,10 @@ class FillMask(LanguageModelling):
         tokens = tokenized(dataset, tokenize)
         return blocks(tokens, length) if data.join else tokens.with_format("numpy")
 
+    def longest(self, processor: Any, data: Data) -> int | None:
+        """Return how many tokens of each text are read, where texts are not joined."""
+        return None if data.join else block_length(processor, data)
+
     def for_evaluation(self, encoded: Dataset, processor: Any, data: Data) -> Dataset:
         """Return the examples masked once, each by itself alone, and padded to the longest."""
         mask = self.collator(processor, data, EVALUATION_SEED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import zip_longest
 from typing import Any, ClassVar
@@ -21,7 +22,8 @@ from ...ops.scaled import Scaled, scaled
 from ...recipe.data import Data
 from ...recipe.schema import Shape
 from ..augmentation import Augmenter
-from .base import Collator, load_pretrained, missing_values, register_task
+from ..example_keys import file_keys, pixel_keys
+from .base import Collator, load_pretrained, register_task
 from .classification import Classification
 
 _DECODER = Image()
@@ -86,7 +88,6 @@ class ImageClassification(Classification):
 
     def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
         """Return the dataset with `image` decoded on access from files, bytes or {bytes, path}; else DataError."""
-        missing_values(dataset, "image", split)
         if isinstance(dataset.features["image"], Image) and dataset.features["image"].decode:
             return dataset
         try:
@@ -96,6 +97,18 @@ class ImageClassification(Classification):
             raise DataError(
                 f"split {split!r}: column 'image' holds {found}; expected images, their bytes or paths."
             ) from error
+
+    def unreadable(self, dataset: Dataset) -> np.ndarray:
+        """Return which images cannot be decoded, (rows,) of bool."""
+        stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_PROCESSES)) as pool:
+            return np.array([bad for rows in stored.iter(256) for bad in pool.map(_is_unreadable, rows["image"])], bool)
+
+    def keys(self, splits: Sequence[tuple[Dataset, Dataset]]) -> tuple[list[np.ndarray], str]:
+        """Return hashes of the images as the model reads them, or of their files where they are not kept decoded."""
+        if any(encoded.format["type"] == "custom" for _, encoded in splits):
+            return [file_keys(dataset) for dataset, _ in splits], "files of images"
+        return [pixel_keys(encoded) for _, encoded in splits], "images, by the pixels a model reads"
 
     def encode(self, dataset: Dataset, processor: Any, data: Data) -> Dataset:
         """Return uint8 `pixel_values` (channels, height, width) and `labels`."""
@@ -160,7 +173,18 @@ def _decoded(image: Mapping[str, Any], row: int | None, mode: str) -> PILImage.I
         known = {"row": row, "file": image.get("path")}
         told = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
         where = f" ({told})" if told else ""
-        raise DataError(f"an image of the data set cannot be decoded{where}: {error}. Remove it.") from error
+        raise DataError(
+            f"an image of the data set cannot be decoded{where}: {error}. Remove it, or set data.drop_missing: true to "
+            "leave out every image that cannot be."
+        ) from error
+
+
+def _is_unreadable(image: Mapping[str, Any]) -> bool:
+    try:
+        _decoded(image, None, "RGB")
+    except DataError:
+        return True
+    return False
 
 
 def _make_square_(processor: Any, pixels: int) -> None:

@@ -13,7 +13,6 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Value
 
 from ...core.errors import DataError
-from .base import missing_values
 from .text import is_text
 
 _SHOWN = 8
@@ -112,8 +111,6 @@ def read_labels(
     first split is the one trained on. `given`: labels that the recipe says something of. Raises DataError that names
     split and label.
     """
-    for split, dataset in splits.items():
-        missing_values(dataset, "label", split)
     columns = {split: _Column.read(dataset, split) for split, dataset in splits.items()}
     own = next((column.names for column in columns.values() if column.names is not None), None)
     numbered = all(column.numbered for column in columns.values())

@@ -68,6 +68,10 @@ class LanguageModelling(TextInputs):
         guess[..., TOKEN] = tokens[counts.argmax()]
         return [guess]
 
+    def joins(self, data: Data) -> bool:
+        """Say whether texts are joined and cut into blocks."""
+        return data.join
+
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Return the losses and likeliest tokens as they are."""
         return logits

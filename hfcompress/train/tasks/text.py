@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,9 +15,12 @@ from ...core.errors import DataError, RecipeError
 from ...core.position_tables import longest_input
 from ...modules.tokens import knows_no_word
 from ...recipe.data import Data
+from ...recipe.data_report import Cut
 from ...recipe.schema import Shape
-from .base import Task, load_pretrained, missing_values
+from ..example_keys import text_keys
+from .base import Task, load_pretrained
 
+_AT_ONCE = 1000  # texts that are tokenized at once
 _NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
 _LOOKED_AT = 10_000  # examples in which unknown tokens are counted
 _MARKS = ("bos_token", "eos_token", "sep_token", "cls_token")
@@ -81,10 +84,30 @@ class TextInputs(Task):
     def check_inputs(self, dataset: Dataset, split: str) -> Dataset:
         """Return the dataset; DataError when a text column holds anything but text."""
         for column in {"text", "text_pair"} & set(dataset.column_names):
-            missing_values(dataset, column, split)
             if not is_text(dataset.features[column]):
                 raise DataError(f"split {split!r}: column {column!r} holds {dataset.features[column]}; expected text.")
         return dataset
+
+    def keys(self, splits: Sequence[tuple[Dataset, Dataset]]) -> tuple[list[np.ndarray], str]:
+        """Return hashes of the texts, without regard to case and blanks."""
+        return [text_keys(dataset) for dataset, _ in splits], "texts, without regard to case and blanks"
+
+    def longest(self, processor: Any, data: Data) -> int | None:
+        """Return how many tokens of each text are read; None when texts are not cut."""
+        return None
+
+    def cut(self, dataset: Dataset, encoded: Dataset, processor: Any, data: Data) -> Cut | None:
+        """Return how many texts, or pairs, have more tokens than are read: only the longest are tokenized again."""
+        length = self.longest(processor, data)
+        if length is None:
+            return None
+        sizes = np.asarray(pc.list_value_length(encoded.with_format("arrow")[:]["input_ids"]))
+        full = dataset.select(np.flatnonzero(sizes >= length))
+        count = 0
+        for rows in full.iter(_AT_ONCE):
+            found = processor(rows["text"], rows.get("text_pair"), truncation=False, verbose=False)["input_ids"]
+            count += sum(len(ids) > length for ids in found)
+        return Cut(texts=count, of=len(dataset), tokens=length)
 
     def shapes(self, processor: Any) -> list[Shape]:
         """Return one short text, and eight longer ones."""

@@ -31,10 +31,14 @@ class TextClassification(TextInputs, Classification):
         """Return the texts, and those paired with them."""
         return chain.from_iterable(dataset[name] for name in ("text", "text_pair") if name in dataset.column_names)
 
+    def longest(self, processor: Any, data: Data) -> int:
+        """Return `data.max_length`, or the tokenizer's own limit."""
+        limit = token_limit(processor) or _DEFAULT_LENGTH
+        return min(data.max_length or limit, limit)
+
     def encode(self, dataset: Dataset, processor: Any, data: Data) -> Dataset:
         """Tokenize with truncation to `data.max_length`, or to the tokenizer's own limit."""
-        limit = token_limit(processor) or _DEFAULT_LENGTH
-        length = min(data.max_length or limit, limit)
+        length = self.longest(processor, data)
 
         def tokenize(batch: dict[str, Any]) -> dict[str, Any]:
             encoded = dict(processor(batch["text"], batch.get("text_pair"), truncation=True, max_length=length))
