@@ -73,17 +73,17 @@ def test_local_splits_and_label_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
 def test_text_formats_give_the_same_rows(tmp_path: Path, kind: str) -> None:
-    rows = [{"text": 'NA, "quoted"\nline', "label": "b"}, {"text": "null", "label": "a"}] * 5
+    rows = [{"text": 'NA, "quoted"\nline', "label": "b"}, {"text": "nil", "label": "a"}] * 5
     text = {
-        "csv": "text,label\n" + '"NA, ""quoted""\nline",b\nnull,a\n' * 5,
+        "csv": "text,label\n" + '"NA, ""quoted""\nline",b\nnil,a\n' * 5,
         "jsonl": "\n".join(map(json.dumps, rows)),
         "json": json.dumps(rows),
     }[kind]
     (tmp_path / f"train.{kind}").write_text(text)
     splits = _load(tmp_path, validation_fraction=0.4)
-    assert set(splits.train["text"]) == {'NA, "quoted"\nline', "null"}
+    assert set(splits.train["text"]) == {'NA, "quoted"\nline', "nil"}
     assert splits.label_names == ["a", "b"]
-    assert dict(zip(splits.train["text"], splits.train["label"], strict=True))["null"] == 0
+    assert dict(zip(splits.train["text"], splits.train["label"], strict=True))["nil"] == 0
 
 
 def test_a_long_csv_keeps_lines_within_quotes(tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ def test_bad_paths(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match=r"train\.parquet cannot be read"):
         _load(tmp_path)
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"notes\.txt is none of \.parquet"):
-        _load(tmp_path / "notes.txt")
+    (tmp_path / "notes.doc").write_text("x")
+    with pytest.raises(DataError, match=r"notes\.doc is none of \.parquet"):
+        _load(tmp_path / "notes.doc")
 
 
 def test_one_file_is_a_source(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ class DataReport(StrictModel):
     def sentences(self) -> list[str]:
         """Return each finding in words."""
         dropped = [
-            f"{_count(count, 'row')} of the {name} split {'was' if count == 1 else 'were'} left out: a value is missing "
-            "(data.drop_missing)."
+            f"{_count(count, 'row')} of the {_ADJECTIVES.get(name, name)} split {'was' if count == 1 else 'were'} left "
+            "out: a value is missing, or an image cannot be read (data.drop_missing)."
             for name, count in self.dropped.items()
             if count
         ]

@@ -31,8 +31,8 @@ def data_report(
     found, seen = _overlap(task, splits, raw, encoded)
     if found.share > MOST_LEAKED and not data.allow_leakage:
         raise DataError(
-            f"data: {where(found)}{_example(raw['evaluate'], seen)} (compared: {found.what}). A metric measured on them "
-            "is too good. Take them out of what is trained on, or set data.allow_leakage: true to measure all the same."
+            f"data: {where(found)}{_example(raw['evaluate'], seen)} (compared: {found.what}). A metric on them is too "
+            "good. Take them out of what is trained on, or set data.allow_leakage: true to measure all the same."
         )
     return DataReport(
         dropped=dict(splits.dropped), cut={name: one for name, one in cut.items() if one is not None}, overlap=found

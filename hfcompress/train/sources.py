@@ -103,6 +103,9 @@ def _open_path(path: Path, reading: Reading, asked: set[str]) -> Source:
         raise DataError(f"{where}.path: there is no file or folder {path}.")
     if is_saved(path):
         return Source(path.name, open_saved(path, where), _label_names(path))
+    if saved := [place for place in _folders(path) if is_saved(place)]:  # each split by itself
+        splits = {place.name: split for place in saved for split in open_saved(place, where).values()}
+        return Source(path.name, splits, _label_names(path))
     named = {*_SPLITS, *asked}
     tables = {key: files for key, files in _tables([path, path / "data"]).items() if key[1] != TEXT or key[0] in named}
     if not any(split in named and kind != TEXT for split, kind in tables):  # images have such lists beside them
@@ -117,8 +120,8 @@ def _open_path(path: Path, reading: Reading, asked: set[str]) -> Source:
             f"{where}.path: {path} holds neither {wanted} nor folders of images, nor was it made by save_to_disk, but "
             f"{found}."
         )
-    groups = _chosen(tables, named)
-    return Source(path.name, {split: read_tables(files, reading) for split, files in groups.items()}, _label_names(path))
+    splits = {split: read_tables(files, reading) for split, files in _chosen(tables, named).items()}
+    return Source(path.name, splits, _label_names(path))
 
 
 def _folder_of_tables(path: Path, named: set[str], where: str) -> Path | None:
@@ -126,7 +129,7 @@ def _folder_of_tables(path: Path, named: set[str], where: str) -> Path | None:
     found = [
         place
         for place in _folders(path)
-        if any(split in named and kind not in _OFTEN_NO_DATA for split, kind in _tables([place])
+        if any(split in named and kind not in _OFTEN_NO_DATA for split, kind in _tables([place]))
     ]
     if len(found) > 1:
         names = ", ".join(place.name for place in found)

@@ -65,7 +65,7 @@ def _read(path: Path, reading: Reading) -> pa.Table:
     if not is_table(path):
         raise DataError(
             f"{reading.where}.path: {path} is none of {', '.join(_READERS)}, nor one of the text files among these "
-            "packed (.gz, .bz2, .xz, .zst)."
+            "packed (.gz, .bz2, .xz)."
         )
     try:
         table = _READERS[kind_and_stem(path)[0]](path, reading)

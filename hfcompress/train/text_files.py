@@ -12,13 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import zstandard
-
 from ..core.errors import DataError
 
-_PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstandard.open}
+_PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # what reading a file that is damaged, packed or not, raises
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
@@ -44,7 +42,7 @@ def is_packed(path: Path) -> bool:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Open a file for reading, unpacked by its suffix (.gz, .bz2, .xz, .zst); raises one of DAMAGED."""
+    """Open a file for reading, unpacked by its suffix (.gz, .bz2, .xz); raises one of DAMAGED."""
     opener = _PACKED.get(path.suffix.lower())
     file: BinaryIO = path.open("rb") if opener is None else opener(path, "rb")
     return file
@@ -65,7 +63,7 @@ def encoding_of(path: Path, given: str | None, where: str) -> str:
     marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
     if marked is None and given is None and b"\0" in head:
         even, odd = head[::2].count(0), head[1::2].count(0)
-        if min(even, odd) * 10 < max(even, odd):
+        if min(even, odd) * 10 < max(even, odd) > len(head) // 8:
             name = "utf-16-le" if odd > even else "utf-16-be"
             raise DataError(f"{path} looks like UTF-16 without its mark: set {where}.encoding to {name}.")
         raise DataError(f"{path} is not a file of text: it holds zero bytes.")

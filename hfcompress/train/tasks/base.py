@@ -13,7 +13,7 @@ import transformers
 from datasets import Dataset
 
 from ...checkpoint.load import require_folder
-from ...core.errors import CheckpointError, DataError, RecipeError, nearest
+from ...core.errors import CheckpointError, RecipeError, nearest
 from ...core.metric import Metric
 from ...ops.reductions import REDUCTIONS
 from ...recipe.data import Data
