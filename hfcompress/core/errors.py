@@ -34,6 +34,10 @@ class CheckpointError(HFCompressError):
     """A checkpoint is damaged, does not fit, or asks for what it may not have."""
 
 
+class RemoteCodeError(CheckpointError):
+    """A checkpoint or its processor can't be loaded without Python code that comes with it, which is never run."""
+
+
 class ExportError(HFCompressError):
     """An export failed or does not agree with the model it came from."""
 

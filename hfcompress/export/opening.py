@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ExportError, MeasureError
+from ..core.pretrained import from_pretrained
 from .files import require_data
 
 NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
@@ -107,7 +108,7 @@ def import_pytorch(source: Source, auto_class: str) -> None:
     from .. import checkpoint  # noqa: F401
 
     with contextlib.suppress(OSError, ValueError, KeyError):  # what is wrong with a checkpoint, opening it says
-        config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
+        config = from_pretrained(transformers.AutoConfig, source.checkpoint, revision=source.revision or "main")
         getattr(transformers, source.auto_class or auto_class)._model_mapping[type(config)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import MeasureError
+from ..core.pretrained import from_pretrained
 from ..export.inputs import InputSpec, example_inputs, spec_from
 from ..export.runtime import Source
 from .batches import write_batches
@@ -43,7 +44,7 @@ def checkpoint_spec(source: Source, auto_class: str) -> InputSpec:
     import transformers
 
     auto_class = source.auto_class or auto_class
-    config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
+    config = from_pretrained(transformers.AutoConfig, source.checkpoint, revision=source.revision or "main")
     model_class = getattr(transformers, auto_class)._model_mapping[type(config)]
     return spec_from(config, model_class[0] if isinstance(model_class, tuple) else model_class)
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig
 
 from ..core.errors import HFCompressError
+from ..core.pretrained import from_pretrained
 from ..export.runtime import Source
 from ..measure.quality import EvaluationSet, difference, predict, quality
 from ..measure.result import ClassRow, Difference, Quality, Result
@@ -74,7 +75,7 @@ def _evaluation(at: Place, scratch: RunFolder, overrides: Sequence[str]) -> Eval
         decode=task.predictions,
         answers=task.answers,
         counted=task.counted,
-        classes=task.classes(AutoConfig.from_pretrained(at.model)),
+        classes=task.classes(from_pretrained(AutoConfig, at.model)),
         own={ORIGINAL: folder.baseline_batches} if folder.baseline_batches.is_file() else {},
     )
 

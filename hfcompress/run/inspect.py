@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from ..checkpoint import is_stock, load_model
 from ..checkpoint.load import no_folder_either, require_folder
-from ..core.errors import CheckpointError, FamilyError, MeasureError
+from ..core.errors import CheckpointError, FamilyError, MeasureError, RemoteCodeError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.position_tables import longest_input
+from ..core.pretrained import from_pretrained
 from ..measure.layout import layout_of
 from ..measure.result import Result, read_result
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
@@ -35,7 +36,7 @@ def auto_class_of(source: str) -> str:
     """Return the Auto class for the task a checkpoint was saved for; CheckpointError when its config does not say."""
     require_folder(source)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = from_pretrained(AutoConfig, source)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] + no_folder_either(source, error)
         raise CheckpointError(f"cannot read {source}: {reason}") from error
@@ -48,8 +49,8 @@ def own_pixels(source: str, auto_class: str) -> int | None:
     if "Image" not in auto_class:
         return None
     try:
-        return pixels_of(AutoImageProcessor.from_pretrained(source))
-    except (OSError, ValueError):
+        return pixels_of(from_pretrained(AutoImageProcessor, source))
+    except (OSError, ValueError, RemoteCodeError):
         return None
 
 

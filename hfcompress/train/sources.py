@@ -19,6 +19,7 @@ from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 
 from ..core.errors import DataError, nearest
+from ..core.pretrained import NO_REMOTE_CODE
 from ..recipe.data import Data, Origin
 
 LABELS_FILE = "labels.json"
@@ -64,7 +65,7 @@ def _asked(data: Origin) -> set[str]:
 
 def _open_hub(name: str, data: Origin, where: str) -> Source:
     try:
-        found = load_dataset(name, data.config, revision=data.revision)
+        found = load_dataset(name, data.config, revision=data.revision, **NO_REMOTE_CODE)
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` and the Hub client raise, offline included
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -170,7 +171,7 @@ def _image_root(path: Path) -> Path:
 
 def _open_imagefolder(path: Path, where: str) -> Source:
     try:
-        found = load_dataset("imagefolder", data_dir=str(_image_root(path)))
+        found = load_dataset("imagefolder", data_dir=str(_image_root(path)), **NO_REMOTE_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}.path: {path} cannot be read as a folder of images: {error}") from error
     return Source(path.name, dict(found))

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..core.errors import LifecycleError
+from ..core.pretrained import from_pretrained
 from ..modules.pixels import as_read
 from .batches import SOFT_LABELS
 
@@ -52,7 +53,7 @@ def require_same_processor(source: str | Path, ours: Any) -> None:
     if ours is None:
         return
     try:
-        theirs = loader.from_pretrained(str(source))
+        theirs = from_pretrained(loader, source)
     except (OSError, ValueError, KeyError):
         return  # a teacher without one is taken to read what the model reads
     if difference := processor_difference(theirs, ours):

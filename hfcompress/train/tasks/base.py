@@ -13,8 +13,9 @@ import transformers
 from datasets import Dataset
 
 from ...checkpoint.load import require_folder
-from ...core.errors import CheckpointError, DataError, RecipeError, nearest
+from ...core.errors import CheckpointError, DataError, RecipeError, RemoteCodeError, nearest
 from ...core.metric import Metric
+from ...core.pretrained import from_pretrained
 from ...ops.reductions import REDUCTIONS
 from ...recipe.data import Data
 from ...recipe.schema import Shape
@@ -218,7 +219,9 @@ def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -
     """Call ``loader.from_pretrained``; RecipeError says which key to set when `source` holds no such thing."""
     try:
         require_folder(source)
-        return loader.from_pretrained(source, revision=revision)
+        return from_pretrained(loader, source, revision=revision)
+    except RemoteCodeError:
+        raise
     except (OSError, ValueError, KeyError, CheckpointError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = (
@@ -241,8 +244,12 @@ def missing_values(dataset: Dataset, column: str, split: str) -> None:
 def _script_metric(path: str) -> Metric:
     import evaluate  # slow to import, and only scripts need it
 
+    place = Path(path)
+    script = place if place.suffix == ".py" else place / f"{place.resolve().name}.py"
+    if not script.is_file():  # `evaluate` would fetch one of that name from the Hub, and run it
+        raise RecipeError(f"evaluate.metric: there is no script {script}; give the path of one that is here.")
     try:
-        module = evaluate.load(path)
+        module = evaluate.load(str(script))
     except (OSError, ImportError, ValueError) as error:
         raise RecipeError(f"evaluate.metric: cannot load the script {path}: {error}") from error
 
