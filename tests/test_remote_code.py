@@ -130,7 +130,7 @@ def test_a_metric_is_never_fetched_by_the_name_of_a_folder_without_a_script(tmp_
     monkeypatch.setattr(evaluate, "load", lambda path: pytest.fail(f"evaluate looked for {path}"))
     (tmp_path / "accuracy").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecipeError, match=r"there is no script accuracy/accuracy\.py"):
+    with pytest.raises(RecipeError, match=r"there is no file accuracy/accuracy\.py"):
         get_task("text-classification").metric("accuracy/")
 
 

@@ -247,7 +247,7 @@ def _script_metric(path: str) -> Metric:
     place = Path(path)
     script = place if place.suffix == ".py" else place / f"{place.resolve().name}.py"
     if not script.is_file():  # `evaluate` would fetch one of that name from the Hub, and run it
-        raise RecipeError(f"evaluate.metric: there is no script {script}; give the path of one that is here.")
+        raise RecipeError(f"evaluate.metric: cannot load the script {path}: there is no file {script}")
     try:
         module = evaluate.load(str(script))
     except (OSError, ImportError, ValueError) as error:
