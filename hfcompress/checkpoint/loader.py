@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightRenaming
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
@@ -30,7 +30,6 @@ QUANT_METHOD = "hfcompress"
 VERSION = 1
 
 
-@register_quantization_config(QUANT_METHOD)
 class HFCompressConfig(QuantizationConfigMixin):
     """What stands in `config.json["quantization_config"]`: module specs by path, and the format's version.
 
@@ -72,7 +71,6 @@ class HFCompressConfig(QuantizationConfigMixin):
             self.ties = dict(ties)
 
 
-@register_quantizer(QUANT_METHOD)
 class HFCompressQuantizer(HfQuantizer):
     """Rebuilds the structure on the empty skeleton, before any weight is read."""
 
@@ -169,6 +167,11 @@ class HFCompressQuantizer(HfQuantizer):
         dequantize_(widen_bnb_(model))
         attach_(model, read_structure(model))
         return model
+
+
+# in place of the stand-ins that importing the package has put there
+AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = HFCompressConfig
+AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = HFCompressQuantizer
 
 
 def attach_(model: nn.Module, modules: Modules) -> None:
