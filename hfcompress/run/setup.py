@@ -24,7 +24,8 @@ from ..modules.pixels import pixels_of
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan, make_plan
 from ..recipe.schema import Recipe
-from ..train.data import Splits, corpus_of, load_data
+from ..train.corpus import corpus_of
+from ..train.data import Splits, load_data
 from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
 from ..train.teacher import processor_difference

@@ -15,7 +15,7 @@ from ..core.method import Corpus
 from ..core.progress import OnProgress, listening, silent, track
 from ..modules.parametrizations import strip_
 from ..recipe.schema import Recipe
-from .data import corpus_of_batches
+from .corpus import corpus_of_batches
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 
 

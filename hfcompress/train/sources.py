@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
-import sklearn.datasets
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 
@@ -76,6 +75,8 @@ def _open_hub(name: str, data: Origin, where: str) -> Source:
 
 def _open_sklearn(name: str, where: str) -> Source:
     """Open images that scikit-learn ships; their values are scaled to 0..255."""
+    import sklearn.datasets
+
     short = name.removeprefix("sklearn:")
     loader: Callable[[], Any] | None = getattr(sklearn.datasets, f"load_{short}", None)
     bunch = loader() if loader is not None and short not in ("files", "svmlight_file", "svmlight_files") else None

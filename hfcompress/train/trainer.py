@@ -23,7 +23,7 @@ from .caching import TeacherCacheMixin
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
-from .data import corpus_of
+from .corpus import corpus_of
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 from .tasks import auto_class_for
 from .teacher import Teacher, output_flags, require_same_processor
