@@ -16,6 +16,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from ..core.errors import CheckpointError, LifecycleError
+from ..core.foreign_internals import (
+    has_users_adapters,
+    keep_from_ddp_,
+    kept_in_float32,
+    load_conversions,
+    set_load_conversions_,
+)
 from ..modules.at_rest import code_at_rest_, coded_at_rest
 from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import check_masks, dequantize_
@@ -138,7 +145,7 @@ class HFCompressQuantizer(HfQuantizer):
         training wrappers belong was told before they were put on. Adapters go to a file of their own, without a config.
         """
         state = clean_state_dict(model)
-        if model._hf_peft_config_loaded:
+        if has_users_adapters(model):
             return state, {}
         if state.keys() == model.state_dict().keys():
             attach_(model, read_structure(model))
@@ -206,7 +213,7 @@ def mark_trainable_(model: nn.Module) -> None:
     That is an ordinary float model, even with packed layers in it; or, where another library holds layers, a quantized
     one of that library, which trains through adapters only.
     """
-    _keep_from_ddp_(model)
+    _keep_words_from_ddp_(model)
     inner = read_inner(model)
     model.is_quantized = inner is not None  # type: ignore[assignment]
     for bits in ("4bit", "8bit"):
@@ -220,16 +227,14 @@ def mark_trainable_(model: nn.Module) -> None:
         model.quantization_method = QUANT_METHOD  # type: ignore[assignment]
 
 
-def _keep_from_ddp_(model: nn.Module) -> None:
+def _keep_words_from_ddp_(model: nn.Module) -> None:
     """Tell DistributedDataParallel which parameters its back ends can't send: 16-bit integers, alike in all processes.
 
     It looks for them by the names they have in what it wraps, which may be peft's model with this one inside.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.int16]
     inside = [f"{path}.base_layer.{last}" for path, _, last in (name.rpartition(".") for name in names)]
-    model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
-        prefix + name for prefix in ("", "base_model.model.") for name in (*names, *inside)
-    ]
+    keep_from_ddp_(model, [prefix + name for prefix in ("", "base_model.model.") for name in (*names, *inside)])
 
 
 def refuse_untrainable(model: nn.Module) -> None:
@@ -246,7 +251,7 @@ def _cast_(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:
 
     Beside inner layers transformers reads every "weight" of a file in the dtype it was saved in.
     """
-    kept = model._get_dtype_plan(model.dtype)  # what a half-precision model keeps in float32
+    kept = kept_in_float32(model, model.dtype)  # what a half-precision model keeps in float32
     for name, parameter in model.named_parameters():
         if name in dtypes and not any(re.search(pattern, name) for pattern in kept):
             parameter.data = parameter.data.to(dtypes[name])
@@ -258,8 +263,8 @@ def _keep_names_(model: Any) -> None:
     Saving runs the conversions of loading backwards. Those that read inner layers have no way back, and those that join
     the weights of several layers cannot join codes; renaming stays.
     """
-    conversions = getattr(model, "_weight_conversions", None)
+    conversions = load_conversions(model)
     if conversions is None:  # the model was not loaded; this is what saving would do
         mapping = get_model_conversion_mapping(model, add_legacy=False)
         conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
-    model._weight_conversions = [c for c in conversions if isinstance(c, WeightRenaming)]
+    set_load_conversions_(model, (c for c in conversions if isinstance(c, WeightRenaming)))

@@ -106,10 +106,11 @@ def import_pytorch(source: Source, auto_class: str) -> None:
     import transformers
 
     from .. import checkpoint  # noqa: F401
+    from ..core.foreign_internals import model_classes
 
     with contextlib.suppress(OSError, ValueError, KeyError):  # what is wrong with a checkpoint, opening it says
         config = from_pretrained(transformers.AutoConfig, source.checkpoint, revision=source.revision or "main")
-        getattr(transformers, source.auto_class or auto_class)._model_mapping[type(config)]
+        model_classes(source.auto_class or auto_class)[type(config)]
 
 
 def main_output(made: Any) -> Any:

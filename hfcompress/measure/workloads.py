@@ -43,9 +43,11 @@ def checkpoint_spec(source: Source, auto_class: str) -> InputSpec:
         return read_onnx(Path(source.checkpoint)).spec
     import transformers
 
+    from ..core.foreign_internals import model_classes
+
     auto_class = source.auto_class or auto_class
     config = from_pretrained(transformers.AutoConfig, source.checkpoint, revision=source.revision or "main")
-    model_class = getattr(transformers, auto_class)._model_mapping[type(config)]
+    model_class = model_classes(auto_class)[type(config)]
     return spec_from(config, model_class[0] if isinstance(model_class, tuple) else model_class)
 
 

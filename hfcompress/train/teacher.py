@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..core.errors import LifecycleError
+from ..core.foreign_internals import has_forward_hooks
 from ..core.pretrained import from_pretrained
 from ..modules.pixels import as_read
 from .batches import SOFT_LABELS
@@ -41,7 +42,7 @@ class Teacher:
     @property
     def watched(self) -> bool:
         """Whether something listens to what goes on inside the teacher while it runs."""
-        return any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
+        return any(has_forward_hooks(m) for m in self.model.modules())
 
 
 _SHOWN = 4

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.errors import LifecycleError
+from ..core.foreign_internals import taken_for_adapted
 from ..core.lifecycle import Lifecycle, State
 from ..ops.reductions import IGNORED
 from ..recipe.schema import Recipe, TeacherCache
@@ -200,15 +201,8 @@ def _counted(loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any) -> torc
 @contextlib.contextmanager
 def _adapted(model: Any) -> Iterator[None]:
     """Tell the Trainer, which refuses a quantized model without adapters, that this one is about to get some."""
-    if not isinstance(model, PreTrainedModel):
+    with taken_for_adapted(model) if isinstance(model, PreTrainedModel) else contextlib.nullcontext():
         yield
-        return
-    before = model._hf_peft_config_loaded
-    model._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        model._hf_peft_config_loaded = before
 
 
 def load_teacher(source: str | Path, like: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from ...checkpoint.load import require_folder
 from ...core.errors import CheckpointError, DataError, RecipeError, RemoteCodeError, nearest
+from ...core.foreign_internals import model_class_names
 from ...core.metric import Metric
 from ...core.pretrained import from_pretrained
 from ...ops.reductions import REDUCTIONS
@@ -209,8 +210,7 @@ def _synonym(name: str) -> str:
 def auto_class_for(architecture: str) -> str | None:
     """Return the Auto class of the task that the model class called `architecture` is for, if any task is."""
     for task in tasks().values():
-        names = task.model_class._model_mapping._model_mapping.values()  # names: the classes need not be imported
-        if any(architecture in ((n,) if isinstance(n, str) else n) for n in names):
+        if architecture in model_class_names(task.auto_class):
             return task.auto_class
     return None
 
