@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import checkpoint as _checkpoint  # noqa: F401 - registers the loader with transformers
+from .registration import register as _register
 
 if TYPE_CHECKING:
     from .core.errors import HFCompressError
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .train.trainer import HFCompressMixin, HFCompressTrainer
 
 __version__ = "0.1.0"
+
+_register()
 
 _HOMES = {
     "AttentionPaths": "core.families",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..core.families import label_layers
+from ..core.foreign_internals import parameters_of, say_initialized_
 from ..modules.at_rest import SAVING, Streams, codable, code_at_rest_, code_widths, coded_at_rest
 from ..modules.ties import keep_biases_, own_ties
 from ..ops.coding import decode
@@ -83,7 +84,7 @@ def expect_streams_(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, P
         if name.endswith(".weight") and not list(owner.buffers(recurse=False)):
             # some models ask for the shape of a layer's weight before they look whether it was loaded, and a stream has
             # no rows; what has more than a weight and a bias has to be initialised, each loaded tensor says it is
-            owner._is_hf_initialized = True  # type: ignore[assignment]
+            say_initialized_(owner)
     return places
 
 
@@ -152,4 +153,4 @@ def _decoded(stream: Tensor, place: Place, name: str, hint: str) -> nn.Parameter
 
 def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     path, _, last = name.rpartition(".")
-    model.get_submodule(path)._parameters[last] = parameter
+    parameters_of(model.get_submodule(path))[last] = parameter

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix
+from ..core.pretrained import from_pretrained
 from .adapters import find_adapter, head_config, is_head, merge, refusal
 from .memory import own_memory_
 
@@ -76,8 +77,8 @@ def _load(
         raise CheckpointError(f"cannot load {source}: transformers has no class {auto_class}")
     require_folder(source)
     try:
-        model, info = loader.from_pretrained(
-            str(source), dtype=dtype_of(dtype), output_loading_info=True, revision=revision or "main", **config
+        model, info = from_pretrained(
+            loader, source, dtype=dtype_of(dtype), output_loading_info=True, revision=revision or "main", **config
         )
     except SafetensorError as error:
         raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error

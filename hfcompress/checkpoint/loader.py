@@ -11,11 +11,18 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightRenaming
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
 from ..core.errors import CheckpointError, LifecycleError
+from ..core.foreign_internals import (
+    has_users_adapters,
+    keep_from_ddp_,
+    kept_in_float32,
+    load_conversions,
+    set_load_conversions_,
+)
 from ..modules.at_rest import code_at_rest_, coded_at_rest
 from ..modules.bnb import check_bnb_, expect_bnb_, flat_codes, widen_bnb_
 from ..modules.packed import check_masks, dequantize_
@@ -35,7 +42,6 @@ QUANT_METHOD = "hfcompress"
 VERSION = 1
 
 
-@register_quantization_config(QUANT_METHOD)
 class HFCompressConfig(QuantizationConfigMixin):
     """What stands in `config.json["quantization_config"]`: module specs by path, and the format's version.
 
@@ -109,7 +115,6 @@ class HFCompressConfig(QuantizationConfigMixin):
         self.weights_sha256 = weight_digests(model)
 
 
-@register_quantizer(QUANT_METHOD)
 class HFCompressQuantizer(HfQuantizer):
     """Rebuilds the structure on the empty skeleton, before any weight is read."""
 
@@ -198,7 +203,7 @@ class HFCompressQuantizer(HfQuantizer):
         training wrappers belong was told before they were put on. Adapters go to a file of their own, without a config.
         """
         state = clean_state_dict(model)
-        if model._hf_peft_config_loaded:
+        if has_users_adapters(model):
             return state, {}
         if state.keys() == model.state_dict().keys():
             attach_(model, read_structure(model))
@@ -228,6 +233,11 @@ class HFCompressQuantizer(HfQuantizer):
         dequantize_(widen_bnb_(model))
         attach_(model, read_structure(model))
         return model
+
+
+# in place of the stand-ins that importing the package has put there
+AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = HFCompressConfig
+AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = HFCompressQuantizer
 
 
 def attach_(model: nn.Module, modules: Modules) -> None:
@@ -264,7 +274,7 @@ def mark_trainable_(model: nn.Module) -> None:
     That is an ordinary float model, even with packed layers in it; or, where another library holds layers, a quantized
     one of that library, which trains through adapters only.
     """
-    _keep_from_ddp_(model)
+    _keep_words_from_ddp_(model)
     inner = read_inner(model)
     model.is_quantized = inner is not None  # type: ignore[assignment]
     for bits in ("4bit", "8bit"):
@@ -278,16 +288,14 @@ def mark_trainable_(model: nn.Module) -> None:
         model.quantization_method = QUANT_METHOD  # type: ignore[assignment]
 
 
-def _keep_from_ddp_(model: nn.Module) -> None:
+def _keep_words_from_ddp_(model: nn.Module) -> None:
     """Tell DistributedDataParallel which parameters its back ends can't send: 16-bit integers, alike in all processes.
 
     It looks for them by the names they have in what it wraps, which may be peft's model with this one inside.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.int16]
     inside = [f"{path}.base_layer.{last}" for path, _, last in (name.rpartition(".") for name in names)]
-    model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
-        prefix + name for prefix in ("", "base_model.model.") for name in (*names, *inside)
-    ]
+    keep_from_ddp_(model, [prefix + name for prefix in ("", "base_model.model.") for name in (*names, *inside)])
 
 
 def refuse_untrainable(model: nn.Module) -> None:
@@ -304,7 +312,7 @@ def _cast_(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:
 
     Beside inner layers transformers reads every "weight" of a file in the dtype it was saved in.
     """
-    kept = model._get_dtype_plan(model.dtype)  # what a half-precision model keeps in float32
+    kept = kept_in_float32(model, model.dtype)  # what a half-precision model keeps in float32
     for name, parameter in model.named_parameters():
         if name in dtypes and not any(re.search(pattern, name) for pattern in kept):
             parameter.data = parameter.data.to(dtypes[name])
@@ -316,8 +324,8 @@ def _keep_names_(model: Any) -> None:
     Saving runs the conversions of loading backwards. Those that read inner layers have no way back, and those that join
     the weights of several layers cannot join codes; renaming stays.
     """
-    conversions = getattr(model, "_weight_conversions", None)
+    conversions = load_conversions(model)
     if conversions is None:  # the model was not loaded; this is what saving would do
         mapping = get_model_conversion_mapping(model, add_legacy=False)
         conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
-    model._weight_conversions = [c for c in conversions if isinstance(c, WeightRenaming)]
+    set_load_conversions_(model, (c for c in conversions if isinstance(c, WeightRenaming)))

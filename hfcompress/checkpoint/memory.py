@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.foreign_internals import convert_, storage_of
 from ..modules.at_rest import coded_at_rest
 from ..modules.plain_names import clean_state_dict
 from ..modules.ties import own_ties
@@ -53,7 +54,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 def release_(model: nn.Module) -> None:
     """Give back the memory of a model that nothing computes with any more, whoever still holds it."""
-    model._apply(lambda tensor: tensor.new_empty(0))
+    convert_(model, lambda tensor: tensor.new_empty(0))
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -71,7 +72,7 @@ def weights(model: nn.Module) -> list[Tensor]:
 
 def _distinct(state: Mapping[str, Tensor]) -> list[Tensor]:
     # By the storage object, not its address: on the meta device every address is 0.
-    return list({(t.untyped_storage()._cdata, t.storage_offset(), t.shape): t for t in state.values()}.values())
+    return list({(storage_of(t), t.storage_offset(), t.shape): t for t in state.values()}.values())
 
 
 def _mapped_files() -> list[Range]:

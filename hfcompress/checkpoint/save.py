@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..core.errors import CheckpointError
 from ..core.files import share_, writing_folder
+from ..core.foreign_internals import comes_with_code
 from ..core.user_adapters import has_adapters, merging
 from .loader import QUANT_METHOD, attach_
 from .stock import fold_into_config_
@@ -87,7 +88,7 @@ def _forget_code_(model: PreTrainedModel) -> None:
     # does not take that code along.
     config: Any = model.config
     named = [str(name).rpartition("--")[2] for name in (getattr(config, "auto_map", None) or {}).values()]
-    if any(name.startswith(f"{CODE}.") for name in named) and type(model)._auto_class is None:
+    if any(name.startswith(f"{CODE}.") for name in named) and not comes_with_code(model):
         del config.auto_map
 
 

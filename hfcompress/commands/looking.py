@@ -20,12 +20,14 @@ def methods(
 ) -> None:
     """List the compression methods, or the settings of one."""
     quiet_libraries()
-    from ..recipe.load import recipe_schema
+    if schema:
+        from ..recipe.load import recipe_schema
+
+        typer.echo(json.dumps(recipe_schema(), indent=2))
+        return
     from ..run.show_methods import method_table, methods_markdown, methods_table
 
-    if schema:
-        typer.echo(json.dumps(recipe_schema(), indent=2))
-    elif markdown:
+    if markdown:
         typer.echo(methods_markdown())
     elif families:
         from ..run.families_table import families_markdown

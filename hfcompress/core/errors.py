@@ -87,6 +87,10 @@ class ModelError(HFCompressError):
     """A model no longer runs, or answers in another form, after what was done to it."""
 
 
+class RemoteCodeError(CheckpointError):
+    """A checkpoint or its processor can't be loaded without Python code that comes with it, which is never run."""
+
+
 class ExportError(HFCompressError):
     """An export failed or does not agree with the model it came from."""
 

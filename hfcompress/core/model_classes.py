@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import CheckpointError
+from .foreign_internals import model_classes
 
 
 def class_of(name: str, config: Any) -> type[Any]:
@@ -18,11 +19,10 @@ def class_of(name: str, config: Any) -> type[Any]:
     found = getattr(transformers, name, None)
     if found is None:
         raise CheckpointError(f"transformers has no class {name}")
-    mapping = getattr(found, "_model_mapping", None)
-    if mapping is None:
+    if not hasattr(found, "from_config"):
         return found  # type: ignore[no-any-return]
     try:
-        known = mapping[type(config)]
+        known = model_classes(name)[type(config)]
     except KeyError as error:
         raise CheckpointError(f"{name} knows no model of the type {config.model_type!r}") from error
     return known[0] if isinstance(known, tuple) else known

@@ -28,10 +28,11 @@ def compiled(model: Any, *, dynamic: bool) -> Any:
     Packed layers are widened before: they look at whether their weights changed, which would split the graph at each.
     """
     import torch
-    import torch._dynamo
+
+    from ..core.foreign_internals import compiler_config
 
     # Beyond a limit torch runs the model as it is, and says so to nobody; models of one class share the count.
-    config: Any = torch._dynamo.config
+    config = compiler_config()
     config.recompile_limit = config.accumulated_recompile_limit = SHAPES
     config.fail_on_recompile_limit_hit = True
     return torch.compile(widened_(model), dynamic=dynamic)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.errors import CheckpointError, ExportError, MeasureError
 from ..core.model_classes import class_of
+from ..core.pretrained import from_pretrained
 from .files import require_data
 
 NOTE = "hfcompress.runs_in"  # key of an exported file's metadata: what it runs in
@@ -108,7 +109,7 @@ def import_pytorch(source: Source, auto_class: str) -> None:
 
     # what is wrong with a checkpoint, opening it says
     with contextlib.suppress(OSError, ValueError, KeyError, CheckpointError):
-        config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
+        config = from_pretrained(transformers.AutoConfig, source.checkpoint, revision=source.revision or "main")
         class_of(source.auto_class or auto_class, config)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.errors import MeasureError
 from ..core.model_classes import class_of
+from ..core.pretrained import from_pretrained
 from ..export.inputs import InputSpec, example_inputs, spec_from
 from ..export.runtime import Source
 from .batches import write_batches
@@ -44,7 +45,7 @@ def checkpoint_spec(source: Source, auto_class: str) -> InputSpec:
     import transformers
 
     auto_class = source.auto_class or auto_class
-    config = transformers.AutoConfig.from_pretrained(source.checkpoint, revision=source.revision or "main")
+    config = from_pretrained(transformers.AutoConfig, source.checkpoint, revision=source.revision or "main")
     return spec_from(config, class_of(auto_class, config))
 
 

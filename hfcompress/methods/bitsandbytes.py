@@ -11,6 +11,7 @@ from torch import nn
 from ..core.config import StrictModel
 from ..core.errors import TargetError
 from ..core.families import base_prefix
+from ..core.foreign_internals import float32_modules
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.registry import register
 from ..core.targets import select
@@ -143,6 +144,4 @@ class Bitsandbytes(Method[BitsandbytesConfig]):
 
 def _stays_float(model: nn.Module, path: str) -> bool:
     """Say whether the model class keeps the layer in float32: T5 casts what goes into `wo` to its weight's dtype."""
-    names = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
-    names += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    return any(f".{name}." in f".{path}." for name in names)
+    return any(f".{name}." in f".{path}." for name in float32_modules(model))

@@ -16,6 +16,7 @@ from torch import nn
 from ..core.config import StrictModel
 from ..core.errors import LifecycleError, TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
+from ..core.pretrained import from_pretrained
 from ..core.registry import register
 from ..modules.tokens import keep_tokens_, token_layers, tokens_of
 from ..ops.tokens import Tokens
@@ -98,7 +99,7 @@ class Vocabulary(Method[VocabularyConfig]):
         old = keep_tokens_(model, self._tokenizer, self._keep)
         with tempfile.TemporaryDirectory() as folder:
             self._tokenizer.save_pretrained(folder)
-            loaded = type(self._tokenizer).from_pretrained(folder)
+            loaded = from_pretrained(type(self._tokenizer), folder)
         if loaded.get_vocab() != self._tokenizer.get_vocab():
             raise TargetError(f"vocabulary: a {type(loaded).__name__} does not load with fewer tokens as it was saved")
         _compare(self._encode(before), self._encode(loaded), old)

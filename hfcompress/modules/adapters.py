@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
+from ..core.foreign_internals import adapt_with_
 from ..ops.lowrank import decompose
 from .adapted import Adapted, AdaptedConv1D, AdaptedLinear
 from .bnb import BnbFormat, is_bnb
@@ -43,7 +44,7 @@ def add_adapters_(model: nn.Module, paths: Sequence[str], settings: Mapping[str,
         torch.manual_seed(seed)
         try:
             config = peft.LoraConfig(**settings, target_modules=[group[0][0] for group in groups])
-            config._register_custom_module({PackedLinear: Linear})  # computes with the layer, is never merged into it
+            adapt_with_(config, {PackedLinear: Linear})  # computes with the layer, is never merged into it
             peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
         except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
             raise TargetError(f"peft can't put an adapter with these settings on this model: {error}") from error

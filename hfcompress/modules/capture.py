@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..core.errors import LifecycleError
 from ..core.families import Attention, width_out
+from ..core.foreign_internals import attention_of
 
 QUERY, KEY, VALUE = KINDS = ("query", "key", "value")
 
@@ -76,7 +77,7 @@ class AttentionMaps:
 
     def __init__(self, model: Any, *, always: bool) -> None:
         self._model, self._always = model, always
-        self._own = getattr(model.config, "_attn_implementation", None)
+        self._own = attention_of(model)
         self._hook = model.register_forward_pre_hook(lambda *_: self._switch(self._always or model.training))
 
     def remove(self) -> None:
@@ -86,7 +87,7 @@ class AttentionMaps:
 
     def _switch(self, on: bool) -> None:
         wanted = self.IMPLEMENTATION if on else self._own
-        if self._own is not None and self._model.config._attn_implementation != wanted:
+        if self._own is not None and attention_of(self._model) != wanted:
             self._model.set_attn_implementation(wanted)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import DataError, TargetError
+from ..core.foreign_internals import parameters_of
 from ..ops.masks import keep_highest
 from ..ops.reconstruction import InputMoments, refit
 from .channels import ChannelGroup, Channels
@@ -216,7 +217,7 @@ def _scored(model: nn.Module, group: ChannelGroup) -> list[nn.Module]:
 
 
 def _tensors(layer: nn.Module) -> list[nn.Parameter]:
-    return [p for name in ("weight", "bias") if (p := layer._parameters.get(name)) is not None]
+    return [p for name in ("weight", "bias") if (p := parameters_of(layer).get(name)) is not None]
 
 
 def _product(tensor: Tensor, gradient: Tensor | None) -> Tensor:

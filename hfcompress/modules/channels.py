@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import HFCompressError, TargetError
+from ..core.foreign_internals import AnyBatchNorm, buffers_of, parameters_of
 from .adapted import Adapted
 from .factorized import Factorized
 from .separable import SeparableConv2d
 from .sized import follow_
 from .storage import Packed
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+_NORMS = (AnyBatchNorm, nn.LayerNorm)
 _SPATIAL = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -130,14 +131,14 @@ def keep_channels_of_(model: nn.Module, group: ChannelGroup, keep: Tensor) -> No
 
 
 def _cut_(module: nn.Module, name: str, dim: int, index: Tensor) -> None:
-    old: Tensor | None = module._parameters.get(name, module._buffers.get(name))
+    old: Tensor | None = parameters_of(module).get(name, buffers_of(module).get(name))
     if old is None:
         return
     new = old.detach().index_select(dim, index.to(old.device)).contiguous()
-    if name in module._buffers:
-        module._buffers[name] = new
+    if name in buffers_of(module):
+        buffers_of(module)[name] = new
     else:
-        module._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
+        parameters_of(module)[name] = nn.Parameter(new, requires_grad=old.requires_grad)
 
 
 def _refuse_made_over(model: nn.Module) -> None:

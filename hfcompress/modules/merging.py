@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, FamilyError, TargetError
 from ..core.families import Block, Family, ImageTokens, blocks_of, family_of
+from ..core.foreign_internals import forward_hooks_of
 from ..ops.merging import bipartite_places, merge_count, merge_tokens, spread_tokens
 
 KIND = "merging"
@@ -93,7 +94,7 @@ class MergingBlock(nn.Module):
         keys: list[Tensor] = []
         mask = None if merged is None else merged.sizes.log()[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)
         projection = self.get_submodule(parts.key)  # another one since the last call, where it was packed or split
-        if _note_keys not in projection._forward_hooks.values():
+        if _note_keys not in forward_hooks_of(projection):
             projection.register_forward_hook(_note_keys)
         setattr(hidden, KEYS, keys)
         try:

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import TargetError
 from ..core.families import direct_weights
+from ..core.foreign_internals import parameters_of
 from ..ops.codebooks import Codebook
 from ..ops.quantization import Clip, Grid, Quantized, quantize
 from .matrix import matrix
@@ -242,7 +243,7 @@ def replace_(model: nn.Module, group: list[tuple[str, nn.Module]], new: Packed) 
             twin = packed_like(module, new.grid, new.nonzeros)
             if (twin.rows, twin.columns) != (new.rows, new.columns):
                 raise TargetError(f"{path}: it is tied to {group[0][0]}, but reads the weight otherwise")
-            twin._parameters.update({n: p for n, p in new._parameters.items() if n != "bias"})
+            parameters_of(twin).update({n: p for n, p in parameters_of(new).items() if n != "bias"})
             made[id(module)] = twin
     for path, module in group:
         model.set_submodule(path, made[id(module)])

@@ -7,6 +7,7 @@ import re
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..core.foreign_internals import has_users_adapters
 from .parametrizations import own_parametrizations
 
 COMPANIONS = "training_companions"  # the child of a model that holds what trains beside it
@@ -54,4 +55,4 @@ def _plain(model: nn.Module, name: str, own: tuple[str, ...]) -> str:
 
 def _is_users(model: nn.Module) -> bool:
     """Say whether adapters on this model are the user's own, who saves them alone, and not a method's."""
-    return not isinstance(model, PreTrainedModel) or model._hf_peft_config_loaded
+    return not isinstance(model, PreTrainedModel) or has_users_adapters(model)

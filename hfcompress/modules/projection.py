@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import DataError
+from ..core.foreign_internals import parameters_of
 from ..ops.lowrank import hyperplane, principal_directions
 from .importance import Batch
 from .sized import follow_
@@ -68,14 +69,14 @@ def project_channels_(model: nn.Module, axes: Iterable[Axis], norms: Collection[
     made: dict[Tensor, nn.Parameter] = {}  # tensors are told apart by identity
     for (path, name), dims in named.items():
         module = model.get_submodule(path)
-        old: Any = module._parameters[name]
+        old: Any = parameters_of(module)[name]
         if old not in made:
             if old.ndim == 1 and name != "bias":
                 new = _factors(old, projection, path in norms)
             else:
                 new = _contracted(old, dims, projection.basis)
             made[old] = nn.Parameter(new.to(old).contiguous(), requires_grad=old.requires_grad)
-        module._parameters[name] = made[old]
+        parameters_of(module)[name] = made[old]
         follow_(module)
 
 

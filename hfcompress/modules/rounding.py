@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..core.foreign_internals import version_of
 from ..ops.quantization import Clip, Grid, quantize
 from ..ops.straight_through import straight_through
 from .storage import Packed
@@ -44,7 +45,7 @@ class RoundedWeight(nn.Module):
             self._last = None
             return self._round(weight)
         if self._last is None or not _unchanged(self._last, weight):
-            self._last = (weight.detach(), weight._version, self._round(weight))
+            self._last = (weight.detach(), version_of(weight), self._round(weight))
         return self._last[2]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,4 +73,4 @@ def rounding_for(module: nn.Module, grid: Grid, clip: Clip = "max") -> RoundedWe
 
 def _unchanged(last: tuple[Tensor, int, Tensor], weight: Tensor) -> bool:
     seen, version, _ = last
-    return seen._version == version and seen.dtype == weight.dtype and torch.equal(seen, weight)
+    return version_of(seen) == version and seen.dtype == weight.dtype and torch.equal(seen, weight)

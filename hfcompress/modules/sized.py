@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
+from ..core.foreign_internals import AnyBatchNorm, AnyConvolution
 
 KIND = "sizes"
 
@@ -55,12 +56,12 @@ def follow_(module: Any) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
-    elif isinstance(module, nn.modules.conv._ConvNd):
+    elif isinstance(module, AnyConvolution):
         module.out_channels, inner = module.weight.shape[:2]
         if module.groups == module.in_channels:  # each channel by itself
             module.groups = module.out_channels
         module.in_channels = inner * module.groups
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, AnyBatchNorm):
         module.num_features = len(module.weight)
     elif hasattr(module, "normalized_shape"):
         module.normalized_shape = tuple(module.weight.shape)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
+from ..core.foreign_internals import version_of
 from ..ops.codebooks import Clustered, Codebook, gather
 from ..ops.packing import Width, pack, packed_size, unpack, unpack_at
 from ..ops.quantization import (
@@ -287,7 +288,7 @@ class Packed(nn.Module):
     def _sparse_lookup(self, rows: Tensor, values_at: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Return values by column, anything where there is none, and where there is one, both (rows, columns)."""
         mask = unpack_at(self.weight_mask, 1, self._positions(rows, self.columns)).bool()
-        key = (self.weight_mask, self.weight_mask._version)
+        key = (self.weight_mask, version_of(self.weight_mask))
         if self._starts is None or not _same(self._starts[0], key):
             ends = self.mask().sum(1).cumsum(0)
             self._starts = (key, ends.roll(1).index_fill_(0, torch.zeros_like(ends[:1]), 0))
@@ -316,7 +317,7 @@ class Packed(nn.Module):
 
     def _stored(self) -> tuple[Any, ...]:
         tensors = [p for name, p in self._parameters.items() if name == "weight" or name in AUXILIARY]
-        return tuple(x for p in tensors if p is not None for x in (p, p._version))
+        return tuple(x for p in tensors if p is not None for x in (p, version_of(p)))
 
     def _store(self, **tensors: Tensor) -> None:
         if self.grid is not None and self.weight.is_meta:

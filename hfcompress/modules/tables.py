@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..core.errors import TargetError
+from ..core.foreign_internals import stock_ties
 
 
 def input_embeddings(model: nn.Module) -> Any:
@@ -51,7 +52,7 @@ def table_pair(model: nn.Module, which: str) -> tuple[str, str]:
 
 def tie_in_config_(model: nn.Module, first: str, second: str) -> None:
     """Let the config state a tie that it can, so that a stock checkpoint is left; the tie itself is made already."""
-    stock: Any = getattr(type(model), "_tied_weights_keys", None) or {}
+    stock = stock_ties(model)
     if stock.get(second) == first and hasattr(model.config, "tie_word_embeddings"):
         model.config.tie_word_embeddings = True
 

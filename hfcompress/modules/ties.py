@@ -7,9 +7,17 @@ from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import PreTrainedModel
 
 from ..core.errors import TargetError
+from ..core.foreign_internals import (
+    declared_ties,
+    own_declared_ties,
+    pad_bias_,
+    parameters_of,
+    replace_bias_padding_,
+    set_declared_ties_,
+    stock_ties,
+)
 from .storage import AUXILIARY, Packed
 
 
@@ -39,7 +47,7 @@ def tie_(model: nn.Module, ties: Mapping[str, str]) -> None:
         raise TargetError(f"a {type(model).__name__} can't declare ties: only transformers' models can")
     for target, source in ties.items():
         path, _, name = target.rpartition(".")
-        model.get_submodule(path)._parameters[name] = model.get_parameter(source)
+        parameters_of(model.get_submodule(path))[name] = model.get_parameter(source)
     _declare(model, ties)
 
 
@@ -55,7 +63,7 @@ def _declare(model: nn.Module, ties: Mapping[str, str]) -> None:
     """Tell transformers that the parameters named on the left are those named on the right, beside its own ties."""
     known: Any = getattr(model, "all_tied_weights_keys", None) or {}
     model.all_tied_weights_keys = {**known, **ties}  # type: ignore[assignment]
-    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}  # type: ignore[assignment,dict-item]
+    set_declared_ties_(model, {**declared_ties(model), **ties})
     keep_biases_(model)
     declare_ties_(model)
 
@@ -65,8 +73,8 @@ def own_ties(model: nn.Module) -> dict[str, str]:
 
     What goes with packed weights follows them, and is left out.
     """
-    stock = getattr(type(model), "_tied_weights_keys", None) or {}
-    declared: dict[str, str] = vars(model).get("_tied_weights_keys") or {}
+    stock = stock_ties(model)
+    declared = own_declared_ties(model)
     found = {}
     for target, source in declared.items():
         if target in stock or target.rpartition(".")[2] in AUXILIARY:
@@ -83,7 +91,7 @@ def keep_biases_(model: nn.Module) -> None:
     The model's own way is to pad a bias to as many entries as the weight has rows, and packed, coded or transposed
     weights do not have their outputs there.
     """
-    model._adjust_bias = _adjust_bias  # type: ignore[assignment]
+    replace_bias_padding_(model, _adjust_bias)
 
 
 def declare_ties_(model: nn.Module) -> None:
@@ -105,18 +113,18 @@ def declare_ties_(model: nn.Module) -> None:
     for target, source in plain.items():
         owners = [_owner(model, name) for name in (target, source)]
         if all(isinstance(owner, Packed) for owner in owners):
-            names = [n for n in AUXILIARY if all(n in owner._parameters for owner in owners)]  # type: ignore[union-attr]
+            names = [n for n in AUXILIARY if all(n in parameters_of(owner) for owner in owners)]  # type: ignore[arg-type]
             new |= {_sibling(target, name): _sibling(source, name) for name in names}
     if {**plain, **new} == ties:
         return
     model.all_tied_weights_keys = {**plain, **new}  # type: ignore[assignment]
-    declared: Any = model._tied_weights_keys or {}
+    declared = declared_ties(model)
     declared = {
         t: s
         for t, s in declared.items()
         if t.rpartition(".")[2] not in AUXILIARY and not (t.endswith(".bias") and _has_parts(model, t))
     }
-    model._tied_weights_keys = {**declared, **new}  # type: ignore[assignment]
+    set_declared_ties_(model, {**declared, **new})
     keep_biases_(model)
 
 
@@ -145,14 +153,14 @@ def _has_parts(model: nn.Module, name: str) -> bool:
 
 def _adjust_bias(output: nn.Module, source: Any) -> None:
     if type(output) in (nn.Embedding, nn.Linear) and output.weight.ndim == 2:
-        PreTrainedModel._adjust_bias(None, output, source)  # type: ignore[arg-type]
+        pad_bias_(output, source)
 
 
 def _weight(module: nn.Module) -> Any:
     """Return the weight as the module holds it, without computing what a training wrapper makes of it."""
     if parametrize.is_parametrized(module, "weight"):  # a weight norm makes it of two, and is no training wrapper
         return getattr(module.parametrizations["weight"], "original", None)  # type: ignore[index]
-    return module._parameters.get("weight")
+    return parameters_of(module).get("weight")
 
 
 def _root(model: nn.Module, path: str) -> str:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ..core.errors import TargetError
+from ..core.foreign_internals import set_backend_
 from ..core.position_tables import position_table
 from ..ops.tokens import Tokens
 from .parametrizations import detach
@@ -41,7 +42,7 @@ def keep_tokens_(model: nn.Module, tokenizer: Any, keep: set[str]) -> list[int]:
     """Keep only the tokens `keep`, in the model and in its fast tokenizer, and return their old ids in new order."""
     state, old = tokens_of(tokenizer).only(keep)
     keep_rows_(model, old)
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    set_backend_(tokenizer, Tokenizer.from_str(json.dumps(state)))
     return old
 
 

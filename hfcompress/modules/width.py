@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..core.errors import DataError, FamilyError, TargetError
 from ..core.families import Block, base_prefix, blocks_of, has_module, output_layers, width_in
 from ..core.family import Family
+from ..core.foreign_internals import AnyConvolution, parameters_of
 from .adapted import Adapted
 from .chains import first
 from .factorized import Factorized
@@ -75,10 +76,10 @@ def keep_channels_(model: nn.Module, axes: Iterable[Axis], keep: Tensor) -> None
     index = keep.cpu().nonzero().flatten()
     for (path, name), dims in named.items():
         module = model.get_submodule(path)
-        old: Any = module._parameters[name]
+        old: Any = parameters_of(module)[name]
         if old not in made:
             made[old] = _cut(old, dims, index, len(keep))
-        module._parameters[name] = made[old]
+        parameters_of(module)[name] = made[old]
         follow_(module)
 
 
@@ -86,7 +87,7 @@ def magnitudes(model: nn.Module, axes: Iterable[Axis], width: int) -> Tensor:
     """Return, by channel, the mean absolute weight over all axes, each relative to its mean over channels."""
     total = torch.zeros(width, dtype=torch.float64)
     for axis in axes:
-        weight: Any = model.get_submodule(axis.path)._parameters[axis.name]
+        weight: Any = parameters_of(model.get_submodule(axis.path))[axis.name]
         if weight.is_meta:  # which would go is not known, how many would is
             return torch.arange(width, 0, -1, dtype=torch.float64)
         values = weight.detach().double().abs().movedim(axis.dim, 0).reshape(axis.times, width, -1)
@@ -159,7 +160,7 @@ class _Rule:
             return
         if isinstance(module, nn.Linear | Conv1D):
             yield from self._linear(path, module, role)
-        elif isinstance(module, nn.modules.conv._ConvNd):
+        elif isinstance(module, AnyConvolution):
             yield from self._convolution(path, module)
         elif not self._inside_attention(path):
             yield from self._bare(path, module)
@@ -223,7 +224,7 @@ def _last_layers(model: Any) -> frozenset[str]:
 
 def _refuse_packed(model: nn.Module) -> None:
     for path, module in model.named_modules():
-        weight = module._parameters.get("weight")
+        weight = parameters_of(module).get("weight")
         if isinstance(module, Factorized | Adapted):
             raise TargetError(
                 f"{path}: a {type(module).__name__} can't be cut; remove channels before layers are split or adapted"

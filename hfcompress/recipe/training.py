@@ -8,12 +8,14 @@ import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import TrainingArguments
 
 from ..core.errors import nearest
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 # Fields that another part of the recipe or of the command line decides, and which.
 OWNED: dict[str, str] = {
@@ -26,12 +28,8 @@ OWNED: dict[str, str] = {
     "remove_unused_columns": "the task already encodes the data for the model",
     "local_rank": "start the run with torchrun",
     "parallelism_config": "it cannot be written in YAML",
-    **{
-        f.name: "use the recipe's 'publish' and `hfcompress push`"
-        for f in dataclasses.fields(TrainingArguments)
-        if f.name.startswith(("hub_", "push_to_hub"))
-    },
 }
+_PUSHING = "use the recipe's 'publish' and `hfcompress push`"  # fields whose names begin with hub_ or push_to_hub
 
 
 SAVE_STRATEGY = "epoch"  # of a run, unless the recipe says otherwise
@@ -39,11 +37,22 @@ _EVALUATING = ("load_best_model_at_end", "eval_on_start")
 _PICKING = (*_EVALUATING, "eval_strategy", "save_strategy", "eval_steps", "save_steps", "metric_for_best_model")
 
 
+def _arguments() -> type[TrainingArguments]:
+    from transformers import TrainingArguments  # brings peft and bitsandbytes, seconds that only `train:` needs
+
+    return TrainingArguments
+
+
+def _owner(key: str) -> str | None:
+    """Return which other part decides a field of TrainingArguments, and None where the recipe does."""
+    return _PUSHING if key.startswith(("hub_", "push_to_hub")) else OWNED.get(key)
+
+
 @functools.cache
 def training_fields() -> Mapping[str, Any]:
     """Return the type of every TrainingArguments field a recipe may set, by name."""
-    hints = typing.get_type_hints(TrainingArguments)
-    return {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments) if f.init and f.name not in OWNED}
+    hints = typing.get_type_hints(_arguments())
+    return {f.name: hints[f.name] for f in dataclasses.fields(_arguments()) if f.init and not _owner(f.name)}
 
 
 def check_train(train: Mapping[str, Any], where: str) -> list[str]:
@@ -63,7 +72,7 @@ def _picking(train: Mapping[str, Any], where: str) -> list[str]:
             f"{where}: {', '.join(needing)} needs a held-out part of the training split: set 'eval_strategy: epoch'."
         ]
     try:
-        TrainingArguments(output_dir=".", **given)
+        _arguments()(output_dir=".", **given)
     except ValueError as error:
         said = " ".join(str(error).split())
         return [f"{where}: {said} (a run saves every epoch unless 'save_strategy' says otherwise)."]
@@ -74,7 +83,7 @@ def train_schema() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the JSON Schema of a `train:` mapping, described by TrainingArguments' own help, and its definitions."""
     adapters = [(name, "validation", _adapter(hint)) for name, hint in training_fields().items()]
     schemas, shared = TypeAdapter.json_schemas(adapters)  # type: ignore[arg-type]
-    fields = {f.name: f for f in dataclasses.fields(TrainingArguments)}
+    fields = {f.name: f for f in dataclasses.fields(_arguments())}
     properties = {
         name: {**_closed(schema), "description": fields[name].metadata.get("help", "").strip()}
         for (name, _), schema in schemas.items()
@@ -91,8 +100,8 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problem(key: str, value: Any, path: str) -> str | None:
-    if key in OWNED:
-        return f"{path}: not set here (got {value!r}): {OWNED[key]}."
+    if owner := _owner(key):
+        return f"{path}: not set here (got {value!r}): {owner}."
     if key not in training_fields():
         return f"{path}: TrainingArguments has no such field (got {value!r}).{nearest(key, training_fields())}"
     hint = training_fields()[key]

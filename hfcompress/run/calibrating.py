@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import AutoConfig
 
+from ..core.pretrained import from_pretrained
 from ..export.runtime import Source, engine
 from ..measure.batches import write_batches
 from ..recipe.load import LoadedRecipe
@@ -31,7 +32,7 @@ def calibrated(source: Source, engines: Sequence[str], recipe: LoadedRecipe | No
     given, path = recipe.recipe, scratch / "calibration.safetensors"
     task = get_task(given.task)
     data = given.data.model_copy(update={"image_size": source.image_size or given.data.image_size})
-    processor = task.load_processor(source.checkpoint, AutoConfig.from_pretrained(source.checkpoint), data)
+    processor = task.load_processor(source.checkpoint, from_pretrained(AutoConfig, source.checkpoint), data)
     train = task.encode(load_data(data, task, given.seed).train, processor, data)
     write_calibration(path, train, task.collator(processor), given)
     return replace(source, calibration=str(path))

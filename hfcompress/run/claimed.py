@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ..core.errors import RecipeError
+from ..core.pretrained import from_pretrained
 from ..measure.result import Result
 from ..recipe.load import LoadedRecipe, load_recipe
 from ..recipe.schema import Recipe
@@ -37,7 +38,7 @@ def read_again(
     if original is not None:
         places.insert(0, (original, recipe.data, folder.baseline_batches))
     for place, data, path in places:
-        config = AutoConfig.from_pretrained(place)
+        config = from_pretrained(AutoConfig, place)
         processor = task.load_processor(place, config, data)
         evaluate = splits.for_classes(task.classes(config), recipe.data).evaluate
         examples = task.for_evaluation(task.encode(evaluate, processor, data), processor, data)

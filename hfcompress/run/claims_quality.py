@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig
 
 from ..core.errors import HFCompressError
+from ..core.pretrained import from_pretrained
 from ..core.scratch import scratch_folder
 from ..export.runtime import Source
 from ..measure.quality import EvaluationSet, difference, predict, quality
@@ -75,7 +76,7 @@ def _evaluation(at: Place, scratch: RunFolder, overrides: Sequence[str]) -> Eval
         decode=task.predictions,
         answers=task.answers,
         counted=task.counted,
-        classes=task.classes(AutoConfig.from_pretrained(at.model)),
+        classes=task.classes(from_pretrained(AutoConfig, at.model)),
         own={ORIGINAL: folder.baseline_batches} if folder.baseline_batches.is_file() else {},
     )
 
@@ -212,7 +213,7 @@ def _near(told: ClassRow, seen: ClassRow) -> bool:
 
 
 def _trivial(at: Place, data: EvaluationSet) -> list[Check]:
-    told, config = at.result.trivial, AutoConfig.from_pretrained(at.model)
+    told, config = at.result.trivial, from_pretrained(AutoConfig, at.model)
     if told is None:
         return []
     found = trivial_score(get_task(at.result.task), data.score, data.labels, config)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from ..core.errors import RecipeError
+from ..core.pretrained import from_pretrained
 from ..recipe.schema import Recipe
 from ..train.data import Splits
 from ..train.tasks import Task
@@ -69,6 +70,6 @@ def _require_order(whose: str, theirs: Sequence[str], ours: Sequence[str], known
 def _config(source: str, revision: str | None = None) -> Any:
     """Return the config of a checkpoint; None where it cannot be read, which is said better where the model is."""
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return from_pretrained(AutoConfig, source, revision=revision)
     except (OSError, ValueError):
         return None

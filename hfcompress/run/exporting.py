@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checkpoint import load_model
 from ..core.errors import ExportError, RecipeError, nearest
+from ..core.pretrained import from_pretrained
 from ..core.scratch import scratch_folder
 from ..export.gptq import FORMAT, export_gptq
 from ..export.onnx import export_onnx
@@ -71,6 +72,6 @@ def _processor(checkpoint: str, auto_class: str) -> Any:
     if task is None:
         return None
     try:
-        return task.load_processor(checkpoint, AutoConfig.from_pretrained(checkpoint), Data(path=checkpoint))
+        return task.load_processor(checkpoint, from_pretrained(AutoConfig, checkpoint), Data(path=checkpoint))
     except RecipeError:
         return None

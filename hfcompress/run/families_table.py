@@ -25,6 +25,7 @@ from ..core import registry
 from ..core.errors import HFCompressError
 from ..core.families import families, family_named
 from ..core.files import between
+from ..core.foreign_internals import model_classes
 from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..export.inputs import example_inputs, is_image, spec_of
@@ -40,7 +41,7 @@ def smallest(model_type: str, auto_class: str | None = None, **config: Any) -> n
     """
     family = family_named(model_type)
     values = AutoConfig.for_model(model_type, **{**family.tiny, **config})
-    known = getattr(transformers, auto_class or family.auto_class)._model_mapping[type(values)]
+    known = model_classes(auto_class or family.auto_class)[type(values)]
     return (known[0] if isinstance(known, tuple) else known)(values)
 
 
@@ -69,7 +70,7 @@ def _language_models(model_type: str) -> list[nn.Module]:
     """Return the family's smallest model with logits per token, untied where its config lets it be; none for images."""
     config = type(AutoConfig.for_model(model_type))
     for auto_class in _LANGUAGE:
-        if config in getattr(transformers, auto_class)._model_mapping:
+        if config in model_classes(auto_class):
             return [smallest(model_type, auto_class, tie_word_embeddings=False).eval()]
     return []
 
@@ -104,7 +105,7 @@ def _batch(model: nn.Module) -> dict[str, torch.Tensor]:
         ids, end = inputs["input_ids"], int(config.eos_token_id)
         ids[ids == end] += 1
         ids[:, -1] = end
-    mappings = [getattr(transformers, name)._model_mapping for name in _LANGUAGE]
+    mappings = [model_classes(name) for name in _LANGUAGE]
     per_token = any(type(model) in mapping.values() for mapping in mappings)
     return inputs | {"labels": inputs["input_ids"] if per_token else torch.zeros(4, dtype=torch.long)}
 

@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoImageProcessor
 from ..checkpoint import is_stock, load_model
 from ..checkpoint.adapters import find_adapter, refusal
 from ..checkpoint.load import no_folder_either, require_folder
-from ..core.errors import CheckpointError, FamilyError, MeasureError
+from ..core.errors import CheckpointError, FamilyError, MeasureError, RemoteCodeError
 from ..core.families import Block, blocks_of, family_of, head_count, unit_count
 from ..core.model_classes import class_of, saved_class, takes_images
 from ..core.position_tables import longest_input
+from ..core.pretrained import from_pretrained
 from ..measure.layout import layout_of
 from ..measure.result import Result, read_result
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
@@ -43,7 +44,7 @@ def auto_class_of(source: str) -> str:
     if adapter := find_adapter(source):
         raise refusal(adapter)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = from_pretrained(AutoConfig, source)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] + no_folder_either(source, error)
         raise CheckpointError(f"cannot read {source}: {reason}") from error
@@ -56,14 +57,14 @@ def own_pixels(source: str, auto_class: str) -> int | None:
     if not reads_images(source, auto_class):
         return None
     try:
-        return pixels_of(AutoImageProcessor.from_pretrained(source))
-    except (OSError, ValueError):
+        return pixels_of(from_pretrained(AutoImageProcessor, source))
+    except (OSError, ValueError, RemoteCodeError):
         return None
 
 
 def reads_images(source: str, auto_class: str) -> bool:
     """Say whether the model that `auto_class` loads from a checkpoint reads pixels."""
-    return takes_images(class_of(auto_class, AutoConfig.from_pretrained(source)))
+    return takes_images(class_of(auto_class, from_pretrained(AutoConfig, source)))
 
 
 def checkpoint_of(source: str) -> str:

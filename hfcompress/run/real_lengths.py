@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..core.errors import RecipeError
+from ..core.pretrained import from_pretrained
 from ..export.runtime import Source
 from ..measure.real import spaced, write_real
 from ..recipe.load import LoadedRecipe
@@ -72,7 +73,7 @@ def _own_processor(task: Task, source: Source, loaded: LoadedRecipe) -> Any:
         places = [str(folder) for folder in list(Path(source.checkpoint).resolve().parents)[:2]]
     for place in places:
         try:
-            config = AutoConfig.from_pretrained(place, revision=source.revision or "main")
+            config = from_pretrained(AutoConfig, place, revision=source.revision or "main")
             return task.load_processor(place, config, _data(source, loaded), source.revision)
         except (RecipeError, OSError, ValueError):
             continue

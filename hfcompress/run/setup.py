@@ -16,6 +16,7 @@ from ..checkpoint.load import dtype_of
 from ..checkpoint.memory import meta_copy
 from ..core.errors import CheckpointError, DataError, RecipeError
 from ..core.method import Corpus, Method
+from ..core.pretrained import NO_REMOTE_CODE
 from ..core.registry import list_methods
 from ..export.runtime import require_any_length, require_engine
 from ..measure.require import parse_requirement
@@ -25,7 +26,8 @@ from ..recipe.data_report import DataReport
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan, make_plan
 from ..recipe.schema import Recipe
-from ..train.data import Splits, corpus_of, load_data
+from ..train.corpus import corpus_of
+from ..train.data import Splits, load_data
 from ..train.overlap import data_report
 from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
@@ -299,4 +301,4 @@ def _from_scratch(recipe: Recipe, given: dict[str, Any], task: Task, head: dict[
     task.fit_config_(config, processor, given)
     set_seed(recipe.seed)
     dtype = "float32" if recipe.dtype == "auto" else recipe.dtype
-    return task.model_class.from_config(config, dtype=dtype_of(dtype)).eval(), processor
+    return task.model_class.from_config(config, dtype=dtype_of(dtype), **NO_REMOTE_CODE).eval(), processor

@@ -16,8 +16,8 @@ from ..core.progress import OnProgress, listening, silent, track
 from ..core.user_adapters import refuse_adapters
 from ..modules.coverage import weights_of
 from ..recipe.schema import Recipe
+from .corpus import corpus_of_batches
 from .covering import coverage, with_coverage
-from .data import corpus_of_batches
 from .forward_check import ForwardCheck
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 from .undo import undone_on_error

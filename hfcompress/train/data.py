@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, ReadInstruction, Value, concatenate_datasets
-from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
 
 from ..core.errors import DataError, RecipeError, nearest
-from ..core.method import Corpus
 from ..ops.reductions import IGNORED
 from ..recipe.data import Columns, Data, Origin
 from .missing import MissingValues
@@ -170,41 +167,6 @@ def calibration_batches(
     yield from loader(drawn, batch_size, collator)
 
 
-def corpus_of(encoded: Callable[[], Any], texts: Callable[[], Iterable[str]] = tuple) -> Corpus:
-    """Return a data set as methods read it; `encoded` gives its examples, each with `input_ids` or `pixel_values`."""
-
-    def examples() -> Iterator[Mapping[str, Any]]:
-        found = encoded()
-        if isinstance(found, Dataset) and "input_ids" in found.column_names:
-            found = found.select_columns(["input_ids"])
-        return (found[i] for i in range(len(found))) if hasattr(found, "__len__") else iter(found)
-
-    def token_ids() -> Iterable[Sequence[int]]:
-        return (example["input_ids"] for example in examples() if "input_ids" in example)
-
-    def image_size() -> tuple[int, int] | None:
-        pixels = next(examples(), {}).get("pixel_values")
-        return None if pixels is None else (np.shape(pixels)[-2], np.shape(pixels)[-1])
-
-    return Corpus(texts, token_ids, image_size)
-
-
-def corpus_of_batches(batches: Iterable[Mapping[str, torch.Tensor]], texts: Sequence[str] = ()) -> Corpus:
-    """Return batches of model inputs as methods read them, without the padding that attention masks mark."""
-    batches = list(batches)
-
-    def examples() -> Iterator[dict[str, Any]]:
-        for batch in batches:
-            ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-            if ids is None:
-                yield from ({"pixel_values": image} for image in batch.get("pixel_values", ()))
-                continue
-            used = torch.ones_like(ids) if mask is None else mask
-            yield from ({"input_ids": row[keep.bool()].tolist()} for row, keep in zip(ids, used, strict=True))
-
-    return corpus_of(examples, lambda: texts)
-
-
 def _ranges(source: Source, spec: str, key: str) -> list[tuple[str, range]]:
     """Return the rows, by split, that a split name, slice or sum of them means."""
     sizes = {name: len(split) for name, split in source.splits.items()}
@@ -304,5 +266,7 @@ def _draw(dataset: Dataset, size: int, seed: int) -> tuple[np.ndarray, np.ndarra
         counts = np.bincount(labels)
         if counts.min() < 2 or min(size, len(dataset) - size) < len(counts):
             labels = None
+    from sklearn.model_selection import train_test_split  # half a second, where a split is drawn
+
     drawn, rest = train_test_split(np.arange(len(dataset)), train_size=size, random_state=seed, stratify=labels)
     return np.sort(drawn), np.sort(rest)

@@ -15,10 +15,11 @@ from datasets import Dataset
 from torch import nn
 
 from ..core.errors import LifecycleError
+from ..core.foreign_internals import NAME_OR_PATH
 
 SIZE = 16  # bytes of a hash
 LABELS = frozenset({"labels", "label", "label_ids"})  # what a teacher is not shown
-_PATHS = ("_name_or_path", "transformers_version")
+_PATHS = (NAME_OR_PATH, "transformers_version")
 _TRIED = 4  # examples read twice to see whether they change
 _MADE_UP = 600  # tokens of a made-up text: more than collators that cut would leave
 

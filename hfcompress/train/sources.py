@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn.datasets
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 
 from ..core.errors import DataError, nearest
+from ..core.pretrained import NO_REMOTE_CODE
 from ..recipe.data import Data, Origin
 from .saved import is_saved, open_saved
 from .tables import TEXT, Reading, is_table, kinds, read_tables
@@ -68,7 +68,7 @@ def _asked(data: Origin) -> set[str]:
 
 def _open_hub(name: str, data: Origin, where: str) -> Source:
     try:
-        found = load_dataset(name, data.config, revision=data.revision)
+        found = load_dataset(name, data.config, revision=data.revision, **NO_REMOTE_CODE)
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` and the Hub client raise, offline included
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -79,6 +79,8 @@ def _open_hub(name: str, data: Origin, where: str) -> Source:
 
 def _open_sklearn(name: str, where: str) -> Source:
     """Open images that scikit-learn ships; their values are scaled to 0..255."""
+    import sklearn.datasets
+
     short = name.removeprefix("sklearn:")
     loader: Callable[[], Any] | None = getattr(sklearn.datasets, f"load_{short}", None)
     bunch = loader() if loader is not None and short not in ("files", "svmlight_file", "svmlight_files") else None
@@ -186,7 +188,7 @@ def _image_root(path: Path) -> Path:
 
 def _open_imagefolder(path: Path, where: str) -> Source:
     try:
-        found = load_dataset("imagefolder", data_dir=str(_image_root(path)))
+        found = load_dataset("imagefolder", data_dir=str(_image_root(path)), **NO_REMOTE_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}.path: {path} cannot be read as a folder of images: {error}") from error
     return Source(path.name, dict(found))

@@ -13,6 +13,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..core.answers import answering_by_name, named
 from ..core.errors import LifecycleError
+from ..core.foreign_internals import has_forward_hooks
+from ..core.pretrained import from_pretrained
 from ..modules.pixels import as_read
 from ..modules.tokens import knows_no_word
 from .batches import SOFT_LABELS
@@ -44,7 +46,7 @@ class Teacher:
     @property
     def watched(self) -> bool:
         """Whether something listens to what goes on inside the teacher while it runs."""
-        return any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
+        return any(has_forward_hooks(m) for m in self.model.modules())
 
 
 _SHOWN = 4
@@ -70,7 +72,7 @@ def require_same_processor(source: str | Path, ours: Any) -> None:
     if ours is None:
         return
     try:
-        theirs = loader.from_pretrained(str(source))
+        theirs = from_pretrained(loader, source)
     except (OSError, ValueError, KeyError):
         return  # a teacher without one is taken to read what the model reads
     if knows_no_word(theirs):

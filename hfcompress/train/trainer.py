@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.answers import named, tensors_of
 from ..core.errors import LifecycleError, TargetError
+from ..core.foreign_internals import taken_for_adapted
 from ..core.lifecycle import Lifecycle, State
 from ..core.user_adapters import has_adapters, is_wrapped, merging, refuse_adapters
 from ..modules.coverage import weights_of
@@ -27,8 +28,8 @@ from .caching import TeacherCacheMixin
 from .callback import HFCompressCallback, fraction
 from .checkpointing import CheckpointMixin
 from .compress import run_oneshot
+from .corpus import corpus_of
 from .covering import coverage, with_coverage
-from .data import corpus_of
 from .forward_check import ForwardCheck, beginning
 from .stages import RecipeLike, StageMethods, read_recipe, stages_of
 from .tasks import auto_class_for
@@ -220,15 +221,8 @@ def _counted(loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any) -> torc
 @contextlib.contextmanager
 def _adapted(model: Any) -> Iterator[None]:
     """Tell the Trainer, which refuses a quantized model without adapters, that this one is about to get some."""
-    if not isinstance(model, PreTrainedModel):
+    with taken_for_adapted(model) if isinstance(model, PreTrainedModel) else contextlib.nullcontext():
         yield
-        return
-    before = model._hf_peft_config_loaded
-    model._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        model._hf_peft_config_loaded = before
 
 
 def load_teacher(source: str | Path, like: nn.Module, *, merge_adapters: bool = False) -> nn.Module:

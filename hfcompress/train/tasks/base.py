@@ -13,8 +13,10 @@ import transformers
 from datasets import Dataset
 
 from ...checkpoint.load import require_folder
-from ...core.errors import CheckpointError, RecipeError, nearest
+from ...core.errors import CheckpointError, RecipeError, RemoteCodeError, nearest
+from ...core.foreign_internals import model_class_names
 from ...core.metric import Metric
+from ...core.pretrained import from_pretrained
 from ...ops.reductions import REDUCTIONS
 from ...recipe.data import Data
 from ...recipe.data_report import Cut
@@ -243,8 +245,7 @@ def _synonym(name: str) -> str:
 def auto_class_for(architecture: str) -> str | None:
     """Return the Auto class of the task that the model class called `architecture` is for, if any task is."""
     for task in tasks().values():
-        names = task.model_class._model_mapping._model_mapping.values()  # names: the classes need not be imported
-        if any(architecture in ((n,) if isinstance(n, str) else n) for n in names):
+        if architecture in model_class_names(task.auto_class):
             return task.auto_class
     return None
 
@@ -253,7 +254,9 @@ def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -
     """Call ``loader.from_pretrained``; RecipeError says which key to set when `source` holds no such thing."""
     try:
         require_folder(source)
-        return loader.from_pretrained(source, revision=revision)
+        return from_pretrained(loader, source, revision=revision)
+    except RemoteCodeError:
+        raise
     except Exception as error:
         if not isinstance(error, _UNREADABLE) and type(error) is not Exception:  # what `tokenizers` raises
             raise
@@ -267,8 +270,12 @@ def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -
 def _script_metric(path: str) -> Metric:
     import evaluate  # slow to import, and only scripts need it
 
+    place = Path(path)
+    script = place if place.suffix == ".py" else place / f"{place.resolve().name}.py"
+    if not script.is_file():  # `evaluate` would fetch one of that name from the Hub, and run it
+        raise RecipeError(f"evaluate.metric: cannot load the script {path}: there is no file {script}")
     try:
-        module = evaluate.load(path)
+        module = evaluate.load(str(script))
     except (OSError, ImportError, ValueError) as error:
         raise RecipeError(f"evaluate.metric: cannot load the script {path}: {error}") from error
 

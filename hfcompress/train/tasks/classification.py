@@ -7,13 +7,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
-from sklearn import metrics as sk
 
 from ...core.metric import MeanMetric, Metric, Parts
 from .base import Task
 from .labels import DataLabels, read_labels
 
 _GUESSES = 10  # classes that are tried as the one answer to everything: the best one is among the most frequent
+
+
+def _sk() -> Any:
+    from sklearn import metrics  # half a second, where one of them is measured
+
+    return metrics
 
 
 def _hits(predictions: Any, labels: Any) -> Parts:
@@ -23,15 +28,15 @@ def _hits(predictions: Any, labels: Any) -> Parts:
 def _f1(predictions: Any, labels: Any) -> float:
     """F1 of class 1 with two classes, and the macro average with more."""
     binary = max(np.max(labels), np.max(predictions)) <= 1
-    return float(sk.f1_score(labels, predictions, average="binary" if binary else "macro", zero_division=0))
+    return float(_sk().f1_score(labels, predictions, average="binary" if binary else "macro", zero_division=0))
 
 
 def _macro_f1(predictions: Any, labels: Any) -> float:
-    return float(sk.f1_score(labels, predictions, average="macro", zero_division=0))
+    return float(_sk().f1_score(labels, predictions, average="macro", zero_division=0))
 
 
 def _matthews(predictions: Any, labels: Any) -> float:
-    return float(sk.matthews_corrcoef(labels, predictions))
+    return float(_sk().matthews_corrcoef(labels, predictions))
 
 
 class Classification(Task):
