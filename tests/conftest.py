@@ -7,11 +7,13 @@ marked ``slow`` is a further case of what a fast test guards, or a whole recipe 
 What keeps the fast tier fast: new Python processes are forks of a server that has imported the libraries
 (`forking.py`; the marker ``own_interpreter`` says which tests need a real one), what was imported is frozen before the
 first test so that no collection of garbage looks through it, and what is costly is made once and only read: a finished
-run (`finished.py`), an exported model, a trained one.
+run (`finished` below), an export of a model, a short training. Tests that share what is made for their module run in
+one process.
 """
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,6 +51,14 @@ def pytest_unconfigure(config):
         config.forks.cleanup()
 
 
+def pytest_collection_modifyitems(items):
+    """Keep tests that share what is made for their module in one process, where it is made once."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(fixture.scope == "module" for found in fixtures for fixture in found):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def pytest_collection_finish():
     """Keep what was imported out of every collection of garbage: each training makes one, a third of a second long."""
     gc.collect()
@@ -74,6 +84,27 @@ def _card_code_in_few_runs(request, monkeypatch):
     execute = sys.modules.get("hfcompress.run.execute")
     if execute is not None and request.node.get_closest_marker("card_code") is None:
         monkeypatch.setattr(execute, "run_snippet", lambda result, folder: "")
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory):
+    from project import text_project
+
+    from hfcompress.recipe.load import load_recipe
+    from hfcompress.run import execute
+
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = text_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "run_snippet", lambda result, folder: "")
+        execute.run_recipe(load_recipe(recipe, ["stages.0.train.max_steps=1"]), folder / "out")
+    return recipe
+
+
+@pytest.fixture
+def finished(_finished, tmp_path):
+    """Return a recipe to read, and the folder of a finished run of it, with ``stages.0.train.max_steps=1``, to change."""
+    return _finished, Path(shutil.copytree(_finished.parent / "out", tmp_path / "out"))
 
 
 @pytest.fixture

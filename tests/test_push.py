@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from hub_server import TOKEN, Hub, metadata_errors
-from project import text_project
-from test_run import command  # noqa: F401 - a fixture
 
 from hfcompress.measure.result import read_result
 
@@ -33,10 +31,8 @@ print("equal")
 
 
 @pytest.fixture
-def run(command, tmp_path) -> Path:  # noqa: F811
-    out = tmp_path / "out"
-    assert command("run", text_project(tmp_path), "--output", out, "--set", "stages.0.train.max_steps=2")[0] == 0
-    return out
+def run(finished) -> Path:
+    return finished[1]
 
 
 def test_a_compressed_run_goes_up_and_loads_by_name(run, tmp_path):
