@@ -103,7 +103,7 @@ def _finished(tmp_path_factory):
 
 @pytest.fixture
 def finished(_finished, tmp_path):
-    """Return a recipe to read, and the folder of a finished run of it, with ``stages.0.train.max_steps=1``, to change."""
+    """Return a recipe to read, and a finished run of it to change, made with ``stages.0.train.max_steps=1``."""
     return _finished, Path(shutil.copytree(_finished.parent / "out", tmp_path / "out"))
 
 

@@ -265,7 +265,7 @@ def check_save_load(subject: Subject) -> None:
 
 
 def check_deterministic(subject: Subject) -> None:
-    """The same seed gives the same bytes: of the model, or half-way through a training, whose rest `resumed` repeats."""
+    """The same seed gives the same bytes: of the model, or half-way through a training, whose rest is resumed."""
     if subject.new().needs.training:
         folders = [Path(subject.training.args.output_dir) / HALF, subject.interrupted / HALF]
     else:

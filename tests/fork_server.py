@@ -24,19 +24,24 @@ import types
 from pathlib import Path
 from typing import Any
 
-SOME = """torch torch.distributed torch._dynamo torch.utils.data numpy scipy.stats sklearn.metrics sklearn.datasets
-    sklearn.feature_extraction.text matplotlib.pyplot pandas pyarrow.csv PIL.Image yaml typer rich.progress pydantic
-    jinja2 safetensors.torch safetensors.numpy zstandard onnx onnxruntime onnxscript optuna""".split()
-ALL = """transformers transformers.trainer transformers.models.auto.modeling_auto transformers.models.bert.modeling_bert
-    transformers.models.vit.modeling_vit transformers.image_processing_backends transformers.quantizers.auto
-    transformers.models.auto.image_processing_auto transformers.tokenization_utils_tokenizers datasets peft accelerate
-    tokenizers bitsandbytes""".split()
+SOME = (
+    "torch torch.distributed torch._dynamo torch.utils.data numpy scipy.stats sklearn.metrics sklearn.datasets "
+    "sklearn.feature_extraction.text matplotlib.pyplot pandas pyarrow.csv PIL.Image yaml typer rich.progress "
+    "pydantic jinja2 safetensors.torch safetensors.numpy zstandard onnx onnxruntime onnxscript optuna "
+)
+ALL = (
+    "transformers transformers.trainer transformers.models.auto.modeling_auto "
+    "transformers.models.bert.modeling_bert transformers.models.vit.modeling_vit "
+    "transformers.image_processing_backends transformers.quantizers.auto "
+    "transformers.models.auto.image_processing_auto transformers.tokenization_utils_tokenizers datasets peft "
+    "accelerate tokenizers bitsandbytes "
+)
 CHECK_S = 1.0
 
 
-def import_all(names: list[str]) -> None:
+def import_all(names: str) -> None:
     """Import what is installed of these."""
-    for name in names:
+    for name in names.split():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
