@@ -1,7 +1,23 @@
-"""Nothing in the tests reaches for the network; the Hub is a server they start themselves."""
+"""What all tests share. Nothing in them reaches for the network; the Hub is a server they start themselves.
 
+Two tiers. ``pytest`` runs the fast one: every behaviour in at least one case, in minutes, after every change. A test
+marked ``slow`` is a further case of what a fast test guards, or a whole recipe on a real model;
+``pytest -m "slow or not slow"`` runs both tiers, ``pytest -m slow`` the slow one alone.
+
+What keeps the fast tier fast: new Python processes are forks of a server that has imported the libraries
+(`forking.py`; the marker ``own_interpreter`` says which tests need a real one), what was imported is frozen before the
+first test so that no collection of garbage looks through it, and what is costly is made once and only read: a finished
+run (`finished` below), an export of a model, a short training. Tests that share what is made for their module run in
+one process.
+"""
+
+import gc
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each, children included
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,11 +26,51 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import forking
 import pytest
 import transformers
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+def pytest_configure(config):
+    """Let what tests start be forks; the server starts with the first, and ends with this process."""
+    if hasattr(config, "workerinput"):  # the process that started this one has a folder for it
+        forking.install()
+        return
+    config.forks = tempfile.TemporaryDirectory(prefix="forks-")
+    folder = Path(config.forks.name)
+    (folder / "owner").write_text(str(os.getpid()))
+    forking.install(folder)
+
+
+def pytest_unconfigure(config):
+    """End the server."""
+    if hasattr(config, "forks"):
+        config.forks.cleanup()
+
+
+def pytest_collection_modifyitems(items):
+    """Keep tests that share what is made for their module in one process, where it is made once."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(fixture.scope == "module" for found in fixtures for fixture in found):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_collection_finish():
+    """Keep what was imported out of every collection of garbage: each training makes one, a third of a second long."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _own_interpreter(request, monkeypatch):
+    """Start real interpreters in a test that says so."""
+    if request.node.get_closest_marker("own_interpreter") is not None:
+        monkeypatch.setattr(subprocess, "Popen", forking._real)
+        monkeypatch.delenv(forking.FOLDER, raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +84,27 @@ def _card_code_in_few_runs(request, monkeypatch):
     execute = sys.modules.get("hfcompress.run.execute")
     if execute is not None and request.node.get_closest_marker("card_code") is None:
         monkeypatch.setattr(execute, "run_snippet", lambda result, folder: "")
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory):
+    from project import text_project
+
+    from hfcompress.recipe.load import load_recipe
+    from hfcompress.run import execute
+
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = text_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "run_snippet", lambda result, folder: "")
+        execute.run_recipe(load_recipe(recipe, ["stages.0.train.max_steps=1"]), folder / "out")
+    return recipe
+
+
+@pytest.fixture
+def finished(_finished, tmp_path):
+    """Return a recipe to read, and a finished run of it to change, made with ``stages.0.train.max_steps=1``."""
+    return _finished, Path(shutil.copytree(_finished.parent / "out", tmp_path / "out"))
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """What every method promises, as checks that take any method class; `test_testers.py` shows that each can fail.
 
-A check gets a `Subject`: one method on one tiny model. What is costly (a short training) is made once for all checks.
+A check gets a `Subject`: one method on one tiny model. What is costly is made once for all checks: one short training
+and one that is interrupted half-way, a model to compare with, and three saved models.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,7 +21,7 @@ from safetensors.torch import load_file
 from tiny import Examples, auto_class, calibration, corpus, logits, make
 from tiny import processor as processor_of
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.checkpoint.memory import weight_bytes
@@ -31,6 +34,7 @@ from hfcompress.train.stages import StageMethods
 from hfcompress.train.trainer import HFCompressTrainer
 
 STEPS, TOLERANCE = 4, 1e-5
+HALF = f"checkpoint-{STEPS // 2}"
 PLANNED = 0.25  # of a tiny model, rounding to whole heads, units and bits is so much
 
 
@@ -77,36 +81,94 @@ class Subject:
                 parameter.data += torch.randn(parameter.shape, generator=generator)
         return lifecycle
 
-    @cached_property
+    @property
     def base(self) -> nn.Module:
         """The model to compare with: the same training without the method, or the model as it was."""
-        return _plainly_trained(self.name) if self.new().needs.training else make(self.name)
+        return _plain(self.name, self.new().needs.training)
 
     @cached_property
     def outcome(self) -> Outcome:
         """The compressed model."""
-        return self.compress(self.folder / "one")
-
-    def compress(self, folder: Path) -> Outcome:
-        """Make the compressed model anew."""
         if self.new().needs.training:
-            trainer = _train(self.name, folder, self.new())
+            trainer = self.training
             return Outcome(trainer.model, trainer.compression_report)
-        model, processor = make(self.name), self.processor()
+        return self.compress()
+
+    @cached_property
+    def saved(self) -> Path:
+        """The folder of the compressed model."""
+        return save_checkpoint(self.outcome.model, self.folder / "first")
+
+    def compress(self) -> Outcome:
+        """Make the compressed model anew, in one shot."""
+        model, processor = fresh(self.name), self.processor()
         stage = StageMethods("test", [self.new()], None)
         surroundings = {"processor": processor, "corpus": corpus(self.name)}
         report = run_oneshot(model, stage, calibration=calibration(self.name), **surroundings)
         return Outcome(model, report, processor)
 
+    @cached_property
+    def training(self) -> Any:
+        """The trainer of a short training with the method; `HALF` under its folder is where it was half-way."""
+        trainer = _trainer(self.name, self.folder / "whole", self.new())
+        _train(trainer)
+        return trainer
+
+    @cached_property
+    def interrupted(self) -> Path:
+        """The folder of the same training, ended half-way from outside, where it has saved."""
+        trainer = _trainer(self.name, self.folder / "interrupted", self.new(), [_EndsWhenSaved()])
+        with suppress(_Ended):
+            trainer.train()
+        return self.folder / "interrupted"
+
+    def resumed(self) -> nn.Module:
+        """Take a training up half-way, that of `interrupted` where there is one, and return the model it ends with."""
+        folder = self.interrupted if self.new().needs.training else self.training.args.output_dir
+        trainer = _trainer(self.name, self.folder / "resumed", self.new())
+        _train(trainer, str(Path(folder) / HALF))
+        return trainer.model
+
+
+class _Ended(Exception):  # noqa: N818 - it is no error
+    """The process is gone."""
+
+
+class _EndsWhenSaved(TrainerCallback):
+    def on_save(self, *_: Any, **__: Any) -> None:
+        raise _Ended
+
 
 @lru_cache
-def _plainly_trained(name: str) -> nn.Module:
+def _made(name: str) -> nn.Module:
+    return make(name)
+
+
+def fresh(name: str) -> nn.Module:
+    """Return the tiny model as `make` does, which builds it once."""
+    model = copy.deepcopy(_made(name))
+    torch.manual_seed(0)
+    return model
+
+
+@lru_cache
+def _plain(name: str, trained: bool) -> nn.Module:
+    if not trained:
+        return make(name)
     with TemporaryDirectory() as folder:
-        return _train(name, Path(folder), None).model
+        trainer = _trainer(name, Path(folder), None)
+        _train(trainer)
+        return trainer.model
 
 
-def _train(name: str, folder: Path, method: Method | None, resume: bool = False) -> Any:
-    """Train the tiny model for a few steps, with the method or plainly; with `resume` from half-way."""
+@lru_cache
+def _plain_size(name: str, trained: bool) -> int:
+    with TemporaryDirectory() as folder:
+        return _weights(save_checkpoint(_plain(name, trained), folder)).stat().st_size
+
+
+def _trainer(name: str, folder: Path, method: Method | None, callbacks: Sequence[TrainerCallback] = ()) -> Any:
+    """Return a trainer of the tiny model for a few steps, with the method or plainly."""
     args = TrainingArguments(
         str(folder),
         max_steps=STEPS,
@@ -119,16 +181,19 @@ def _train(name: str, folder: Path, method: Method | None, resume: bool = False)
         use_cpu=True,
         disable_tqdm=True,
     )
-    common: dict[str, Any] = {"model": make(name), "args": args, "train_dataset": Examples(name)}
-    trainer = PlainTrainer(**common) if method is None else HFCompressTrainer(**common, recipe=method.config)
-    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{STEPS // 2}") if resume else None)
+    common: dict[str, Any] = {"model": fresh(name), "args": args, "train_dataset": Examples(name)}
+    common["callbacks"] = [*callbacks]
+    return PlainTrainer(**common) if method is None else HFCompressTrainer(**common, recipe=method.config)
+
+
+def _train(trainer: Any, checkpoint: str | None = None) -> None:
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.model.eval()
-    return trainer
 
 
 def check_identity_at_zero(subject: Subject) -> None:
     """At strength zero the prepared model answers as the model did."""
-    model = make(subject.name)
+    model = fresh(subject.name)
     before = logits(model, subject.name)
     subject.prepared(model).step(model, 0.0)
     assert torch.equal(logits(model, subject.name), before), "strength zero changes the output"
@@ -136,7 +201,7 @@ def check_identity_at_zero(subject: Subject) -> None:
 
 def check_finalize_keeps_output(subject: Subject) -> None:
     """What is evaluated at full strength is what finalize leaves; the wrappers are gone."""
-    model, processor = make(subject.name), subject.processor()
+    model, processor = fresh(subject.name), subject.processor()
     lifecycle = subject.prepared(model, processor)
     lifecycle.observe(model, lambda: calibration(subject.name))
     lifecycle.step(model, 1.0)
@@ -147,7 +212,7 @@ def check_finalize_keeps_output(subject: Subject) -> None:
     if not subject.case.other_inputs:
         assert torch.allclose(after, before, atol=TOLERANCE), "finalize changes the output"
     if left := _hooks(model):  # what a loaded model that computes has too is no leftover
-        loaded = load_model(_saved(model, subject.folder / "finalized").parent, auto_class(subject.name))
+        loaded = load_model(save_checkpoint(model, subject.folder / "finalized"), auto_class(subject.name))
         logits(loaded, subject.name, processor)
         assert _hooks(loaded) == left, "a hook is left"
 
@@ -166,15 +231,15 @@ def check_changes_something(subject: Subject) -> None:
         after = logits(model, name, subject.outcome.processor)
         assert not torch.allclose(logits(base, name), after, atol=1e-6), "the method changes nothing"
     if subject.method.info.phase is not Phase.COMPANION and not subject.case.same_size:
-        sizes = [_saved(m, subject.folder / key).stat().st_size for key, m in (("a", base), ("b", model))]
-        assert sizes[1] < sizes[0], "the method saves no bytes"
+        before = _plain_size(name, subject.new().needs.training)
+        assert _weights(subject.saved).stat().st_size < before, "the method saves no bytes"
 
 
 def check_plan(subject: Subject) -> None:
     """A plan, which has no data, foresees the size that calibration leaves."""
     if not subject.new().needs.calibration:
         return
-    model, processor = make(subject.name), subject.processor()
+    model, processor = fresh(subject.name), subject.processor()
     lifecycle = subject.prepared(model, processor)
     lifecycle.assume(model)
     lifecycle.finalize(model)
@@ -185,7 +250,7 @@ def check_plan(subject: Subject) -> None:
 def check_save_load(subject: Subject) -> None:
     """A saved model loads equal, and a second save writes the same bytes."""
     model, name, processor = subject.outcome.model, subject.name, subject.outcome.processor
-    first = save_checkpoint(model, subject.folder / "first")
+    first = subject.saved
     loaded = load_model(first, auto_class(name))
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys(), "the loaded model has other tensors"
@@ -200,17 +265,20 @@ def check_save_load(subject: Subject) -> None:
 
 
 def check_deterministic(subject: Subject) -> None:
-    """The same seed gives the same bytes."""
-    models = (subject.outcome.model, subject.compress(subject.folder / "two").model)
-    files = [_saved(model, subject.folder / f"same{i}") for i, model in enumerate(models)]
-    assert files[0].read_bytes() == files[1].read_bytes(), "the same seed gives other bytes"
-    assert load_file(files[0]), "nothing was saved"
+    """The same seed gives the same bytes: of the model, or half-way through a training, whose rest is resumed."""
+    if subject.new().needs.training:
+        folders = [Path(subject.training.args.output_dir) / HALF, subject.interrupted / HALF]
+    else:
+        folders = [subject.saved, save_checkpoint(subject.compress().model, subject.folder / "same")]
+    files = [{file.name: file.read_bytes() for file in folder.glob("*.safetensors")} for folder in folders]
+    assert files[0] == files[1], "the same seed gives other bytes"
+    assert load_file(_weights(folders[0])), "nothing was saved"
 
 
 def check_report(subject: Subject) -> None:
     """Reported numbers agree with an independent count."""
     outcome = subject.outcome
-    expected = {k: float(v) for k, v in subject.case.expected_report(make(subject.name), outcome.model).items()}
+    expected = {k: float(v) for k, v in subject.case.expected_report(_made(subject.name), outcome.model).items()}
     assert outcome.report[subject.method.info.name] == expected, "the report does not agree with a count"
 
 
@@ -218,18 +286,13 @@ def check_resume(subject: Subject) -> None:
     """A training resumed half-way ends where the uninterrupted one does, to the bit."""
     if not subject.trains:
         return
-    folder = subject.folder / "one"
-    if subject.new().needs.training:
-        whole = subject.outcome.model.state_dict()
-    else:
-        whole = _train(subject.name, folder, subject.new()).model.state_dict()
-    resumed = _train(subject.name, folder, subject.new(), resume=True).model.state_dict()
+    whole, resumed = subject.training.model.state_dict(), subject.resumed().state_dict()
     assert whole.keys() == resumed.keys(), "resuming gives another structure"
     assert all(torch.equal(whole[k], resumed[k]) for k in whole), "resuming gives other weights"
 
 
-def _saved(model: nn.Module, folder: Path) -> Path:
-    return save_checkpoint(model, folder) / "model.safetensors"
+def _weights(folder: Path) -> Path:
+    return folder / "model.safetensors"
 
 
 CHECKS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,7 @@ def test_no_method_is_named_outside_its_file(name):
     assert not [str(f.relative_to(ROOT)) for f, text in code.items() if word.search(text)]
 
 
+@cache
 def _code(path: Path) -> str:
     """Return a file without docstrings and comments: prose and help texts may give examples."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -116,16 +115,14 @@ def test_empty_data(command, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("damaged", "kept"), [("0/record.json", 0), ("0/model/model.safetensors", 0), ("1/model/config.json", 1)]
 )
-def test_a_damaged_stage_is_run_again_with_those_after_it(damaged, kept, command, tmp_path):  # noqa: F811
-    stages = [{"methods": {"svd": {"keep": 0.5}}}, {"methods": {"quantize_weights": {}}}]
-    recipe, out = text_project(tmp_path, stages=stages), tmp_path / "out"
-    assert command("run", recipe, "--output", out)[0] == 0
+def test_a_damaged_stage_is_run_again_with_those_after_it(damaged, kept, command, finished):  # noqa: F811
+    recipe, out = finished
     path = out / "stages" / damaged
     path.write_bytes(path.read_bytes()[:-40])
-    status, printed, errors = command("run", recipe, "--output", out, "--resume")
+    status, printed, errors = command("run", recipe, "--output", out, "--resume", *FAST)
     assert status == 0 and "is damaged: it and what came of it are made again" in printed, errors
     assert printed.count("done before") == kept
-    assert command("run", recipe, "--output", out, "--resume")[1].count("done before") == 2
+    assert command("run", recipe, "--output", out, "--resume", *FAST)[1].count("done before") == 2
 
 
 @pytest.mark.parametrize("keep", [-100, 5])
@@ -249,10 +246,8 @@ def test_two_at_once_in_one_folder(name, command, tmp_path):  # noqa: F811
     assert not list(out.iterdir())
 
 
-def test_resuming_another_recipe(command, tmp_path):  # noqa: F811
-    recipe = text_project(tmp_path)
-    out = tmp_path / "out"
-    assert command("run", recipe, "--output", out, "--set", "stages.0.train.max_steps=1")[0] == 0
+def test_resuming_another_recipe(command, finished):  # noqa: F811
+    recipe, out = finished
     said = fails(command, "run", recipe, "--output", out, "--resume")
     assert "another recipe" in said
     assert (out / "model" / "README.md").exists()
@@ -282,13 +277,12 @@ def test_resuming_on_other_files(tmp_path):
         pass
 
 
-def test_resuming_to_measure_more_keeps_the_stages(command, tmp_path):  # noqa: F811
-    recipe, out = text_project(tmp_path), tmp_path / "out"
-    assert command("run", recipe, "--output", out, "--set", "stages.0.train.max_steps=1")[0] == 0
+def test_resuming_to_measure_more_keeps_the_stages(command, finished):  # noqa: F811
+    recipe, out = finished
     weights = out / "stages" / "0" / "model" / "model.safetensors"
     made = weights.stat().st_mtime_ns
     more = ["--set", "evaluate.control=true", "--set", 'require.size_ratio=">=1"']
-    done = command("run", recipe, "--output", out, "--resume", "--set", "stages.0.train.max_steps=1", *more)
+    done = command("run", recipe, "--output", out, "--resume", *FAST, *more)
     assert done[0] == 0, done
     assert weights.stat().st_mtime_ns == made
     result = read_result(out)
@@ -299,9 +293,9 @@ def test_a_full_disk(tmp_path):
     """A limit on file size stands in for a full disk: writing fails half-way through the weights."""
     recipe, out = text_project(tmp_path), tmp_path / "out"
     limit = 40_000  # bytes: enough for the small files, not for the weights
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     done = subprocess.run(
-        [sys.executable, "-m", "hfcompress.cli", "run", str(recipe), "--output", str(out)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        [sys.executable, "-c", f"{code}; from hfcompress.cli import main; main()", "run", recipe, "--output", out],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
@@ -311,11 +305,10 @@ def test_a_full_disk(tmp_path):
     assert not list(out.rglob("*.safetensors")), "half a file was left"
 
 
-def test_pushing_without_a_token_or_a_run(command, tmp_path, monkeypatch):  # noqa: F811
+def test_pushing_without_a_token_or_a_run(command, finished, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
-    recipe, out = text_project(tmp_path), tmp_path / "out"
+    _, out = finished
     assert "no result" in fails(command, "push", tmp_path, "--repo-id", "user/name")
-    assert command("run", recipe, "--output", out, "--set", "stages.0.train.max_steps=1")[0] == 0
     assert "--repo-id" in fails(command, "push", out)
     said = fails(command, "push", out, "--repo-id", "user/name")
     assert "token" in said and "hf auth login" in said

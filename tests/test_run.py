@@ -365,7 +365,7 @@ def finish(child: subprocess.Popen) -> None:
 
 def test_ctrl_c_then_resume_ends_like_an_uninterrupted_run(command, tmp_path):
     recipe = text_project(tmp_path)
-    slow = ("--set", "stages.0.train.num_train_epochs=60", "--set", "stages.0.train.save_strategy=no")
+    slow = ("--set", "stages.0.train.num_train_epochs=24", "--set", "stages.0.train.save_strategy=no")
     assert (
         start(recipe, tmp_path / "whole", *slow).wait(timeout=300) == 0
     )  # all in processes of their own, set up alike

@@ -104,6 +104,12 @@ def _is_random(self: Any, model: nn.Module) -> None:
     Honest.finalize(self, model)
 
 
+def _is_random_on_the_way(self: Any, model: nn.Module, fraction: float) -> None:
+    Honest.on_step(self, model, fraction)
+    with torch.no_grad():
+        _shift(model.get_submodule(self.paths[0]).bias, next(_calls))
+
+
 class _Forgetful(Honest):
     """Keeps what it learned in the object instead of the model."""
 
@@ -175,6 +181,8 @@ BROKEN = [
     (contract.check_plan, _Unforeseen, "the plan says"),
     (contract.check_save_load, _variant("unsaved", finalize=_is_lost_on_save), "answers otherwise"),
     (contract.check_deterministic, _variant("random", finalize=_is_random), "other bytes"),
+    (contract.check_deterministic, _variant("random_steps", True, on_step=_is_random_on_the_way), "other bytes"),
+    (contract.check_resume, _variant("random_end", True, finalize=_is_random), "other weights"),
     (contract.check_report, _variant("liar", report=lambda self, model: {"layers": 99}), "does not agree"),
     (contract.check_resume, _Forgetful, "other weights"),
 ]
