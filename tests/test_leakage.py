@@ -197,6 +197,8 @@ def test_large_files_are_told_apart_by_their_middle_and_end(tmp_path: Path) -> N
         rows.append({"bytes": None, "path": str(tmp_path / str(i))})
     keys = file_keys(Dataset.from_dict({"image": rows}))
     assert keys[:4].tolist() == keys[4:].tolist() and len(set(keys.tolist())) == 4
+    with pytest.raises(DataError, match=r"cannot be read \(file .*gone\.png\): .*data\.drop_missing: true"):
+        file_keys(Dataset.from_dict({"image": [{"bytes": None, "path": str(tmp_path / "gone.png")}]}))
 
 
 def test_texts_that_were_cut_are_counted(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
+from ..core.errors import DataError
+
 NO_EXAMPLE = 0  # the key of a blank text: two of these are no copy of each other
 _ROWS = 1000
 _WHOLE, _PART = 1 << 16, 1 << 13  # bytes: of larger files the size and three parts are hashed
@@ -47,7 +49,10 @@ def pixel_keys(encoded: Dataset) -> np.ndarray:
 
 
 def file_keys(dataset: Dataset) -> np.ndarray:
-    """Return a hash of each image's file, (rows,) of uint64: of its size and three parts where it is large."""
+    """Return a hash of each image's file, (rows,) of uint64: of its size and three parts where it is large.
+
+    Raises DataError for a file that cannot be read.
+    """
     stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
     found = (_hash(b"".join(_parts(image))) for rows in stored.iter(_ROWS) for image in rows["image"])
     return np.fromiter(found, np.uint64, len(dataset))
@@ -55,9 +60,18 @@ def file_keys(dataset: Dataset) -> np.ndarray:
 
 def _parts(image: Mapping[str, Any]) -> Iterator[bytes]:
     if (data := image.get("bytes")) is not None:
-        yield from _of_large(data, len(data)) if len(data) > _WHOLE else (data,)
+        yield from _of_large(data) if len(data) > _WHOLE else (data,)
         return
-    path = Path(image["path"])
+    try:
+        yield from _parts_of_file(Path(image["path"]))
+    except OSError as error:
+        raise DataError(
+            f"an image of the data set cannot be read (file {image['path']}): {error.strerror}. Remove its row, or set "
+            "data.drop_missing: true to leave out every image that cannot be."
+        ) from error
+
+
+def _parts_of_file(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         size = path.stat().st_size
         if size <= _WHOLE:
@@ -69,9 +83,9 @@ def _parts(image: Mapping[str, Any]) -> Iterator[bytes]:
             yield file.read(_PART)
 
 
-def _of_large(data: bytes, size: int) -> Iterator[bytes]:
-    yield str(size).encode()
-    for start in _starts(size):
+def _of_large(data: bytes) -> Iterator[bytes]:
+    yield str(len(data)).encode()
+    for start in _starts(len(data)):
         yield data[start : start + _PART]
 
 
