@@ -14,6 +14,8 @@ from hfcompress import GPTQConfig, MagnitudeConfig, QuantizeWeightsConfig, SVDCo
 from hfcompress.checkpoint import attach_structure_
 from hfcompress.checkpoint.structure import apply_structure_
 from hfcompress.core.errors import CheckpointError, HFCompressError, TargetError
+from hfcompress.core.lifecycle import Lifecycle
+from hfcompress.core.registry import create
 from hfcompress.core.weight_reads import read_directly
 from hfcompress.methods.cluster_weights import ClusterWeightsConfig
 from hfcompress.methods.mixed_bits import MixedBitsConfig
