@@ -1,4 +1,4 @@
-"""Weights that are parameters of a module without being a layer, as those of experts are: (experts, rows, columns).
+"""Weights packed inside of modules that compute in their own way, as experts do: (experts, rows, columns).
 
 The module stays what it is. Where its code reads the parameter it finds a property, which widens the packed values.
 """
@@ -37,17 +37,11 @@ class PackedParameter(Packed):
         return found
 
 
-def experts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules that hold the weights of experts as parameters of their own, floats still, by path."""
-    return [(path, module) for path, module in model.named_modules() if parameters_of(module, path)]
-
-
-def parameters_of(module: nn.Module, path: str) -> list[str]:
+def experts_in(module: nn.Module, path: str) -> list[str]:
     """Return the names of the parameters (experts, rows, columns) of a module that holds experts; none of another."""
     if _EXPERT not in f"{path} {parametrize.type_before_parametrizations(module).__name__}".lower():
         return []
-    names = [*module._parameters, *(module.parametrizations if parametrize.is_parametrized(module) else ())]  # type: ignore[misc]
-    return [name for name in names if _original(module, name).ndim == _DIMENSIONS]
+    return [name for name, p in module._parameters.items() if p is not None and _is_stack(p)]
 
 
 def round_(module: nn.Module, name: str, grid: Grid, clip: Clip) -> None:
@@ -127,8 +121,5 @@ def _name(path: str) -> str:
     return path.rpartition(".")[2].removeprefix(PREFIX)
 
 
-def _original(module: Any, name: str) -> Tensor:
-    """Return a parameter as it is stored, under a wrapper too; an empty tensor where it holds no floats."""
-    holder = module._parameters if name in module._parameters else vars(module.parametrizations[name])["_parameters"]
-    found = holder.get(name, holder.get("original"))
-    return torch.empty(0) if found is None or not found.is_floating_point() else found
+def _is_stack(parameter: Tensor) -> bool:
+    return parameter.ndim == _DIMENSIONS and parameter.is_floating_point()

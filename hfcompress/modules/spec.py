@@ -335,10 +335,10 @@ def _grid(spec: Any) -> Grid | None:
     return Grid(**spec)
 
 
-def _size(module: nn.Module, name: str) -> Any:
+def _size(module: nn.Module, name: str) -> int:
     """Return a width; a norm keeps its one in a tuple."""
     value = getattr(module, name)
-    return value[0] if isinstance(value, tuple) else value
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _flag(module: nn.Module, name: str) -> Any:
