@@ -8,6 +8,7 @@ from torch import nn
 
 from ..core.errors import TargetError
 from ..core.families import direct_weights, output_layers
+from ..core.foreign_internals import parameters_of
 from ..core.targets import select
 from .packed import FORMS, form_of
 from .packed_parameters import experts_in
@@ -63,7 +64,7 @@ def held_weights(model: nn.Module) -> dict[str, list[str]]:
         if names := experts_in(module, path):
             found[path] = names
         elif isinstance(module, nn.Linear | nn.Embedding) and form_of(module) is None:
-            floats = (own := module._parameters.get(TENSOR)) is not None and own.is_floating_point()
+            floats = (own := parameters_of(module).get(TENSOR)) is not None and own.is_floating_point()
             if floats and not unseen(path, module, direct) and _is_alone(model, path):
                 found[path] = [TENSOR]
     return found
@@ -111,8 +112,8 @@ def without_obstacles(model: nn.Module, layers: Layers, why_not: Obstacle) -> La
 
 
 def _is_alone(model: nn.Module, path: str) -> bool:
-    weight = model.get_submodule(path)._parameters[TENSOR]
-    return sum(module._parameters.get(TENSOR) is weight for module in model.modules()) == 1
+    weight = parameters_of(model.get_submodule(path))[TENSOR]
+    return sum(parameters_of(module).get(TENSOR) is weight for module in model.modules()) == 1
 
 
 def _obstacle_of_any(model: nn.Module, path: str, direct: set[str]) -> str:
