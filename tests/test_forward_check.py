@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from awkward import MODELS, build, same, standing
-from tiny import build as tiny
+from tiny import MODELS as PLAIN
 from torch import nn
 from transformers import TrainingArguments
 
@@ -49,7 +49,7 @@ HARMS = {_no_longer_runs: "no longer runs", _not_finite: "not finite", _other_sh
 @pytest.mark.parametrize("real", [False, True])
 def test_a_broken_model_is_put_back_and_the_error_says_what_is_wrong(harm, real, monkeypatch):
     _breaking(monkeypatch, harm)
-    model = tiny("bert")
+    model = PLAIN["bert"]()
     before, config = standing(model), model.config.to_dict()
     batch = [{"input_ids": torch.randint(5, 99, (4, 6))}] if real else None
     with pytest.raises(ModelError, match=HARMS[harm]):
@@ -59,7 +59,7 @@ def test_a_broken_model_is_put_back_and_the_error_says_what_is_wrong(harm, real,
 
 
 def test_stages_before_the_one_that_fails_are_undone_too(monkeypatch):
-    model = tiny("bert")
+    model = PLAIN["bert"]()
     before = standing(model)
     with pytest.raises(TargetError):
         compress(model, [MagnitudeConfig(sparsity=0.5), QuantizeWeightsConfig(targets=["nowhere"])])
@@ -73,7 +73,7 @@ def test_a_failing_cleanup_is_a_note_on_the_first_error(monkeypatch):
     monkeypatch.setattr("hfcompress.train.undo.is_large", lambda model: True)
     monkeypatch.setattr("hfcompress.train.undo.strip_", fail)
     with pytest.raises(TargetError, match="nowhere") as caught:
-        compress(tiny("bert"), QuantizeWeightsConfig(targets=["nowhere"]))
+        compress(PLAIN["bert"](), QuantizeWeightsConfig(targets=["nowhere"]))
     assert any("ValueError: second" in note for note in caught.value.__notes__)
     assert parametrizations.strip_ is not fail
 
@@ -82,7 +82,7 @@ def test_the_end_of_training_is_checked(monkeypatch, tmp_path):
     _breaking(monkeypatch, _not_finite)
     rows = [{"input_ids": torch.randint(5, 99, (6,)), "labels": torch.tensor(i % 3)} for i in range(4)]
     args = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, save_strategy="no")
-    trainer = HFCompressTrainer(tiny("bert"), args, recipe=[QuantizeWeightsConfig()], train_dataset=rows)
+    trainer = HFCompressTrainer(PLAIN["bert"](), args, recipe=[QuantizeWeightsConfig()], train_dataset=rows)
     with pytest.raises(ModelError, match="logits are not finite"):
         trainer.train()
 

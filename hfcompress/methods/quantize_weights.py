@@ -12,9 +12,9 @@ from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Phase
 from ..core.progress import track
 from ..core.registry import register
-from ..modules.packable import packable, refuse_unpackable
+from ..modules.packable import held_weights, packable, refuse_unpackable
 from ..modules.packed import Packed, is_table, pack_
-from ..modules.packed_parameters import experts, pack_parameters_, parameters_of, round_, roundings
+from ..modules.packed_parameters import PackedParameter, pack_parameters_, round_, roundings
 from ..modules.parametrizations import attach, detach, find
 from ..modules.rounding import RoundedWeight, rounding_for
 from ..modules.sparse import pack_sparse_
@@ -85,23 +85,25 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
         """
         self._grids: dict[str, Grid] = {}
         self._wrapped: list[str] = []  # those of tied layers too
-        self._experts: dict[str, list[str]] = {}  # names of parameters by the module that holds them
+        self._held: dict[str, list[str]] = {}  # names of parameters by the module that keeps them
         seen: set[int] = set()
-        held = experts(model)
+        held = held_weights(model)
         for path, module in packable(model, self.config.targets, self.config.ignore, self.info.name, held):
-            if (path, module) in held:
-                self._wrap_experts(path, module)
+            if path in held:
+                self._held[path] = held[path]
+                for name in held[path]:
+                    round_(module, name, self.config.grid(is_table(module)), self.config.clip)
             elif id(model.get_submodule(path)) not in seen:
                 group = sharers(model, path)
                 seen |= {id(module) for _, module in group}
                 self._wrap(model, group)
-        return [*self._grids, *self._experts]
+        return [*self._grids, *self._held]
 
     def on_step(self, model: nn.Module, fraction: float) -> None:
         """Switch the rounding on at the end of the stage, so that what is evaluated is what will be stored."""
         for path in self._wrapped:
             find(model, path, RoundedWeight).on.fill_(fraction >= 1.0)
-        for path in self._experts:
+        for path in self._held:
             for wrapper in roundings(model.get_submodule(path)):
                 wrapper.on.fill_(fraction >= 1.0)
 
@@ -112,11 +114,8 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
         for path in track(list(self._grids)):
             pack_(model, path, self._grids[path], clip=self.config.clip)
             pack_sparse_(model, path)
-        grid, clip = self.config.grid(False), self.config.clip
         self._parameters = [
-            packed
-            for path, names in self._experts.items()
-            for packed in pack_parameters_(model.get_submodule(path), names, grid, clip)
+            packed for path, names in self._held.items() for packed in self._pack_held(model.get_submodule(path), names)
         ]
 
     def report(self, model: nn.Module) -> dict[str, float]:
@@ -126,6 +125,9 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
         stored = sum(p.nbytes for m in modules for name, p in m.named_parameters() if name != "bias")
         return {"layers": len(modules), "weights": weights, "bits_per_weight": round(8 * stored / weights, 4)}
 
+    def _pack_held(self, module: nn.Module, names: list[str]) -> list[PackedParameter]:
+        return pack_parameters_(module, names, self.config.grid(is_table(module)), self.config.clip)
+
     def _wrap(self, model: nn.Module, group: list[tuple[str, nn.Module]]) -> None:
         grid = self.config.grid(any(is_table(module) for _, module in group))
         self._grids[group[0][0]] = grid
@@ -133,11 +135,6 @@ class QuantizeWeights(Method[QuantizeWeightsConfig]):
             _check(path, module, grid)
             attach(model, path, rounding_for(module, grid, self.config.clip))
             self._wrapped.append(path)
-
-    def _wrap_experts(self, path: str, module: nn.Module) -> None:
-        self._experts[path] = parameters_of(module, path)
-        for name in self._experts[path]:
-            round_(module, name, self.config.grid(False), self.config.clip)
 
 
 def _check(path: str, module: nn.Module, grid: Grid) -> None:

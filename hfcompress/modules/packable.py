@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
 
 from ..core.errors import TargetError
 from ..core.families import direct_weights, output_layers
+from ..core.foreign_internals import parameters_of
 from ..core.targets import select
 from .packed import FORMS, form_of
+from .packed_parameters import experts_in
 from .parametrizations import TENSOR, own_parametrizations, refuse_parametrized
 from .storage import Packed
 from .ties import sharers
@@ -23,33 +25,49 @@ def packable(
     targets: Sequence[str] | None,
     ignore: Sequence[str],
     where: str,
-    more: Sequence[tuple[str, nn.Module]] = (),
+    more: Collection[str] = (),
 ) -> Layers:
     """Return the layers that `targets` names less those of `ignore`; those left without their zeros are among them.
 
-    By default that is all but those that give the logits and those that can't be packed. more: other modules that the
-    method can act on. Raises TargetError as `select` does, for a layer named that can't be packed, and for one in few
-    bits already.
+    By default that is all but those that give the logits and those that can't be packed. more: paths of other modules
+    that the method can act on. Raises TargetError as `select` does, for a layer named that can't be packed, and for one
+    in few bits already.
     """
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, KINDS)]
-    layers += more
+    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, KINDS) or path in more]
     direct = direct_weights(model)
     if targets is None:
         keep = output_layers(model)
         layers = [(path, module) for path, module in layers if path not in keep]
         chosen = select(layers, None, ignore, f"{where}.targets")
-        chosen = [each for each in chosen if each in more or not _obstacle_of_any(model, each[0], direct)]
+        chosen = [each for each in chosen if each[0] in more or not _obstacle_of_any(model, each[0], direct)]
         if layers and not chosen:
             raise TargetError(f"{where}: none of the {len(layers)} layers of this {type(model).__name__} can be packed")
     else:
         chosen = select(layers, targets, ignore, f"{where}.targets")
     for path, module in chosen:
-        if (path, module) in more:
+        if path in more:
             continue
         refuse_unpackable(path, module)
         if obstacle := _obstacle_of_any(model, path, direct):
             raise TargetError(f"{obstacle}; add {path} to `ignore`")
     return chosen
+
+
+def held_weights(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of the parameters that can be packed inside their modules, by path of those.
+
+    They are the weights of experts, and those of layers that compute in a way of their own and share them with none.
+    """
+    direct = direct_weights(model)
+    found: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        if names := experts_in(module, path):
+            found[path] = names
+        elif isinstance(module, nn.Linear | nn.Embedding) and form_of(module) is None:
+            floats = (own := parameters_of(module).get(TENSOR)) is not None and own.is_floating_point()
+            if floats and not unseen(path, module, direct) and _is_alone(model, path):
+                found[path] = [TENSOR]
+    return found
 
 
 def refuse_unpackable(path: str, module: nn.Module) -> None:
@@ -93,9 +111,18 @@ def without_obstacles(model: nn.Module, layers: Layers, why_not: Obstacle) -> La
     return [(path, module) for path, module in layers if not why_not(path, module, direct)]
 
 
+def _is_alone(model: nn.Module, path: str) -> bool:
+    weight = parameters_of(model.get_submodule(path))[TENSOR]
+    return sum(parameters_of(module).get(TENSOR) is weight for module in model.modules()) == 1
+
+
 def _obstacle_of_any(model: nn.Module, path: str, direct: set[str]) -> str:
     """Return what keeps the layer at `path`, or one that its weight is tied to, from being packed."""
-    for where, module in sharers(model, path):
+    try:
+        group = sharers(model, path)
+    except TargetError as error:
+        return str(error)
+    for where, module in group:
         if why := obstacle(where, module, direct):
             return f"{where}: a {type(module).__name__} can't be packed here: {why}"
     return ""

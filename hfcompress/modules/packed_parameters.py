@@ -1,4 +1,4 @@
-"""Weights that are parameters of a module without being a layer, as those of experts are: (experts, rows, columns).
+"""Weights packed inside of modules that compute in their own way, as experts do: (experts, rows, columns).
 
 The module stays what it is. Where its code reads the parameter it finds a property, which widens the packed values.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core.errors import TargetError
+from ..core.foreign_internals import parameters_of, say_initialized_
 from ..ops.quantization import Clip, Grid, quantize
 from .parametrizations import register
 from .rounding import RoundedWeight
@@ -33,21 +34,15 @@ class PackedParameter(Packed):
     def value(self) -> Tensor:
         """Return the parameter as it is computed with."""
         found = self.wide(self.weight.dtype).view(self.shape)
-        found._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers writes into what has no such mark
+        say_initialized_(found)  # else a model's initialization would write into it
         return found
 
 
-def experts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules that hold the weights of experts as parameters of their own, floats still, by path."""
-    return [(path, module) for path, module in model.named_modules() if parameters_of(module, path)]
-
-
-def parameters_of(module: nn.Module, path: str) -> list[str]:
+def experts_in(module: nn.Module, path: str) -> list[str]:
     """Return the names of the parameters (experts, rows, columns) of a module that holds experts; none of another."""
     if _EXPERT not in f"{path} {parametrize.type_before_parametrizations(module).__name__}".lower():
         return []
-    names = [*module._parameters, *(module.parametrizations if parametrize.is_parametrized(module) else ())]  # type: ignore[misc]
-    return [name for name in names if _original(module, name).ndim == _DIMENSIONS]
+    return [name for name, p in parameters_of(module).items() if p is not None and _is_stack(p)]
 
 
 def round_(module: nn.Module, name: str, grid: Grid, clip: Clip) -> None:
@@ -69,7 +64,7 @@ def pack_parameters_(module: nn.Module, names: Sequence[str], grid: Grid, clip: 
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
     made = []
     for name in names:
-        parameter: Any = module._parameters[name]
+        parameter: Any = parameters_of(module)[name]
         packed = _put(module, name, grid)
         packed.set_quantized(quantize(parameter.flatten(0, -2), grid, clip))
         made.append(packed)
@@ -79,8 +74,8 @@ def pack_parameters_(module: nn.Module, names: Sequence[str], grid: Grid, clip: 
 def expect_parameter_(module: nn.Module, name: str, grid: Grid) -> None:
     """Make room for the packed values of the parameter `name`, which are still to be loaded."""
     _put(module, name, grid)
-    if not module._parameters:
-        module._is_hf_initialized = True  # type: ignore[assignment]  # nothing of it is to be drawn at random
+    if not parameters_of(module):
+        say_initialized_(module)  # nothing of it is to be drawn at random
 
 
 @torch.no_grad()
@@ -98,7 +93,7 @@ def widen_parameters_(model: nn.Module) -> None:
 
 
 def _put(module: nn.Module, name: str, grid: Grid) -> PackedParameter:
-    parameter: Any = module._parameters.pop(name, None)
+    parameter: Any = parameters_of(module).pop(name, None)
     if parameter is None or hasattr(module, PREFIX + name):
         raise TargetError(f"a {type(module).__name__} has no parameter {name} that is not packed")
     with torch.device("meta"):
@@ -112,7 +107,7 @@ def _put(module: nn.Module, name: str, grid: Grid) -> PackedParameter:
 @functools.cache
 def _packed_class(cls: type, names: frozenset[str]) -> Any:
     def read(name: str) -> property:
-        return property(lambda module: module._modules[PREFIX + name].value())
+        return property(lambda module: getattr(module, PREFIX + name).value())
 
     properties = {name: read(name) for name in names}
     more = {"__module__": cls.__module__, "__doc__": cls.__doc__, "_plain": cls}
@@ -127,8 +122,5 @@ def _name(path: str) -> str:
     return path.rpartition(".")[2].removeprefix(PREFIX)
 
 
-def _original(module: Any, name: str) -> Tensor:
-    """Return a parameter as it is stored, under a wrapper too; an empty tensor where it holds no floats."""
-    holder = module._parameters if name in module._parameters else vars(module.parametrizations[name])["_parameters"]
-    found = holder.get(name, holder.get("original"))
-    return torch.empty(0) if found is None or not found.is_floating_point() else found
+def _is_stack(parameter: Tensor) -> bool:
+    return parameter.ndim == _DIMENSIONS and parameter.is_floating_point()

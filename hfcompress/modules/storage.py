@@ -69,6 +69,7 @@ class Packed(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Make room for such a weight in a module that has none."""
+        rows, columns = int(rows), int(columns)  # a config's arithmetic may leave numpy's kind
         self.rows, self.columns, self.grid, self.nonzeros = rows, columns, grid, nonzeros
         self.input_bits = input_bits
         if input_bits is not None:
