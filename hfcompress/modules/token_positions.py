@@ -53,7 +53,7 @@ def find_token_positions(model: nn.Module) -> TokenPositions | None:
         return None
     key, rows = found[0][1], found[0][2]
     paths = tuple(path for path, *rest in found if rest == [key, rows])
-    return TokenPositions(paths, key, rows, _first_row(model, paths, rows, rows - int(getattr(model.config, key))))  # type: ignore[union-attr]
+    return TokenPositions(paths, key, rows, _first_row(model, paths, rows, rows - int(getattr(model.config, key))))
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def _first_row(model: nn.Module, paths: tuple[str, ...], rows: int, beyond: int)
     plain = [table for table in tables if isinstance(table, nn.Embedding)]
     if len(plain) < len(tables) or any(p.is_meta for p in model.parameters()):
         return likely
-    pad = getattr(model.config, "pad_token_id", None)  # type: ignore[union-attr]
+    pad = getattr(model.config, "pad_token_id", None)
     tried = dict.fromkeys([likely, beyond, 0, *([pad + 1] if isinstance(pad, int) else [])])
     length = max(1, min(12, rows - max(tried)))
     inputs = sample_inputs(model, length)
