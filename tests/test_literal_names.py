@@ -141,7 +141,7 @@ def test_a_figure_shows_names_letter_by_letter(tmp_path):
     figure = examples.draw(Examples(side=8, total=99, disagreements=0, examples=shown), tiles)
     save(figure, tmp_path / "grid.png")
     assert all(not text.get_parse_math() for axis in figure.axes for text in (axis.title, *axis.texts))
-    dots = [Dot(name, next(iter(Category)), 1.0 + place, 0.5) for place, name in enumerate(NAMES)]
+    dots = [Dot(name, next(iter(Category)), 1.0 + place, 0.5) for place, name in enumerate(NAMES[:8])]
     save(draw_dots(dots, make_result()), tmp_path / "dots.png")
     assert (tmp_path / "dots.png").stat().st_size > 1000
 
