@@ -14,7 +14,6 @@ one process.
 import gc
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -69,7 +68,6 @@ def pytest_collection_finish():
 def _own_interpreter(request, monkeypatch):
     """Start real interpreters in a test that says so."""
     if request.node.get_closest_marker("own_interpreter") is not None:
-        monkeypatch.setattr(subprocess, "Popen", forking._real)
         monkeypatch.delenv(forking.FOLDER, raising=False)
 
 
