@@ -71,6 +71,7 @@ print("loaded:", type(model.bert.encoder.layer[0].intermediate.dense).__name__, 
 """
 
 
+@pytest.mark.own_interpreter
 def test_neither_the_package_nor_its_help_imports_torch_and_loading_works_after_it(checkpoint):
     code = SESSION.replace("FOLDER", repr(str(checkpoint[0])))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

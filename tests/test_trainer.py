@@ -447,7 +447,7 @@ STAGES = [
 AROUND = load_recipe({"model": "x", "task": "text-classification", "data": {"path": "x"}, "stages": STAGES}).recipe
 
 
-@pytest.mark.parametrize("recipe", ["JOINT", "AROUND"])
+@pytest.mark.parametrize("recipe", [pytest.param("JOINT", marks=pytest.mark.slow), "AROUND"])
 def test_two_processes_end_with_the_same_model(recipe, tmp_path):
     """Also where stages before and after the training cut by what each measures on its batches."""
     script = tmp_path / "script.py"
