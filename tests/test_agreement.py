@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hfcompress.export.onnx import OPSET
 from hfcompress.export.trace import trace
 
 
+@lru_cache
 def traced_of(name: str):
     model = make(name)
     image = model.main_input_name == "pixel_values"
@@ -24,7 +26,9 @@ def traced_of(name: str):
     return trace(compress(model, SmoothQuantConfig(), calibration=calibration), None, OPSET)
 
 
-@pytest.fixture(scope="module", params=["bert", "vit"])
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"agreement-{name}")) for name in ("bert", "vit")]
+)
 def traced(request):
     return traced_of(request.param)
 
