@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..core.foreign_internals import parameters_of
 from ..core.weight_reads import computes_through_base
 from ..ops.codebooks import Codebook
 from ..ops.quantization import Grid
@@ -39,7 +40,7 @@ def packed_table(
     """Return `table` with an empty packed weight in place of its own; all else of it is shared with the new one."""
     new: Any = _as(table, _packed_class(_plain_class(type(table))))
     for name in ("weight", *AUXILIARY):
-        new._parameters.pop(name, None)
+        parameters_of(new).pop(name, None)
     new.hold(table.num_embeddings, table.embedding_dim, grid=grid, nonzeros=nonzeros, dtype=dtype or table.weight.dtype)
     return new
 
@@ -48,7 +49,7 @@ def widened_table(table: PackedTable, weight: nn.Parameter) -> nn.Module:
     """Return `table` as the plain class it was made of, with `weight`."""
     new = _as(table, _plain_class(type(table)))
     for name in (*AUXILIARY, "rows", "columns", "grid", "nonzeros", "input_bits", "_wide", "_starts"):
-        new._parameters.pop(name, None)
+        parameters_of(new).pop(name, None)
         vars(new).pop(name, None)
     new.weight = weight
     return new

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core.errors import TargetError
+from ..core.foreign_internals import children_of, say_initialized_
+from ..core.foreign_internals import parameters_of as stored_parameters_of
 from ..ops.quantization import Clip, Grid, quantize
 from .parametrizations import register
 from .rounding import RoundedWeight
@@ -33,7 +35,7 @@ class PackedParameter(Packed):
     def value(self) -> Tensor:
         """Return the parameter as it is computed with."""
         found = self.wide(self.weight.dtype).view(self.shape)
-        found._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers writes into what has no such mark
+        say_initialized_(found)  # transformers writes into what has no such mark
         return found
 
 
@@ -46,7 +48,7 @@ def parameters_of(module: nn.Module, path: str) -> list[str]:
     """Return the names of the parameters (experts, rows, columns) of a module that holds experts; none of another."""
     if _EXPERT not in f"{path} {parametrize.type_before_parametrizations(module).__name__}".lower():
         return []
-    names = [*module._parameters, *(module.parametrizations if parametrize.is_parametrized(module) else ())]  # type: ignore[misc]
+    names = [*stored_parameters_of(module), *(module.parametrizations if parametrize.is_parametrized(module) else ())]  # type: ignore[misc]
     return [name for name in names if _original(module, name).ndim == _DIMENSIONS]
 
 
@@ -69,7 +71,7 @@ def pack_parameters_(module: nn.Module, names: Sequence[str], grid: Grid, clip: 
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
     made = []
     for name in names:
-        parameter: Any = module._parameters[name]
+        parameter: Any = stored_parameters_of(module)[name]
         packed = _put(module, name, grid)
         packed.set_quantized(quantize(parameter.flatten(0, -2), grid, clip))
         made.append(packed)
@@ -79,8 +81,8 @@ def pack_parameters_(module: nn.Module, names: Sequence[str], grid: Grid, clip: 
 def expect_parameter_(module: nn.Module, name: str, grid: Grid) -> None:
     """Make room for the packed values of the parameter `name`, which are still to be loaded."""
     _put(module, name, grid)
-    if not module._parameters:
-        module._is_hf_initialized = True  # type: ignore[assignment]  # nothing of it is to be drawn at random
+    if not stored_parameters_of(module):
+        say_initialized_(module)  # nothing of it is to be drawn at random
 
 
 @torch.no_grad()
@@ -98,7 +100,7 @@ def widen_parameters_(model: nn.Module) -> None:
 
 
 def _put(module: nn.Module, name: str, grid: Grid) -> PackedParameter:
-    parameter: Any = module._parameters.pop(name, None)
+    parameter: Any = stored_parameters_of(module).pop(name, None)
     if parameter is None or hasattr(module, PREFIX + name):
         raise TargetError(f"a {type(module).__name__} has no parameter {name} that is not packed")
     with torch.device("meta"):
@@ -112,7 +114,7 @@ def _put(module: nn.Module, name: str, grid: Grid) -> PackedParameter:
 @functools.cache
 def _packed_class(cls: type, names: frozenset[str]) -> Any:
     def read(name: str) -> property:
-        return property(lambda module: module._modules[PREFIX + name].value())
+        return property(lambda module: children_of(module)[PREFIX + name].value())
 
     properties = {name: read(name) for name in names}
     more = {"__module__": cls.__module__, "__doc__": cls.__doc__, "_plain": cls}
@@ -129,6 +131,7 @@ def _name(path: str) -> str:
 
 def _original(module: Any, name: str) -> Tensor:
     """Return a parameter as it is stored, under a wrapper too; an empty tensor where it holds no floats."""
-    holder = module._parameters if name in module._parameters else vars(module.parametrizations[name])["_parameters"]
+    stored = stored_parameters_of(module)
+    holder = stored if name in stored else stored_parameters_of(module.parametrizations[name])
     found = holder.get(name, holder.get("original"))
     return torch.empty(0) if found is None or not found.is_floating_point() else found

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import CheckpointError
 from ..core.families import has_module
+from ..core.foreign_internals import parameters_of
 from ..ops.codebooks import Codebook
 from ..ops.hashing import Combine
 from ..ops.quantization import Grid
@@ -211,7 +212,7 @@ def build_parameter_(model: nn.Module, path: str, spec: Spec) -> None:
     where, _, last = path.rpartition(".")
     name = last.removeprefix(PREFIX)
     owner = model.get_submodule(where) if has_module(model, where) else nn.Module()
-    parameter = owner._parameters.get(name)
+    parameter = parameters_of(owner).get(name)
     if parameter is None or not last.startswith(PREFIX) or not parameter.is_floating_point() or parameter.ndim < 2:
         raise CheckpointError(f"the checkpoint describes {path!r}, and this model has no such parameter")
     if set(spec) - {"grid"} != {"kind", "shape"} or spec["shape"] != list(parameter.shape):
