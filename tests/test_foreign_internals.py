@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -47,6 +48,27 @@ def test_parameters_and_buffers_are_replaced_through_their_tables():
     foreign.buffers_of(layer)["running_mean"] = torch.ones(2)
     assert layer.weight.shape == layer.running_mean.shape == (2,)
     assert "weight" not in foreign.parameters_of(nn.utils.parametrizations.orthogonal(nn.Linear(2, 2)))
+
+
+def test_children_are_read_from_their_table():
+    inner = nn.Linear(2, 2)
+    assert foreign.children_of(nn.Sequential(inner)) == {"0": inner}
+
+
+def test_which_buffers_are_stored():
+    layer = nn.Module()
+    layer.register_buffer("kept", torch.zeros(1))
+    layer.register_buffer("left", torch.zeros(1), persistent=False)
+    assert [foreign.is_stored(layer, name) for name in ("kept", "left")] == [
+        name in layer.state_dict() for name in ("kept", "left")
+    ]
+
+
+def test_a_part_of_a_larger_tensor_is_known():
+    from torch.distributed.tensor import DTensor
+
+    assert "_local_tensor" in DTensor.__slots__ or "_local_tensor" in DTensor.__annotations__
+    assert not foreign.is_sharded(torch.zeros(1))
 
 
 def test_convert_reaches_every_parameter_and_buffer():
@@ -162,9 +184,24 @@ def test_what_says_it_is_initialized_is_left_alone():
         vars(module).pop("_is_hf_initialized", None)
     for layer in (dense, model.classifier):
         nn.init.zeros_(layer.weight)
+    assert not foreign.is_initialized(dense)
     foreign.say_initialized_(dense)
+    assert foreign.is_initialized(dense)
     model.initialize_weights()
     assert not dense.weight.any() and model.classifier.weight.any()
+
+
+def test_a_loaded_tensor_says_that_it_is_initialized(tmp_path):
+    make("bert").save_pretrained(tmp_path)
+    loaded = type(make("bert")).from_pretrained(tmp_path)
+    assert all(foreign.is_initialized(parameter) for parameter in loaded.parameters())
+
+
+def test_a_model_says_what_a_file_may_lack(monkeypatch):
+    model = make("bert")
+    assert foreign.may_be_missing(model) == []
+    monkeypatch.setattr(type(model), "_keys_to_ignore_on_load_missing", ["pooler"])
+    assert foreign.may_be_missing(make("bert")) == ["pooler"]
 
 
 def test_a_model_says_what_stays_in_float32():
@@ -247,6 +284,22 @@ def test_peft_takes_an_adapter_for_a_class_it_does_not_know():
     assert isinstance(peft.inject_adapter_in_model(config, nn.Sequential(Own()), adapter_name="x")[0], Linear)
 
 
+def test_peft_asks_before_it_merges(monkeypatch):
+    import peft
+
+    tuners, asked = importlib.import_module(foreign.TUNERS), []
+    monkeypatch.setattr(tuners.BaseTuner, "_check_merge_allowed", tuners.BaseTuner._check_merge_allowed)
+
+    def refuse(model):
+        asked.append(model)
+
+    for _ in range(2):
+        foreign.ask_before_merges_(tuners, refuse)
+    model = nn.Sequential(nn.Linear(2, 2))
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"])).merge_and_unload()
+    assert asked == [model]
+
+
 # ---------------------------------------------------------------------- methods of subclasses
 
 BASES = [
@@ -285,13 +338,22 @@ def test_no_other_private_method_of_a_base_class_is_overridden(ours, base, metho
 # ---------------------------------------------------------------------- nothing else
 
 
+GUARDED = {
+    name
+    for node in ast.walk(ast.parse(HOME.read_text(encoding="utf-8")))
+    for name in [getattr(node, "attr", None), node.value if isinstance(node, ast.Constant) else None]
+    if isinstance(name, str) and _private(name) and name.isidentifier()
+}  # the private names of that file, which are not to be spelt out elsewhere either
+NO_PRIVATE = {"os._exit"}  # documented under that name
+
+
 def private_uses(text: str, known: set[str]) -> list[str]:
     """Return what a file reads of others under private names; `known`: names that the package itself defines."""
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Attribute) and _private(node.attr):
             owner = ast.unparse(node.value)
-            if owner in ("self", "cls", "super()") and node.attr in known:
+            if (owner in ("self", "cls", "super()") and node.attr in known) or f"{owner}.{node.attr}" in NO_PRIVATE:
                 continue
             found.append(f"{node.lineno}: {owner}.{node.attr}")
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
@@ -303,6 +365,8 @@ def private_uses(text: str, known: set[str]) -> list[str]:
             name = node.args[1] if len(node.args) > 1 else None
             if isinstance(name, ast.Constant) and _private(str(name.value)) and ast.unparse(node.args[0]) != "self":
                 found.append(f"{node.lineno}: {ast.unparse(node)}")
+        elif isinstance(node, ast.Constant) and node.value in GUARDED:
+            found.append(f"{node.lineno}: {node.value!r}")
         elif isinstance(node, ast.Import):
             found += [f"{node.lineno}: {a.name}" for a in node.names if any(map(_private, a.name.split(".")))]
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -359,6 +423,7 @@ def test_every_function_of_that_file_has_a_test_and_a_use():
         "model._tied_weights_keys",
         "self._unheard_of",
         "getattr(model, '_x', None)",
+        "vars(model)['_parameters']",
         "import torch._dynamo",
         "from torch._inductor import config",
         "from transformers import _x",

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification
 from transformers.quantizers import auto
 
 import hfcompress
-from hfcompress import registration
 from hfcompress.checkpoint import loader, save_checkpoint
+from hfcompress.core.after_import import _Finder
 from hfcompress.registration import HOME, QUANT_METHOD, ConfigStandIn, QuantizerStandIn, register
 
 PACKAGE = Path(hfcompress.__file__).parent
@@ -63,6 +63,7 @@ for words in (["--help"], ["doctor", "--help"], ["run", "--help"], ["search", "-
     except SystemExit as stopped:
         print("help:", stopped.code, loaded())
 from transformers import AutoModelForSequenceClassification
+from hfcompress.core.after_import import _Finder
 from hfcompress.registration import QuantizerStandIn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as mapping
 print("stand-in:", mapping["hfcompress"] is QuantizerStandIn)
@@ -106,11 +107,27 @@ def test_transformers_imported_before_the_package_knows_our_checkpoints(monkeypa
     assert same(*checkpoint)
 
 
+AFTER = """
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as mapping
+assert "hfcompress" not in mapping
+import hfcompress
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER)
+print("loaded:", type(model.bert.encoder.layer[0].intermediate.dense).__name__)
+"""
+
+
+def test_the_package_imported_last_in_a_new_process_loads_a_checkpoint(checkpoint):
+    code = AFTER.replace("FOLDER", repr(str(checkpoint[0])))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "loaded: Packed" in done.stdout, done.stderr
+
+
 def test_registering_again_keeps_the_real_classes_and_one_finder(checkpoint):
     register()
     assert auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] is loader.HFCompressQuantizer
     assert auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] is loader.HFCompressConfig
-    assert len([finder for finder in sys.meta_path if type(finder) is registration._Finder]) == 1
+    assert len([finder for finder in sys.meta_path if isinstance(finder, _Finder)]) == 1
     assert loader.QUANT_METHOD == QUANT_METHOD
     assert same(*checkpoint)
 

@@ -17,6 +17,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix, label_layers
+from ..core.foreign_internals import children_of, is_initialized, is_stored, may_be_missing
 from ..modules.bnb import is_bnb
 from ..modules.factorized import Factorized
 from ..modules.hashed import HashedEmbedding
@@ -109,7 +110,7 @@ def require_all(model: nn.Module, contents: Contents) -> None:
     """
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= {n: b for n, b in _stored_buffers(model) if b.is_floating_point()}
-    there = {id(t) for n, t in tensors.items() if n in contents.found or getattr(t, "_is_hf_initialized", False)}
+    there = {id(t) for n, t in tensors.items() if n in contents.found or is_initialized(t)}
     missing = [n for n, t in tensors.items() if id(t) not in there and not _may_lack(model, n, contents)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -198,7 +199,7 @@ def _owners(model: nn.Module, path: str) -> Iterator[nn.Module]:
     """Yield the modules on the way down to `path`, as far as there are any."""
     module = model
     for part in path.split("."):
-        child = module._modules.get(part)
+        child = children_of(module).get(part)
         if child is None:
             return
         module = child
@@ -219,7 +220,7 @@ def _may_lack(model: Any, name: str, contents: Contents) -> bool:
         return False  # it would be memory as it was found
     if not contents.known:  # the caller gave the tensors
         return True
-    if any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or ()):
+    if any(re.search(pattern, name) for pattern in may_be_missing(model)):
         return True
     if _heads(model, name) and any(_heads(model, other) for other in contents.refitted):
         return True  # a layer for other labels, which is asked for by name
@@ -247,5 +248,5 @@ def _heads(model: Any, name: str) -> bool:
 def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for path, module in model.named_modules(remove_duplicate=False):
         for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
+            if is_stored(module, name):
                 yield f"{path}.{name}" if path else name, buffer

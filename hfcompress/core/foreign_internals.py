@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,6 +50,21 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """Return the module's own buffers by name; to write into it replaces one."""
     return module._buffers
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the module's own children by name, also under names that its class has a property of."""
+    return module._modules
+
+
+def is_stored(module: nn.Module, buffer: str) -> bool:
+    """Say whether a checkpoint holds the module's buffer of this name."""
+    return buffer not in module._non_persistent_buffers_set
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Say whether the tensor is the part of a larger one that this process holds."""
+    return hasattr(tensor, "_local_tensor")
 
 
 def convert_(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -141,9 +157,19 @@ def taken_for_adapted(model: Any) -> Iterator[None]:
         model._hf_peft_config_loaded = before
 
 
-def say_initialized_(module: Any) -> None:
-    """Keep transformers from giving the module new weights when it loads a model."""
-    module._is_hf_initialized = True
+def say_initialized_(holder: nn.Module | Tensor) -> None:
+    """Keep transformers from giving a module, or a tensor, new values when it loads a model."""
+    holder._is_hf_initialized = True  # type: ignore[assignment,union-attr]
+
+
+def is_initialized(holder: nn.Module | Tensor) -> bool:
+    """Say whether a module or tensor has its values: from a file, or by a model's own rule."""
+    return getattr(holder, "_is_hf_initialized", False)
+
+
+def may_be_missing(model: Any) -> list[str]:
+    """Return, as patterns of names, what a file of the model may lack without a word."""
+    return list(model._keys_to_ignore_on_load_missing or ())
 
 
 def kept_in_float32(model: Any, dtype: Any) -> Mapping[str, Any]:
@@ -201,3 +227,20 @@ def set_backend_(tokenizer: Any, backend: Any) -> None:
 def adapt_with_(config: Any, adapters: Mapping[type[nn.Module], type[nn.Module]]) -> None:
     """Tell a config of peft which adapter goes on layers of a class that peft does not know."""
     config._register_custom_module(dict(adapters))
+
+
+TUNERS = "peft.tuners.tuners_utils"  # the module of the class below
+
+
+def ask_before_merges_(tuners: ModuleType, refuse: Callable[[nn.Module], None]) -> None:
+    """Let peft call `refuse` with the model before it merges adapters into it, once however often this is called."""
+    check = tuners.BaseTuner._check_merge_allowed
+    if getattr(check, "_refuse", None) is refuse:
+        return
+
+    def asked(self: Any) -> None:
+        check(self)
+        refuse(self.model)
+
+    asked._refuse = refuse  # type: ignore[attr-defined]
+    tuners.BaseTuner._check_merge_allowed = asked

@@ -1,25 +1,20 @@
 """peft's merge, refused where it would not be exact: into a weight that this package lets several layers share.
 
 What one layer learnt would change the others, and what each learnt would be added to the one weight in turn. peft knows
-ties of embeddings only. Its check before a merge is a private method: what is known of it stands here alone.
+ties of embeddings only.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from types import ModuleType
-from typing import Any
 
 from torch import nn
 
+from ..core.after_import import after_import
 from ..core.errors import TargetError
+from ..core.foreign_internals import TUNERS, ask_before_merges_, own_declared_ties, stock_ties
 
-_MODULE, _CLASS, _CHECK = "peft.tuners.tuners_utils", "BaseTuner", "_check_merge_allowed"
 _BASE = "base_layer"  # what peft calls the layer under an adapter
-_ASKS = "_asks_hfcompress"
 
 
 def refuse_inexact_merge(model: nn.Module) -> None:
@@ -39,50 +34,16 @@ def refuse_inexact_merge(model: nn.Module) -> None:
 
 def guard_merges() -> None:
     """Let peft ask, before it merges, whether the ties of the model allow it; at once, or as soon as it is imported."""
-    if _MODULE in sys.modules:
-        _guard_(sys.modules[_MODULE])
-    elif not any(isinstance(finder, _AtImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AtImport())
-
-
-class _AtImport(MetaPathFinder):
-    """Guards peft's module of tuners when something imports it; importing peft for that takes seconds."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name != _MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def guarded(module: ModuleType) -> None:
-                execute(module)
-                _guard_(module)
-
-            spec.loader.exec_module = guarded  # type: ignore[method-assign]
-        return spec
+    after_import(TUNERS, _guard_)
 
 
 def _guard_(tuners: ModuleType) -> None:
-    cls = getattr(tuners, _CLASS)
-    check = getattr(cls, _CHECK)
-    if hasattr(check, _ASKS):
-        return
-
-    def asked(self: Any) -> None:
-        check(self)
-        refuse_inexact_merge(self.model)
-
-    setattr(asked, _ASKS, True)
-    setattr(cls, _CHECK, asked)
+    ask_before_merges_(tuners, refuse_inexact_merge)
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
     """Return the ties declared beside those of the model's class, {name: name of the one it is}."""
-    stock = getattr(type(model), "_tied_weights_keys", None) or {}
-    declared: dict[str, str] = vars(model).get("_tied_weights_keys") or {}
-    return {target: source for target, source in declared.items() if target not in stock}
+    return {target: source for target, source in own_declared_ties(model).items() if target not in stock_ties(model)}
 
 
 def _holder(model: nn.Module, name: str) -> tuple[bool, nn.Parameter] | None:
