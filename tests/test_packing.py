@@ -20,6 +20,7 @@ from hfcompress import compress
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.core.errors import CheckpointError, TargetError
 from hfcompress.measure.size import count_parameters
+from hfcompress.methods.mixed_bits import MixedBitsConfig
 from hfcompress.methods.quantize_weights import QuantizeWeightsConfig
 from hfcompress.modules.matrix import matrix
 from hfcompress.modules.packed import PackedConv1D, PackedConv2d, PackedEmbedding, PackedLinear, dequantize_, pack_
@@ -363,7 +364,7 @@ def test_layers_that_compute_otherwise_are_refused():
     bert = make("bert")
     bert.bert.embeddings.word_embeddings = Shifted(99, 32)
     with pytest.raises(TargetError, match="Shifted can't be packed; add it to `ignore`"):
-        compress(bert, QuantizeWeightsConfig())
+        compress(bert, MixedBitsConfig(average_bits=8, targets=["Shifted"]), calibration=[])
 
 
 CONFIGS = [
