@@ -92,7 +92,7 @@ class CheckpointMixin:
         """Return zero, the loss of a model without a head that learns from a teacher; LifecycleError without one."""
         if not taught:
             raise LifecycleError(
-                f"this model gives no loss, only {', '.join(answer)}: train it with a head, or with a teacher that it is "
+                f"this model gives no loss, only {', '.join(answer)}: train it with a head, or with a teacher it is "
                 "compared with inside"
             )
         return next(tensor for tensor in tensors_of(answer) if tensor.is_floating_point()).sum() * 0.0
