@@ -91,21 +91,25 @@ def test_importance_is_measured_on_models_that_answer_in_tuples():
 def test_models_of_ones_own_that_answer_in_tuples(tmp_path):
     config = make("bert").config
     run(Tuples(config), tmp_path, DistillConfig())
-    with pytest.raises(LifecycleError, match="the model, a Tuples, returns no hidden states"):
+    with pytest.raises(LifecycleError, match="the student, a Tuples, returns no hidden states"):
         run(Tuples(config), tmp_path, DistillConfig(hidden=1.0))
     with pytest.raises(LifecycleError, match="the teacher, a Tuples, returns no hidden states"):
         run(make("bert"), tmp_path, DistillConfig(logits=0, hidden=1.0), teacher=Tuples(config))
-    with pytest.raises(LifecycleError, match="the model, a Own, has no config"):
+    with pytest.raises(LifecycleError, match="the student, a Own, has no config"):
         run(Own(), tmp_path, DistillConfig())
     run(Own(), tmp_path, MagnitudeConfig())  # ended in a traceback when training was done
 
 
 def test_models_without_logits_are_refused_before_training(tmp_path):
     headless = make("bert").bert
-    for model, teacher, whose in ((headless, None, "model"), (make("bert"), headless, "teacher")):
-        with pytest.raises(LifecycleError, match=f"the {whose}, a BertModel, gives no logits .* last_hidden_state"):
+    for model, teacher, whose in ((headless, None, "student"), (make("bert"), headless, "teacher")):
+        with pytest.raises(LifecycleError, match=f"the {whose} gives no logits .* last_hidden_state.* this BertModel"):
             run(model, tmp_path, DistillConfig(), teacher=teacher)
     run(make("bert"), tmp_path, DistillConfig(logits=0, hidden=1.0), teacher=headless)
+    start = make("bert", seed=1).bert
+    before = start.state_dict()["encoder.layer.0.output.dense.weight"].clone()
+    _, taught = run(start, tmp_path, DistillConfig(logits=0, task=0, hidden=1.0), teacher=headless)
+    assert not torch.equal(taught.encoder.layer[0].output.dense.weight, before), "an encoder learns what is inside"
     other = make("gpt2-lm")
     other.config.num_labels = make("bert").config.num_labels
     with pytest.raises(LifecycleError, match="answer in different shapes"):

@@ -96,7 +96,7 @@ class Positions(Method[PositionsConfig]):
     def _length(self, model: nn.Module, corpus: Corpus) -> int:
         if self.config.length is not None:
             return self.config.length
-        if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():  # type: ignore[union-attr,operator]
+        if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():  # type: ignore[operator]
             raise LifecycleError("positions: how long the texts are that this model writes is not known: set length")
         longest = max(map(len, corpus.token_ids()), default=0)
         if not longest:

@@ -28,7 +28,7 @@ def refuse_inexact_merge(model: nn.Module) -> None:
             raise TargetError(
                 f"adapters can't be merged exactly: {adapted[0]} is also {other}, which would take in what the adapter "
                 "of the first learnt. Keep the adapters beside the model (save_pretrained saves them), or train them "
-                "with the method lora, where layers that share a weight share their adapter"
+                "under HFCompressTrainer with LoRAConfig, where layers that share a weight share their adapter"
             )
 
 

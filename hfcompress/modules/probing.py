@@ -12,14 +12,14 @@ from ..core.answers import answering_by_name, logits_of, named
 from ..core.errors import LifecycleError, TargetError
 from .pixels import as_read
 from .sample import sample_inputs
-from .seen import takes_labels, taught_logits
+from .seen import taught_logits
 
 _UNKNOWN = (IndexError, KeyError, RuntimeError, TypeError, ValueError, AttributeError)
 
 
 def require_configs(model: nn.Module, teacher: nn.Module, where: str) -> None:
     """Raise LifecycleError for a model or teacher that has no config, such as a module of one's own."""
-    for whose, one in (("model", model), ("teacher", teacher)):
+    for whose, one in (("student", model), ("teacher", teacher)):
         if not hasattr(one, "config"):
             raise LifecycleError(
                 f"{where}: the {whose}, a {type(one).__name__}, has no config that says what it answers: wrap it in a "
@@ -35,20 +35,19 @@ def require_comparable(
     Models of which no batch can be made up, or that this one does not suit, are left to be seen in training.
     """
     ours, theirs = _answers(model, teacher, wants)
-    for whose, one, found in (("model", model, ours), ("teacher", teacher, theirs)):
+    for whose, one, found in (("student", model, ours), ("teacher", teacher, theirs)):
         if found is None:
             continue
-        lacks = logits or (whose == "model" and not takes_labels(model))
-        if lacks and logits_of(found) is None and "distillation_logits" not in found:
+        if logits and logits_of(found) is None and "distillation_logits" not in found:
             raise LifecycleError(
-                f"{where}: the {whose}, a {type(one).__name__}, gives no logits to compare, only "
-                f"{', '.join(found) or 'a tuple without names'}: load it with its head (AutoModelFor…)"
+                f"{where}: the {whose} gives no logits to compare, only {', '.join(found) or 'what has no name'}: load "
+                f"this {type(one).__name__} with a head (AutoModelFor…), or set logits to 0 and compare what is inside"
             )
         for key in wants:
             if not found.get(key):
                 raise LifecycleError(
                     f"{where}: the {whose}, a {type(one).__name__}, returns no {key.replace('_', ' ')}, so there is "
-                    "nothing to compare; set it to 0"
+                    "nothing to compare; set what compares them to 0"
                 )
     if logits and ours is not None and theirs is not None:
         shapes = [tuple(found.shape) for found in (taught_logits(ours), logits_of(theirs)) if found is not None]

@@ -10,29 +10,24 @@ from torch import Tensor, nn
 
 from ..core.answers import tensors_of
 from ..core.errors import TargetError
-from ..core.position_tables import usual_image_size
+from ..core.synthetic_inputs import EXAMPLES, synthetic_batch
 
-_EXAMPLES, _TOKENS, _CHOICES, _SAMPLES = 2, 12, 2, 4000
+_TOKENS, _CHOICES = 12, 2
 
 
 def sample_inputs(model: nn.Module, length: int = _TOKENS, seed: int = 0) -> dict[str, Tensor]:
-    """Return a batch of two random examples, `length` tokens each, or images, or sound; TargetError for others."""
-    main = str(getattr(model, "main_input_name", ""))
-    generator = torch.Generator().manual_seed(seed)
-    config: Any = model.config
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    if main == "input_ids":
-        made = _tokens(model, config, length, generator)
-    elif main == "pixel_values":
-        size = usual_image_size(config)
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (_EXAMPLES, int(getattr(config, "num_channels", 3)), int(height), int(width))
-        made = {main: torch.randn(shape, generator=generator).to(like.dtype)}
-    elif main == "input_values":
-        made = {main: torch.randn(_EXAMPLES, _SAMPLES, generator=generator).to(like.dtype)}
-    else:
-        raise TargetError(f"a {type(model).__name__} reads {main!r}, of which no example can be made here")
-    return {name: value.to(like.device) for name, value in made.items()}
+    """Return a batch of two random examples: texts of `length` tokens each, or what else the model reads.
+
+    Raises TargetError for a model of which no example can be made.
+    """
+    if getattr(model, "main_input_name", "") != "input_ids":
+        batch, error = synthetic_batch(model)
+        if batch is None:
+            raise TargetError(f"no example can be made that a {type(model).__name__} reads") from error
+        return batch
+    device = next(model.parameters(), torch.empty(0)).device
+    made = _tokens(model, model.config, length, torch.Generator().manual_seed(seed))
+    return {name: value.to(device) for name, value in made.items()}
 
 
 @torch.no_grad()
@@ -60,7 +55,7 @@ def _tokens(model: nn.Module, config: Any, length: int, generator: torch.Generat
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")}
     plain = [i for i in range(min(int(config.vocab_size), 1000)) if i not in special] or [0]
     choices = (_CHOICES,) if type(model).__name__.endswith("ForMultipleChoice") else ()
-    picks = torch.randint(len(plain), (_EXAMPLES, *choices, length), generator=generator)
+    picks = torch.randint(len(plain), (EXAMPLES, *choices, length), generator=generator)
     ids = torch.tensor(plain)[picks]
     end = getattr(config, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < int(config.vocab_size):

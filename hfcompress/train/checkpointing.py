@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..checkpoint import load_model, share_weights_
 from ..checkpoint.training_state import load_training_state_, save_training_state
-from ..core.answers import answering_by_name, named
+from ..core.answers import answering_by_name, logits_of, named, tensors_of
 from ..core.disk import disk_is_full
-from ..core.errors import CheckpointError, WriteError
+from ..core.errors import CheckpointError, LifecycleError, WriteError
 from ..core.files import write_text
 from ..modules.plain_names import clean_state_dict
 from ..modules.seen import labelled_logits, takes_labels
@@ -53,13 +54,17 @@ class CheckpointMixin:
     def _mean_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         labels, smoothing = inputs.get("labels"), self.args.label_smoothing_factor
         own = self.compute_loss_func is not None  # type: ignore[attr-defined]
-        bare = labels is not None and not own and not takes_labels(self.plain_model(model))
+        bare = not own and not takes_labels(self.plain_model(model))
         if SOFT_LABELS not in inputs and not bare:
             count = self._get_num_items_in_batch([inputs], self.args.device) if own else None  # type: ignore[attr-defined]
             more = {"return_outputs": return_outputs, "num_items_in_batch": count}
             return super().compute_loss(model, inputs, **more)  # type: ignore[misc]
         outputs = model(**{k: v for k, v in inputs.items() if k != SOFT_LABELS and not (bare and k == "labels")})
-        heads = labelled_logits(named(outputs), taught=getattr(self, "teacher", None) is not None)
+        answer, taught = named(outputs), getattr(self, "teacher", None) is not None
+        if SOFT_LABELS not in inputs and (labels is None or logits_of(answer) is None):
+            loss = self._no_loss(answer, taught)
+            return (loss, outputs) if return_outputs else loss
+        heads = labelled_logits(answer, taught=taught)
         if labels is not None:
             losses = [F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) for logits in heads]
         else:
@@ -82,6 +87,15 @@ class CheckpointMixin:
         finally:
             if config is not None and getattr(config, "problem_type", None) != before:
                 config.problem_type = before
+
+    def _no_loss(self, answer: Mapping[str, Any], taught: bool) -> torch.Tensor:
+        """Return zero, the loss of a model without a head that learns from a teacher; LifecycleError without one."""
+        if not taught:
+            raise LifecycleError(
+                f"this model gives no loss, only {', '.join(answer)}: train it with a head, or with a teacher it is "
+                "compared with inside"
+            )
+        return next(tensor for tensor in tensors_of(answer) if tensor.is_floating_point()).sum() * 0.0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint whole, or say why not and leave none that a resumed run would trip over."""
