@@ -167,6 +167,27 @@ def test_what_says_it_is_initialized_is_left_alone():
     assert not dense.weight.any() and model.classifier.weight.any()
 
 
+def test_a_loaded_tensor_says_that_it_was_read(tmp_path):
+    make("bert").save_pretrained(tmp_path)
+    whole = BertForMaskedLM.from_pretrained(tmp_path)  # with a head that the checkpoint lacks
+    read = {name: foreign.says_initialized(parameter) for name, parameter in whole.named_parameters()}
+    assert read["bert.encoder.layer.0.output.dense.weight"] and not read["cls.predictions.transform.dense.weight"]
+
+
+def test_a_model_says_which_tensors_a_file_may_lack(monkeypatch):
+    model = make("bert")
+    assert not foreign.may_be_missing(model, "classifier.bias")
+    monkeypatch.setattr(type(model), "_keys_to_ignore_on_load_missing", [r"classifier\.b"])
+    assert foreign.may_be_missing(model, "classifier.bias") and not foreign.may_be_missing(model, "classifier.weight")
+
+
+def test_stored_buffers_are_those_of_the_state_dict():
+    model = make("bert")
+    embeddings = model.bert.embeddings  # whose position ids are not stored
+    assert foreign.buffers_of(embeddings) and not foreign.stored_buffers_of(embeddings)
+    assert foreign.stored_buffers_of(nn.BatchNorm1d(2)).keys() >= {"running_mean", "running_var"}
+
+
 def test_a_model_says_what_stays_in_float32():
     model = T5ForConditionalGeneration(T5Config(**TINY_T5))
     assert "wo" in foreign.float32_modules(model) and foreign.float32_modules(make("bert")) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix, label_layers
+from ..core.foreign_internals import may_be_missing, says_initialized, stored_buffers_of
 from ..modules.bnb import is_bnb
 from ..modules.factorized import Factorized
 from ..modules.hashed import HashedEmbedding
@@ -109,7 +109,7 @@ def require_all(model: nn.Module, contents: Contents) -> None:
     """
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= {n: b for n, b in _stored_buffers(model) if b.is_floating_point()}
-    there = {id(t) for n, t in tensors.items() if n in contents.found or getattr(t, "_is_hf_initialized", False)}
+    there = {id(t) for n, t in tensors.items() if n in contents.found or says_initialized(t)}
     missing = [n for n, t in tensors.items() if id(t) not in there and not _may_lack(model, n, contents)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -198,7 +198,7 @@ def _owners(model: nn.Module, path: str) -> Iterator[nn.Module]:
     """Yield the modules on the way down to `path`, as far as there are any."""
     module = model
     for part in path.split("."):
-        child = module._modules.get(part)
+        child = dict(module.named_children()).get(part)
         if child is None:
             return
         module = child
@@ -219,7 +219,7 @@ def _may_lack(model: Any, name: str, contents: Contents) -> bool:
         return False  # it would be memory as it was found
     if not contents.known:  # the caller gave the tensors
         return True
-    if any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or ()):
+    if may_be_missing(model, name):
         return True
     if _heads(model, name) and any(_heads(model, other) for other in contents.refitted):
         return True  # a layer for other labels, which is asked for by name
@@ -246,6 +246,5 @@ def _heads(model: Any, name: str) -> bool:
 
 def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for path, module in model.named_modules(remove_duplicate=False):
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield f"{path}.{name}" if path else name, buffer
+        for name, buffer in stored_buffers_of(module).items():
+            yield f"{path}.{name}" if path else name, buffer

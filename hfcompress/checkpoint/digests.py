@@ -33,9 +33,9 @@ def structure_digest(stated: Mapping[str, Any]) -> str:
 
 
 def weight_digests(model: nn.Module) -> dict[str, str] | None:
-    """Return the SHA-256 of each part's tensors, by the part's path; None where some are not at hand, as on disk."""
+    """Return the SHA-256 of each part's tensors, by the part's path; None where some are elsewhere, as on disk."""
     state = flat_codes(model, clean_state_dict(model))
-    if any(tensor.is_meta or hasattr(tensor, "_local_tensor") for tensor in state.values()):
+    if any(tensor.is_meta or hasattr(tensor, "to_local") for tensor in state.values()):
         return None
     found: dict[str, Any] = {}
     for name, tensor in sorted((relative(model, name), tensor) for name, tensor in state.items()):

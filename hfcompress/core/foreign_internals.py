@@ -7,6 +7,7 @@ beside it name them, with the parameters that are relied on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,12 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """Return the module's own buffers by name; to write into it replaces one."""
     return module._buffers
+
+
+def stored_buffers_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's own buffers, by name, that its state dict holds."""
+    left_out = module._non_persistent_buffers_set
+    return {name: b for name, b in module._buffers.items() if b is not None and name not in left_out}
 
 
 def convert_(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -144,6 +151,16 @@ def taken_for_adapted(model: Any) -> Iterator[None]:
 def say_initialized_(module: Any) -> None:
     """Keep transformers from giving the module new weights when it loads a model."""
     module._is_hf_initialized = True
+
+
+def says_initialized(tensor: Any) -> bool:
+    """Say whether a tensor was read from a file, or `say_initialized_` was called on it."""
+    return bool(getattr(tensor, "_is_hf_initialized", False))
+
+
+def may_be_missing(model: Any, name: str) -> bool:
+    """Say whether the model's class does without a tensor in the file, as where it computes it."""
+    return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_missing or ())
 
 
 def kept_in_float32(model: Any, dtype: Any) -> Mapping[str, Any]:
