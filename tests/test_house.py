@@ -121,7 +121,7 @@ LIBRARIES = {
         "commands/shared.py",
         "run/doctor.py",
     ),
-    "lora": ("modules/adapters.py",),
+    "lora": ("modules/adapters.py", "modules/exact_merges.py"),  # the part of peft
     "gptq": ("export/gptq.py", "run/exporting.py"),  # the checkpoint format of that name
 }
 
