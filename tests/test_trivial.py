@@ -110,6 +110,11 @@ def test_a_model_folder_without_a_tokenizer_is_refused(tmp_path):
             TEXT.load_processor(str(tmp_path / kind), AutoConfig.for_model(kind), Data(path="x"))
     with pytest.raises(RecipeError, match="transformers made up one that knows no word"):
         open_recipe(load_recipe(recipe))
+    tokenizer("bert").save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Words"}}')
+    with pytest.raises(RecipeError, match=r"no tokenizer can be loaded from .*Set 'processor'"):
+        TEXT.load_processor(str(tmp_path / "bert"), AutoConfig.for_model("bert"), Data(path="x"))
+    require_same_processor(tmp_path / "bert", tokenizer("bert"))
     require_same_processor(tmp_path / "base", tokenizer("bert"))  # a teacher without one reads what the model reads
 
 

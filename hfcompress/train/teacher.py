@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..core.answers import answering_by_name, named
-from ..core.errors import LifecycleError
+from ..core.errors import LifecycleError, RemoteCodeError
 from ..core.foreign_internals import has_forward_hooks
 from ..core.pretrained import from_pretrained
 from ..modules.pixels import as_read
 from ..modules.tokens import knows_no_word
 from .batches import SOFT_LABELS
+from .tasks.base import is_unreadable
 from .tasks.label_map import class_order
 from .tasks.labels import show, unnamed
 
@@ -73,7 +74,11 @@ def require_same_processor(source: str | Path, ours: Any) -> None:
         return
     try:
         theirs = from_pretrained(loader, source)
-    except (OSError, ValueError, KeyError):
+    except RemoteCodeError:
+        raise
+    except Exception as error:
+        if not is_unreadable(error):
+            raise
         return  # a teacher without one is taken to read what the model reads
     if knows_no_word(theirs):
         return

@@ -258,13 +258,18 @@ def load_pretrained(loader: Any, source: str, what: str, revision: str | None) -
     except RemoteCodeError:
         raise
     except Exception as error:
-        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:  # what `tokenizers` raises
+        if not is_unreadable(error):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = (
             f"no {what} can be loaded from {source!r} ({first}) Set 'processor' to a Hub id or folder that has one."
         )
         raise RecipeError(message) from error
+
+
+def is_unreadable(error: Exception) -> bool:
+    """Say whether an error is that there is no tokenizer or image processor, or a damaged one."""
+    return isinstance(error, _UNREADABLE) or type(error) is Exception  # which is what `tokenizers` raises
 
 
 def _script_metric(path: str) -> Metric:
