@@ -164,6 +164,12 @@ def test_a_tied_tensor_that_is_stored_twice_is_refused(trials, tmp_path):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
+def test_what_the_saved_class_has_may_not_be_missing_in_another(folder):
+    change_tensors(folder, lambda state: state.pop("bert.encoder.layer.1.output.LayerNorm.weight"))
+    with pytest.raises(CheckpointError, match=r"has no bert\.encoder\.layer\.1\.output\.LayerNorm\.weight"):
+        AutoModelForTokenClassification.from_pretrained(folder)
+
+
 def test_what_another_class_has_of_its_own_may_be_missing(folder):
     assert AutoModelForTokenClassification.from_pretrained(folder).num_labels == 3
     base = BertModel.from_pretrained(folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -26,6 +27,7 @@ from ..modules.storage import AUXILIARY, Packed
 from .digests import ANY, dtype_name
 from .paths import POOLER, relative
 from .stated import short
+from .structure import skeleton_of
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -228,8 +230,18 @@ def _may_lack(model: Any, name: str, contents: Contents) -> bool:
     top = path.removeprefix("/").partition(".")[0]
     if top == POOLER:
         return not any(relative(model, other).removeprefix("/").startswith(f"{POOLER}.") for other in contents.found)
-    tops = {relative(model, other).partition(".")[0] for other in contents.found}
-    return not _is_own(model) and (_is_head(model, name) or top not in tops)
+    if _is_own(model):
+        return False
+    return _is_head(model, name) or path not in _names_of_own_class(model)
+
+
+def _names_of_own_class(model: Any) -> set[str]:
+    """Return the tensors, as a checkpoint states them, of the class that was saved; none where it is not known."""
+    for stated in getattr(model.config, "architectures", None) or ():
+        if isinstance(cls := getattr(transformers, str(stated), None), type):
+            own = skeleton_of(cls, model.config)
+            return {relative(own, name) for name in own.state_dict()}
+    return set()
 
 
 def _is_own(model: Any) -> bool:

@@ -29,11 +29,16 @@ Modules = dict[str, dict[str, Any]]
 
 def skeleton(model: nn.Module) -> nn.Module:
     """Return what the model's config alone would build, on the meta device (shapes, no storage)."""
-    config = copy.deepcopy(model.config)
+    return skeleton_of(type(model), model.config)
+
+
+def skeleton_of(cls: Any, config: Any) -> nn.Module:
+    """Return the model of class `cls` that `config` alone would build, on the meta device."""
+    config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        return type(model)(config)
+        return cls(config)
 
 
 def read_structure(model: nn.Module) -> Modules:
