@@ -41,7 +41,7 @@ def read_directly(model: nn.Module) -> set[str]:
     """
     found: set[str] = set()
     for path, module in model.named_modules():
-        for read in reads_of(type(module)):
+        for read in reads_of(type(module)):  # type: ignore[arg-type]
             if read.names and all(_value(g.test, module) in (g.wanted, None) for g in read.guards):
                 found |= {f"{path}.{inside}".lstrip(".") for inside in _inside(module, read.names)}
     return found
@@ -70,7 +70,7 @@ class Read:
 def reads_of(cls: type) -> tuple[Read, ...]:
     """Return where the code of a class reads weights, its own and those of modules in it."""
     own = (base for base in cls.__mro__ if base is not nn.Module and issubclass(base, nn.Module))
-    return tuple(read for base in own for read in _reads_in(base))
+    return tuple(read for base in own for read in _reads_in(base))  # type: ignore[arg-type]
 
 
 def computes_through_base(cls: type) -> bool:
@@ -79,7 +79,7 @@ def computes_through_base(cls: type) -> bool:
     False where the source is not there to tell.
     """
     own = [base for base in cls.__mro__ if issubclass(base, nn.Module) and not base.__module__.startswith("torch.nn.")]
-    return all(_tree(b) is not None and all(r.names for r in _reads_in(b)) and not _sets_weight(b) for b in own)
+    return all(_tree(b) is not None and all(r.names for r in _reads_in(b)) and not _sets_weight(b) for b in own)  # type: ignore[arg-type]
 
 
 @functools.cache
