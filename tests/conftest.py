@@ -50,8 +50,24 @@ def pytest_unconfigure(config):
         config.forks.cleanup()
 
 
+def _mark_further_cases(items):
+    """Leave as many cases of a test fast as its mark `fast_cases` says, spread evenly; the others are slow."""
+    cases: dict[tuple[Path, str, int], list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("fast_cases")
+        if mark is not None and item.get_closest_marker("slow") is None:
+            cases.setdefault((item.path, item.originalname, mark.args[0]), []).append(item)
+    for (_, _, count), group in cases.items():
+        fast = {i * len(group) // count for i in range(count)}
+        for index, item in enumerate(group):
+            if index not in fast:
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keep tests that share what is made for their module in one process, where it is made once."""
+    """Mark what is slow, and keep tests that share what is made for their module in one process."""
+    _mark_further_cases(items)
     for item in items:
         fixtures = item._fixtureinfo.name2fixturedefs.values()
         if any(fixture.scope == "module" for found in fixtures for fixture in found):

@@ -27,7 +27,10 @@ def traced_of(name: str):
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"agreement-{name}")) for name in ("bert", "vit")]
+    params=[
+        pytest.param("bert", marks=pytest.mark.xdist_group("agreement-bert")),
+        pytest.param("vit", marks=[pytest.mark.xdist_group("agreement-vit"), pytest.mark.slow]),
+    ]
 )
 def traced(request):
     return traced_of(request.param)

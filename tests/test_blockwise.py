@@ -403,6 +403,7 @@ def test_n_of_m_holds_in_every_group_of_inputs(name, config):
         assert (weight.unflatten(1, (-1, 4)).count_nonzero(dim=2) == 2).all(), path
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("name", sorted({*MORE} & {*WITH_LINEAR}))
 def test_every_family_is_pruned_rounded_saved_and_loaded(name, tmp_path):
     model, base = make(name), make(name)

@@ -136,6 +136,7 @@ def test_a_missing_engine_is_named_with_the_command_that_adds_it(monkeypatch):
         require_engine("openvino-int8")
 
 
+@pytest.mark.slow
 def test_a_run_calibrates_on_its_training_split(command, tmp_path):  # noqa: F811
     benchmark = {
         "engines": ["pytorch", STATIC],

@@ -167,6 +167,7 @@ HEADED: dict[str, tuple[str, list[StrictModel]]] = {
 }
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("count", [2, 5, 32])
 @pytest.mark.parametrize("kind", HEADED)
 def test_another_number_of_labels_makes_another_head(kind, count, tmp_path, monkeypatch):

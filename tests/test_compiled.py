@@ -37,6 +37,7 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("rounds_inputs", [False, True])
 def test_every_shape_is_one_graph_with_the_numbers_of_the_model(graphs, rounds_inputs, tmp_path):
     model = packed("bert", None if rounds_inputs else Grid(8))

@@ -182,6 +182,7 @@ def test_a_penalty_goes_with_slimming_in_a_stage_that_trains(settings, told):
         apply("resnet", make("resnet"), "channels", remove=0.3, importance="slimming", penalty=1e-4)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("method", [*WORKING, "fold_batchnorm", "slimming"])
 def test_the_contract_holds_for_a_resnet(method, tmp_path):
     case: MethodCase = VARIANTS["channels"]["slimming"] if method == "slimming" else CASES[method]

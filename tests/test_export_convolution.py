@@ -68,6 +68,7 @@ def test_convolutions_are_folded_small_and_of_integers(make, tmp_path):
     assert f"QLinearConv ({convolutions})" in kernels(files[STATIC])
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("grid", [None, Grid(8), Grid(1)])
 @pytest.mark.parametrize("gamma", [1e-8, 0.0])
 def test_a_channel_that_gives_its_bias_alone_keeps_it(gamma, grid, tmp_path):

@@ -261,6 +261,7 @@ def test_a_weight_may_be_shared_by_layers_that_round_their_inputs_otherwise():
     assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_the_logits_of_a_tied_language_model_are_the_models_own_in_7_bits(tmp_path, family):
     if family == "bert":
@@ -286,6 +287,7 @@ def test_planes_of_any_width_fold_and_unfold():
     assert folded.shape == (3, 2) and folded[0, 0] == sum(int(n) << 2 * i for i, n in enumerate(numbers[0, :4]))
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("family", "bits"), [("bert", 6), ("vit", 8)])
 def test_a_packed_model_is_exported_packed(tmp_path, family, bits):
     model = make(family)

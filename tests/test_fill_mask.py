@@ -193,6 +193,7 @@ def test_architectures_find_their_auto_class():
 # --- export and a whole run -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", pytest.param("roberta", marks=pytest.mark.slow)])
 def test_onnx_gives_the_logits_of_every_token(model_type, tmp_path):
     model = smallest(model_type, AUTO, initializer_range=0.2).eval()
@@ -234,6 +235,7 @@ def project(folder: Path, **recipe: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.card_code
 def test_a_run_from_scratch_to_card(monkeypatch, capsys, tmp_path):
     select = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "perplexity"}

@@ -129,6 +129,7 @@ QUANTIZED = {
 }
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("form", QUANTIZED)
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
 def test_beside_codes_adapters_stay_and_load_with_the_model(name, form, tmp_path):
@@ -155,6 +156,7 @@ def test_beside_codes_adapters_stay_and_load_with_the_model(name, form, tmp_path
         assert (tmp_path / "second" / file).read_bytes() == (first / file).read_bytes()
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("form", ["int8", "nf4", "llm.int8", "dora"])
 def test_resumed_equals_uninterrupted(form, tmp_path):
     def fresh() -> nn.Module:

@@ -119,6 +119,7 @@ def test_a_low_rank_layer_costs_nothing_and_a_full_rank_one_stays_whole():
 # ------------------------------------------------------------------ every family
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("name", ALL)
 def test_every_family_computes_with_factors(name, tmp_path):
     model = compress(make(name), SVDConfig(rank=5))
@@ -138,6 +139,7 @@ def test_every_family_computes_with_factors(name, tmp_path):
     assert torch.allclose(logits(loaded, name), logits(model, name), atol=1e-6)
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("name", ALL)
 def test_every_family_is_calibrated(name):
     for config in (WeightedSVDConfig(keep=0.5, round_to=1), ActivationSVDConfig(keep=0.5, round_to=1)):
@@ -407,6 +409,7 @@ def test_a_model_that_is_cut_at_the_end_is_not_the_best_one_before(name):
     assert not cycle.settled(0.99) and cycle.settled(1.0)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -33,6 +33,7 @@ KINDS = {
 }
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_keeps_the_contract(kind, tmp_path):
     subject = Subject(QAT, MethodCase(KINDS[kind]), "bert", tmp_path)
@@ -126,6 +127,7 @@ def test_two_bit_inputs_are_the_same_in_a_checkpoint_and_in_int8(tmp_path):
     assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("bits", "inputs"), [(8, 8), (8, 4), (4, 8)])
 def test_convolutions_compute_on_the_grids_they_were_trained_with(bits: int, inputs: int, tmp_path):
     model, lifecycle = observed("resnet", bits=bits, activation_bits=inputs)
@@ -139,6 +141,7 @@ def test_convolutions_compute_on_the_grids_they_were_trained_with(bits: int, inp
     assert np.abs(open_onnx(file, 1)(pixels) - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 def test_integer_convolutions_keep_the_trained_grids_and_get_those_of_what_they_give(tmp_path):
     """The float model with grids found by calibration alone strays further: nothing in it was trained for them."""
     pixels = {"pixel_values": batch("resnet")["pixel_values"].numpy()}

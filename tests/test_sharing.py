@@ -109,6 +109,7 @@ def test_training_counts_one_parameter(tmp_path):
     assert not torch.allclose(first.weight, wanted, atol=1e-4)
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "t5", "swin"])
 @pytest.mark.parametrize("then", [None, QuantizeWeightsConfig(), ClusterWeightsConfig(rows=8), EntropyCodingConfig()])
 def test_one_copy_lies_on_disk(name, then, tmp_path):
@@ -164,6 +165,7 @@ def test_groups_of_ones_own_choice(groups):
         assert torch.allclose(layer.weight, mean if inside else base[i].weight, atol=1e-6)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("first", ["share", "split"])
 @pytest.mark.parametrize(
     ("name", "method"),

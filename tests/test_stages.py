@@ -48,6 +48,7 @@ def linear(model: torch.nn.Module) -> dict[str, Any]:
     return {p: m for p, m in model.named_modules() if ".layer." in p and isinstance(m, torch.nn.Linear | PackedLinear)}
 
 
+@pytest.mark.fast_cases(18)
 @pytest.mark.parametrize("first", [PRUNED, QUANTIZED], ids=lambda first: next(iter(first)))
 @pytest.mark.parametrize("second", list_methods())
 def test_a_plan_after_packed_layers_ends_well_or_says_why(first, second):

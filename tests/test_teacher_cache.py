@@ -101,6 +101,7 @@ def padded(name: str = "bert") -> dict[str, Any]:
 # --- the same training ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "case",
     [

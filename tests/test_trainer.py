@@ -61,6 +61,7 @@ def trainer(name: str, folder: Path, recipe=JOINT, cls=HFCompressTrainer, **more
     return cls(model=model, args=arguments(folder, **more.pop("args", {})), recipe=recipe, **common, **more)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_train_evaluate_save_load(name, tmp_path):
     """All methods in one stage, on every family."""

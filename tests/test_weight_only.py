@@ -28,6 +28,7 @@ def stored(file) -> int:
     return sum(len(t.raw_data) for t in onnx.load(file).graph.initializer)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("model", "grid"), [("bert", None), ("bert", Grid(8)), ("llama-lm", Grid(4, group_size=16))])
 def test_a_model_of_any_kind_runs_with_its_weights_in_few_bits(model, grid, tmp_path):
     model = packed(model, grid) if grid else make(model)
@@ -68,6 +69,7 @@ def test_what_is_pruned_stays_pruned_and_small_weights_stay_floats(bits):
     assert BlockProducts(bits).rounded(small) is small
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("width", [32, 62, 63])
 def test_a_tied_table_is_stored_once(width, tmp_path):
     """Where rows are no multiple of a block too: only the product wants blocks, the table is read as it lies."""
