@@ -225,7 +225,8 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one message and status 2, never in a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name of bytes that are no text is shown, as on stderr
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # of a stream that cannot be looked at, such as a closed one
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         end_with_parent()
         with on_request(interrupt):

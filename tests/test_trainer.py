@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -30,6 +29,7 @@ from transformers import (
 from hfcompress import HFCompressMixin, HFCompressTrainer, compress, load_recipe
 from hfcompress.checkpoint import load_model
 from hfcompress.core.errors import CheckpointError, LifecycleError, RecipeError
+from hfcompress.core.lifecycle import Lifecycle
 from hfcompress.methods.distill import DistillConfig
 from hfcompress.methods.hash_embeddings import HashEmbeddingsConfig
 from hfcompress.methods.lora import LoRAConfig
@@ -40,7 +40,6 @@ from hfcompress.modules.parametrizations import wrapped
 from hfcompress.train.checkpointing import PlainTrainer
 from hfcompress.train.interrupt import SaveOnInterrupt
 
-one_shot = importlib.import_module("hfcompress.train.compress")  # the function of that name hides it
 MOVEMENT = MovementConfig(heads=0.5, ffn=0.5, round_to=4)
 JOINT = [MOVEMENT, DistillConfig(hidden=0.5), QuantizeWeightsConfig()]
 
@@ -332,7 +331,8 @@ def test_a_recipe_that_makes_another_model_first_is_refused(key, value):
 
 def test_compress_takes_the_seed_of_a_recipe(monkeypatch):
     seen = []
-    monkeypatch.setattr(one_shot, "run_oneshot", lambda *_, seed, **__: seen.append(seed))
+    prepare = Lifecycle.prepare
+    monkeypatch.setattr(Lifecycle, "prepare", lambda *a, seed, **more: (seen.append(seed), prepare(*a, **more))[1])
     recipe = load_recipe({**FILE, "stages": [{"methods": {"quantize_weights": {}}}]}).recipe
     for given, more in ((recipe, {}), (recipe, {"seed": 3}), (QuantizeWeightsConfig(), {})):
         compress(make("bert"), given, **more)
