@@ -82,6 +82,23 @@ def has_forward_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+@contextmanager
+def without_lasting_hooks(*models: nn.Module) -> Iterator[None]:
+    """Take off, at the end, what began to listen to the models meanwhile: transformers' own hooks stay on otherwise."""
+    flag = "_output_capturing_hooks_installed"
+    modules = [module for model in models for module in model.modules()]
+    before = [(m, {*m._forward_hooks, *m._forward_pre_hooks}, flag in vars(m)) for m in modules]
+    try:
+        yield
+    finally:
+        for module, hooks, installed in before:
+            for held in (module._forward_hooks, module._forward_pre_hooks):
+                for key in [key for key in held if key not in hooks]:
+                    del held[key]
+            if not installed:
+                vars(module).pop(flag, None)
+
+
 def version_of(tensor: Tensor) -> int:
     """Return how many times the tensor was changed in place."""
     return tensor._version
@@ -159,7 +176,7 @@ def taken_for_adapted(model: Any) -> Iterator[None]:
 
 def say_initialized_(holder: nn.Module | Tensor) -> None:
     """Keep transformers from giving a module, or a tensor, new values when it loads a model."""
-    holder._is_hf_initialized = True  # type: ignore[assignment,union-attr]
+    holder._is_hf_initialized = True  # type: ignore[union-attr]
 
 
 def is_initialized(holder: nn.Module | Tensor) -> bool:

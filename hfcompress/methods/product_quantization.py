@@ -23,7 +23,7 @@ from ..modules.clustered import (
     words_group,
     wrap_clustered,
 )
-from ..modules.packable import obstacle, refuse_obstacles, without_obstacles
+from ..modules.packable import Layers, obstacle, refuse_obstacles, without_obstacles
 from ..modules.ties import sharers
 from ..ops.codebooks import Codebook
 
@@ -107,12 +107,12 @@ class ProductQuantization(Method[ProductQuantizationConfig]):
     def _select(self, model: nn.Module) -> list[str]:
         """Return the tables to act on; TargetError for one that would not get smaller."""
         keep = direct_weights(model)
-        tables = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Embedding) and p not in keep]
+        tables: Layers = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Embedding) and p not in keep]
         if not tables:
             raise TargetError("product_quantization: this model has no embedding table that is not packed already")
         if self.config.targets is None:
             able = without_obstacles(model, tables, obstacle)
-            small = [(p, m) for p, m in able if self._bytes(m) < m.num_embeddings * m.embedding_dim]
+            small = [(p, m) for p, m in able if self._bytes(m) < m.num_embeddings * m.embedding_dim]  # type: ignore[operator]
             if not small:
                 raise TargetError(
                     f"product_quantization: no table gets smaller with {self.config.codewords} codewords than in 8 "

@@ -14,8 +14,9 @@ from ..core.progress import track
 from ..core.registry import register
 from ..modules.packable import held_weights, packable, refuse_unpackable
 from ..modules.packed import Packed, is_table, pack_
-from ..modules.packed_parameters import PackedParameter, pack_parameters_, round_, roundings
+from ..modules.packed_parameters import PackedParameter, pack_parameters_
 from ..modules.parametrizations import attach, detach, find
+from ..modules.rounded_parameters import round_, roundings
 from ..modules.rounding import RoundedWeight, rounding_for
 from ..modules.sparse import pack_sparse_
 from ..modules.ties import sharers

@@ -21,7 +21,7 @@ from ..ops.quantization import Grid
 from .storage import AUXILIARY, Packed
 
 
-class PackedTable(Packed, nn.Embedding):
+class PackedTable(Packed, nn.Embedding):  # type: ignore[misc,override]
     """Stands between such a class and nn.Embedding, and looks rows up in the packed weight in its place."""
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The module stays what it is. Where its code reads the parameter it finds a prope
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,6 @@ from torch.nn.utils import parametrize
 from ..core.errors import TargetError
 from ..core.foreign_internals import parameters_of, say_initialized_
 from ..ops.quantization import Clip, Grid, quantize
-from .parametrizations import register
-from .rounding import RoundedWeight
 from .storage import Packed
 
 PREFIX = "packed_"  # of the name of the module that holds a parameter's packed values, beside the other parameters
@@ -43,17 +41,6 @@ def experts_in(module: nn.Module, path: str) -> list[str]:
     if _EXPERT not in f"{path} {parametrize.type_before_parametrizations(module).__name__}".lower():
         return []
     return [name for name, p in parameters_of(module).items() if p is not None and _is_stack(p)]
-
-
-def round_(module: nn.Module, name: str, grid: Grid, clip: Clip) -> None:
-    """Put the wrapper on a parameter that rounds it as packing it will, switched off."""
-    register(module, name, RoundedWeight(grid, clip).to(getattr(module, name).device))
-
-
-def roundings(module: nn.Module) -> Iterator[RoundedWeight]:
-    """Yield the wrappers that `round_` has put on a module's parameters."""
-    for wrappers in module.parametrizations.values():  # type: ignore[union-attr,operator]
-        yield from (wrapper for wrapper in wrappers if isinstance(wrapper, RoundedWeight))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..core.answers import answering_by_name, logits_of, named
 from ..core.errors import LifecycleError, TargetError
+from ..core.foreign_internals import without_lasting_hooks
 from .pixels import as_read
 from .sample import sample_inputs
 from .seen import taught_logits
@@ -78,7 +79,7 @@ def _answer(model: nn.Module, inputs: Mapping[str, Any], wants: Collection[str])
     flags, training = {f"output_{name}": True for name in sorted(wants)}, model.training
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[]), answering_by_name(model):
+        with torch.random.fork_rng(devices=[]), answering_by_name(model), without_lasting_hooks(model):
             try:
                 return named(model(**moved, **flags))
             except TypeError:  # a model that knows no such flags

@@ -26,6 +26,7 @@ _PACKAGE = Path(__file__).parents[1]
 _LOADER = _PACKAGE / "checkpoint" / "loader.py"
 _HEADER = "# {name} of hfcompress {version}, licensed under Apache-2.0; only its imports were renamed.\n"
 _RELATIVE = re.compile(r"from\s+\.[\w.]*\s+import")
+_COME_ALONG = {"transformers", "safetensors"}  # transformers cannot be installed without the other
 _NAME = re.compile(rf"({CODE}|hfcompress_\w+)\.py")
 
 
@@ -71,7 +72,7 @@ def loader_files() -> dict[str, str]:
 
 
 def libraries(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return what these files import when they are imported, beside transformers and what comes with Python."""
+    """Return what these files import when they are imported, beside transformers and what comes with it or Python."""
     names = set()
     for text in texts:
         for node in ast.parse(text).body:
@@ -79,7 +80,7 @@ def libraries(texts: Iterable[str]) -> tuple[str, ...]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names.add(str(node.module).partition(".")[0])
-    return tuple(sorted(names - sys.stdlib_module_names - {"transformers"}))
+    return tuple(sorted(names - sys.stdlib_module_names - _COME_ALONG))
 
 
 def libraries_beside(folder: Path) -> tuple[str, ...] | None:

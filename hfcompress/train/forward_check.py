@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ModelError
 from ..core.method import Method, Phase
+from ..core.position_tables import longest_input
 from ..core.synthetic_inputs import EXAMPLES, run, synthetic_batch
 from ..modules.storage import Packed
 
@@ -41,6 +42,7 @@ class ForwardCheck:
         """
         methods = list(methods)
         self._new_inputs = any(method.needs.processor for method in methods)
+        self._longest, self._shorter = _longest(model), False  # shorter: the batch was cut to fewer positions
         self._new_shapes = any(method.info.phase is Phase.STRUCTURE for method in methods)
         self._batch: Batch | None = None
         self._before: dict[str, Output] | None = None
@@ -75,7 +77,9 @@ class ForwardCheck:
             batch, error = synthetic_batch(model)
             if batch is None:
                 raise error or RuntimeError("it takes no inputs")
-        return _answer(model, batch)
+        if batch is not None and (longest := _longest(model)) < self._longest:
+            self._shorter, batch = True, _first_tokens(batch, longest)
+        return _answer(model, batch or {})
 
     def _difference(self, before: dict[str, Output], after: dict[str, Output]) -> str:
         for name, old in before.items():
@@ -91,6 +95,8 @@ class ForwardCheck:
     def _fits(self, name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
         if self._new_inputs:
             return len(old) == len(new)
+        if self._shorter:
+            return len(old) == len(new) and old[:1] == new[:1]
         exact = (_LOGITS,) if self._new_shapes else _EXACT  # what is inside a model may get narrower, or shorter
         if any(part in name for part in exact):
             return old == new
@@ -104,6 +110,25 @@ def beginning(batch: Batch) -> Batch:
     if len(rows) != 1 or not tensors[0].ndim:
         return batch
     return {key: value[:EXAMPLES] if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _longest(model: nn.Module) -> int:
+    """Return how many tokens the model takes; 0 where that is not known or not limited."""
+    config: Any = getattr(model, "config", None)
+    return longest_input(config) if hasattr(config, "model_type") else 0
+
+
+def _first_tokens(batch: Batch, longest: int) -> Batch:
+    """Return what a model of so many positions reads of a batch of texts."""
+    ids = batch.get("input_ids")
+    length = ids.shape[-1] if isinstance(ids, Tensor) and ids.ndim else 0
+    if not 0 < longest < length:
+        return batch
+    rows = ids.shape
+    return {
+        key: value[..., :longest] if isinstance(value, Tensor) and value.shape == rows else value
+        for key, value in batch.items()
+    }
 
 
 def _try(model: nn.Module, batch: Batch) -> dict[str, Output] | None:

@@ -57,7 +57,8 @@ def require_same_order(source: str | Path, theirs: nn.Module, ours: nn.Module) -
     """Raise LifecycleError that shows both orders where a teacher's classes stand in another one than the model's."""
     if not all("Classification" in type(model).__name__ for model in (theirs, ours)):
         return
-    heads = [[str(config.id2label[i]) for i in sorted(config.id2label)] for config in (theirs.config, ours.config)]  # type: ignore[union-attr, operator, arg-type]
+    configs: list[Any] = [theirs.config, ours.config]
+    heads = [[str(config.id2label[i]) for i in sorted(config.id2label)] for config in configs]
     if unnamed(heads[0]) or unnamed(heads[1]):
         return
     if moved := list(class_order(*heads)):
