@@ -310,6 +310,9 @@ class Result(StrictModel):
     recipe: str = Field(description="The recipe's text as given.")
     overrides: list[str] = Field(default_factory=list, description="`--set` values on top of it, paths shortened.")
     recipe_hash: str = Field(description="SHA-256 of the resolved recipe.")
+    recipe_cut: bool = Field(
+        False, description="Whether paths in `recipe` or `overrides` were cut short, so that the hash is of others."
+    )
 
     @property
     def size_ratio(self) -> float:
@@ -329,7 +332,9 @@ class Result(StrictModel):
         ]
         overrides = [without_local_paths(item) for item in self.overrides]
         recipe = without_local_paths(self.recipe)
-        return self.model_copy(update={"stages": stages, "overrides": overrides, "recipe": recipe})
+        cut = self.recipe_cut or recipe != self.recipe or overrides != self.overrides
+        shown = {"stages": stages, "overrides": overrides, "recipe": recipe, "recipe_cut": cut}
+        return self.model_copy(update=shown)
 
     def headline(self) -> Difference:
         """Return the difference people read first: PyTorch against PyTorch."""

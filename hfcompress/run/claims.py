@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import ExportError, HFCompressError
+from ..core.local_paths import without_local_paths
 from ..export.runtime import Source, engine, require_engine
 from ..measure.result import ModelResult, Result, read_result
 from .claimed import claimed_recipe
@@ -69,9 +70,18 @@ class Place:
 
 def find_place(folder: Path, baseline: str | None, overrides: Sequence[str]) -> Place:
     """Return where the models of the result in `folder` are; MeasureError when there is no result."""
-    place, result = RunFolder(folder), read_result(folder)
+    place = RunFolder(folder)
+    result = _with_whole_paths(read_result(folder), place)
     model = place.model if (place.model / "config.json").is_file() else folder
     return Place(result, place, model, baseline or _original(result, place, overrides))
+
+
+def _with_whole_paths(result: Result, place: RunFolder) -> Result:
+    """Return the result with the recipe as it lies beside it, which says where local files are, if it is the same."""
+    recipe = place.path / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+    same = without_local_paths(text) == without_local_paths(result.recipe)
+    return result.model_copy(update={"recipe": text, "recipe_cut": False}) if text and same else result
 
 
 def same(name: str, claimed: object, found: object) -> Check:

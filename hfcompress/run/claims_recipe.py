@@ -129,6 +129,6 @@ def _hash(result: Result, loaded: LoadedRecipe, renamed: bool) -> Check:
         return Check(HASH, told, found, True)
     keys = [item.partition("=")[0].rpartition(".")[2] for item in result.overrides]
     other = result.environment.get("hfcompress") != __version__
-    if renamed or other or any(key in _PLACES for key in keys):
+    if renamed or other or result.recipe_cut or any(key in _PLACES for key in keys):
         return Check(HASH, told, found, None, _CUT)
     return Check(HASH, told, found, False)
