@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make, tokenizer
+from tiny import batch, make, tokenizer
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
@@ -100,6 +100,14 @@ def test_hooks_are_seen():
     two.register_forward_pre_hook(hook)
     assert foreign.has_forward_hooks(one) and foreign.has_forward_hooks(two)
     assert foreign.forward_hooks_of(one) == [hook] and foreign.forward_hooks_of(two) == []
+
+
+def test_what_transformers_leaves_in_a_model_asked_for_hidden_states_is_no_ones_hook():
+    model = make("bert")
+    model(**batch("bert"), output_hidden_states=True)
+    hooks = [hook for module in model.modules() for hook in foreign.forward_hooks_of(module)]
+    assert hooks
+    assert not any(foreign.has_forward_hooks(module) for module in model.modules())
 
 
 def test_a_version_counts_changes_in_place():

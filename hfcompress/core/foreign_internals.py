@@ -78,8 +78,12 @@ def forward_hooks_of(module: nn.Module) -> list[Any]:
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Say whether something is called before or after the module's forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Say whether something is called before or after the module's forward.
+
+    What transformers leaves in a model once asked for its hidden states does nothing until it is asked again.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks)
 
 
 @contextmanager

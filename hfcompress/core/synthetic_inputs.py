@@ -45,10 +45,15 @@ def synthetic_batch(model: nn.Module) -> tuple[Batch | None, Exception | None]:
 
 @torch.no_grad()
 def run(model: nn.Module, batch: Any) -> Any:
-    """Return what the model gives for a batch in evaluation mode, in which it is left as it was found."""
+    """Return what the model gives for a batch in evaluation mode; it is left as it was found.
+
+    Its config too, in which a model notes what its labels are when it first sees some.
+    """
     training = [module for module in model.modules() if module.training]
     parameter = next(model.parameters(), torch.empty(0))
     cuda = [parameter.device] if parameter.device.type == "cuda" else []
+    config = getattr(model, "config", None)
+    noted = getattr(config, "problem_type", None)
     model.eval()
     try:
         with torch.random.fork_rng(cuda):
@@ -56,6 +61,8 @@ def run(model: nn.Module, batch: Any) -> Any:
     finally:
         for module in training:
             module.training = True
+        if getattr(config, "problem_type", None) != noted:
+            setattr(config, "problem_type", noted)  # noqa: B010 - a config of any kind
 
 
 def _like(value: Any, parameter: Tensor) -> Any:

@@ -41,20 +41,23 @@ class InputSpec:
         return ("choices", "sequence") if self.choices else ("sequence",)
 
 
-def spec_of(model: nn.Module) -> InputSpec:
-    """Return what a transformers model takes; ExportError when it is neither text nor images."""
-    return spec_from(model.config, type(model))
+def spec_of(model: nn.Module, *, one_graph: bool = True) -> InputSpec:
+    """Return what a transformers model takes; ExportError when it is neither text nor images.
+
+    one_graph: refuse, likewise, what no engine could run as one graph.
+    """
+    return spec_from(model.config, type(model), one_graph=one_graph)
 
 
-def spec_from(config: Any, model_class: type) -> InputSpec:
-    """Return what the model class takes under this config, without building the model."""
+def spec_from(config: Any, model_class: type, *, one_graph: bool = True) -> InputSpec:
+    """Return what the model class takes under this config, without building the model; see `spec_of`."""
     main = str(getattr(model_class, "main_input_name", ""))
     if main == "pixel_values":
         channels = int(getattr(config, "num_channels", 3))
         return InputSpec((main,), channels=channels, image_size=_pair(usual_image_size(config)))
     if main != "input_ids":
         raise ExportError(f"{model_class.__name__} takes {main!r}; only 'input_ids' and 'pixel_values' are known here")
-    if getattr(config, "is_encoder_decoder", False) and model_class.can_generate():  # type: ignore[attr-defined]
+    if one_graph and getattr(config, "is_encoder_decoder", False) and model_class.can_generate():  # type: ignore[attr-defined]
         raise ExportError(
             f"a {model_class.__name__} writes text, with a decoder that reads what it wrote: that is no one graph. "
             "optimum exports such models"

@@ -100,7 +100,7 @@ def reason_of(name: str, settings: Mapping[str, Any], model: nn.Module) -> str:
 def _batch(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return random inputs with labels."""
     config: Any = model.config
-    inputs = example_inputs(model, 4)
+    inputs = example_inputs(spec_of(model, one_graph=False), 4)
     if getattr(config, "is_encoder_decoder", False):  # it classifies what it makes of the end of a sequence
         ids, end = inputs["input_ids"], int(config.eos_token_id)
         ids[ids == end] += 1

@@ -141,11 +141,7 @@ def _try(model: nn.Module, batch: Batch) -> dict[str, Output] | None:
 
 def _answer(model: nn.Module, batch: Batch) -> dict[str, Output]:
     """Return the float tensors among what a model gives for a batch, by name or position."""
-    config = getattr(model, "config", None)
-    noted = getattr(config, "problem_type", None)
     given = run(model, batch)
-    if getattr(config, "problem_type", None) != noted:  # a model notes at its first loss what its labels are
-        config.problem_type = noted
     for module in model.modules():
         if isinstance(module, Packed):
             module.forget()  # what it widened for this pass
