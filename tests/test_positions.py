@@ -105,6 +105,12 @@ def test_the_length_is_that_of_the_data_and_the_tokenizer_follows(tmp_path):
     assert short.config.max_position_embeddings == 16  # no exporter or example meets less
 
 
+def test_a_length_below_that_of_the_examples_is_taken():
+    model = make("bert")
+    compress(model, PositionsConfig(length=16), calibration=[inputs(30)])  # texts will be cut, as was asked
+    assert model.config.max_position_embeddings == 16
+
+
 @pytest.mark.parametrize("name", ["dinov2", "dinov2-swiglu"])
 def test_a_grid_is_interpolated_once(name, tmp_path):
     model, pixels = make(name), {"pixel_values": torch.randn(2, 3, 8, 8)}

@@ -121,8 +121,7 @@ def _longest(model: nn.Module) -> int:
 def _first_tokens(batch: Batch, longest: int) -> Batch:
     """Return what a model of so many positions reads of a batch of texts."""
     ids = batch.get("input_ids")
-    length = ids.shape[-1] if isinstance(ids, Tensor) and ids.ndim else 0
-    if not 0 < longest < length:
+    if not isinstance(ids, Tensor) or not ids.ndim or not 0 < longest < ids.shape[-1]:
         return batch
     rows = ids.shape
     return {
