@@ -23,6 +23,7 @@ from ..publish.rows import si
 from ..recipe.load import load_recipe
 from ..recipe.schema import REPO_ID
 from .folder import RunFolder
+from .undamaged import require_undamaged
 from .verify import run_folder, verify_run
 
 
@@ -85,7 +86,8 @@ def push_one(one: Push, target: Target) -> str:
 
 
 def upload_table(one: Push, target: Target) -> Table:
-    """Return the files that would go up, with their sizes."""
+    """Return the files that would go up, with their sizes; CheckpointError where a weight is not as it was saved."""
+    require_undamaged(one.folder.model, read_result(one.folder.path))
     files = planned_upload(one.folder.path, one.repo_id, one.code, target)
     title = escape(f"{one.repo_id} (nothing was sent)")
     table = Table(title=title, title_justify="left", title_style="bold", show_edge=False)

@@ -53,6 +53,8 @@ def _message(setup: Setup, found: Quality, bound: float) -> str:
     mapped = setup.splits.label_map
     guess = _GUESS.get(setup.task.counted, "a guess")
     labels = "" if mapped is None else f" Labels of the data, and the model's class (its number): {mapped}."
+    if found.metric == "accuracy" and len(setup.task.classes(setup.model.config)) == 2 and 1 - found.value > bound:
+        labels += f" With the two labels exchanged it would be {1 - found.value:.4g}."
     mend = "say under data.labels which label is which class if these are wrong, " if mapped is not None else ""
     return (
         f"evaluate: before any compression the model gets {found.metric} {found.value:.4g} on the {found.examples} "

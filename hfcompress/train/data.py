@@ -232,8 +232,10 @@ def _column(dataset: Dataset, role: str, usual: Sequence[str], columns: Columns,
     column = named or next((name for name in usual if name in names), None)
     if column is None:
         raise DataError(
-            f"{where}.columns.{role}: say which column holds the {role}. Known: {', '.join(names)}."
-            + " If that is an example, the file lacks a first line with the names of its columns." * _are_values(names)
+            f"{where}.columns.{role}: say which column holds the {role}, as in `columns: {{{role}: {names[0]}}}`. "
+            f"Known: {', '.join(names)}."
+            + " If that is an example, the file lacks a first line with the names of its columns."
+            * _are_values(names)
         )
     return column
 

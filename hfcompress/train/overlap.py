@@ -19,6 +19,14 @@ MOST_LEAKED = 0.01  # of the evaluation split: more of it that is trained on mov
 _SHOWN = 80  # characters of a text
 
 
+def _advice(splits: Splits) -> str:
+    if "(held-out" in splits.evaluate_split:  # a part of the training split, drawn at random
+        return (
+            "What is measured on is drawn from the training split, which holds these more than once: remove the copies"
+        )
+    return "Take them out of what is trained on"
+
+
 def data_report(
     data: Data, task: Task, splits: Splits, encoded: Mapping[str, Dataset], processor: object
 ) -> DataReport:
@@ -32,7 +40,7 @@ def data_report(
     if found.share > MOST_LEAKED and not data.allow_leakage:
         raise DataError(
             f"data: {where(found)}{_example(raw['evaluate'], seen)} (compared: {found.what}). A metric on them is too "
-            "good. Take them out of what is trained on, or set data.allow_leakage: true to measure all the same."
+            f"good. {_advice(splits)}, or set data.allow_leakage: true to measure all the same."
         )
     return DataReport(
         dropped=dict(splits.dropped), cut={name: one for name, one in cut.items() if one is not None}, overlap=found
