@@ -17,6 +17,8 @@ from hfcompress.export.inputs import example_inputs
 from hfcompress.export.onnx import OPSET
 from hfcompress.export.trace import trace
 
+pytestmark = pytest.mark.xdist_group("agreement")  # each model is traced once
+
 
 @lru_cache
 def traced_of(name: str):
@@ -28,8 +30,8 @@ def traced_of(name: str):
 
 @pytest.fixture(
     params=[
-        pytest.param("bert", marks=pytest.mark.xdist_group("agreement-bert")),
-        pytest.param("vit", marks=[pytest.mark.xdist_group("agreement-vit"), pytest.mark.slow]),
+        "bert",
+        pytest.param("vit", marks=pytest.mark.slow),
     ]
 )
 def traced(request):

@@ -85,6 +85,7 @@ def test_models_are_called_by_what_was_given(tmp_path):
     assert list(benching._names(list(runs)).values()) == list(runs), "two of one name are told apart by their folders"
 
 
+@pytest.mark.slow
 def test_the_tables_of_our_own_files_are_seen(tmp_path):
     for name, vocabulary, engines in (("bert", 99, ["onnxruntime", "onnxruntime-w4"]), ("vit", 0, ["onnxruntime"])):
         for file in export_onnx(make(name), tmp_path / name, engines=engines).values():

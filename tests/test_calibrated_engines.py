@@ -113,6 +113,7 @@ def test_weights_with_several_scales_a_row_stay_dynamic(tmp_path):
     assert "dynamic (" in note and "static (" not in note
 
 
+@pytest.mark.slow
 def test_grids_of_the_checkpoint_are_taken_and_no_example_is_asked_for(tmp_path):
     model = make("bert")
     batches = [{k: torch.from_numpy(v) for k, v in e.items()} for e in examples(model)]

@@ -30,7 +30,7 @@ STAGES = {
 }
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("kind", STAGES)
 def test_exports_agree_with_the_model(kind, tmp_path):
     model = make("bert")

@@ -152,6 +152,7 @@ def test_a_shape_that_only_one_of_the_models_takes_is_refused(tmp_path: Path) ->
     assert open_recipe(recipe).shapes == [Shape(1), Shape(16)]
 
 
+@pytest.mark.slow
 def test_export_takes_the_processors_size_unless_told(command: Any, tmp_path: Path) -> None:  # noqa: F811
     save_checkpoint(make("dinov2"), tmp_path / "model", processor("dinov2"))
     reader = AutoImageProcessor.from_pretrained(tmp_path / "model")

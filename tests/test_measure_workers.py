@@ -102,6 +102,7 @@ def test_bench_measures_everything_of_both_models(folders, data):
     assert found.waiting >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.own_interpreter
 def test_an_engine_without_torch_needs_less_memory(tmp_path):
     save_checkpoint(bert(1), tmp_path)

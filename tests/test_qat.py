@@ -115,6 +115,7 @@ def test_without_inputs_seen_they_stay_float():
     assert lifecycle.finalize(model)["qat"]["layers_with_quantized_inputs"] == 0
 
 
+@pytest.mark.slow
 def test_two_bit_inputs_are_the_same_in_a_checkpoint_and_in_int8(tmp_path):
     model, lifecycle = observed("bert", activation_bits=2)
     lifecycle.finalize(model)
