@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hfcompress.measure import opening, quality, worker
 
 KILLED = 9
@@ -47,6 +49,7 @@ def forked(do: Callable[[], object], said: Path | None = None) -> int:
     if child == 0:
         status = 1
         try:
+            torch.set_num_threads(1)  # the threads that computed before are not in this process
             do()
             status = 0
         except BaseException as error:
