@@ -78,7 +78,13 @@ def _load(
     require_folder(source)
     try:
         model, info = from_pretrained(
-            loader, source, dtype=dtype_of(dtype), output_loading_info=True, revision=revision or "main", **config
+            loader,
+            source,
+            dtype=dtype_of(dtype),
+            output_loading_info=True,
+            revision=revision or "main",
+            use_safetensors=True,  # other files of weights are pickles, which are not opened
+            **config,
         )
     except SafetensorError as error:
         raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error

@@ -122,6 +122,8 @@ class Lifecycle:
 
     def loss(self, task: torch.Tensor, batch: Mapping[str, Any], student: Any, teacher: Any) -> torch.Tensor:
         """Return the loss to train on: the weighted task loss plus what the methods add."""
+        if task is None:
+            raise LifecycleError("the model gives no loss: hand over `labels` with the inputs, or a compute_loss_func")
         for method in self.methods:
             task = task * method.task_weight
         extra = (m.extra_loss(batch, student, teacher) for m in self.methods)

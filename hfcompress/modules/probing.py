@@ -15,7 +15,7 @@ from .pixels import as_read
 from .sample import sample_inputs
 from .seen import taught_logits
 
-_UNKNOWN = (IndexError, KeyError, RuntimeError, TypeError, ValueError, AttributeError)
+_UNKNOWN = (KeyError, RuntimeError, TypeError, ValueError, AttributeError)
 
 
 def require_configs(model: nn.Module, teacher: nn.Module, where: str) -> None:
@@ -66,9 +66,15 @@ def _answers(
     """Return what both answer to the model's example, None where that is not known."""
     try:
         inputs = sample_inputs(model)
-    except (TargetError, *_UNKNOWN):
+        ours = _answer(model, inputs, wants)
+    except (TargetError, IndexError, *_UNKNOWN):
         return None, None
-    return _answer(model, inputs, wants), _answer(teacher, as_read(teacher, inputs), wants)
+    try:
+        return ours, _answer(teacher, as_read(teacher, inputs), wants)
+    except IndexError as error:
+        raise LifecycleError(
+            "the teacher has no embedding for tokens that the student reads: choose one with the same tokenizer"
+        ) from error
 
 
 def _answer(model: nn.Module, inputs: Mapping[str, Any], wants: Collection[str]) -> Mapping[str, Any] | None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..checkpoint import attach_structure_
-from ..core.errors import LifecycleError
+from ..core.disk import disk_is_full
+from ..core.errors import LifecycleError, ModelError
 from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..core.progress import OnProgress, listening, silent, track
@@ -105,11 +106,23 @@ def _run_stage(
                 targets = part.prepare(model, seed=seed, processor=processor, corpus=corpus)
                 covered = coverage(model, part.methods, weights, targets)
                 report |= with_coverage(_apply(part, model, stage.title, batches), covered)
+    except RuntimeError as error:  # what torch raises where a changed model, or one that is odd, does not run
+        if disk_is_full(error):
+            raise
+        raise ModelError(
+            f"{stage.title}: this {type(model).__name__} does not run while it is compressed ({_brief(error)}). It may "
+            "read a layer's weight itself: add that layer to `ignore`"
+        ) from error
     finally:
         model.train(training)
     attach_structure_(model)
     check.verify(model, stage.title)
     return report
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _on_device(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

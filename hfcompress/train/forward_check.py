@@ -146,6 +146,8 @@ def _answer(model: nn.Module, batch: Batch) -> dict[str, Output]:
             module.forget()  # what it widened for this pass
     if isinstance(given, Tensor):
         given = {"output": given}
+    elif not isinstance(given, Iterable):  # an object of the user's own
+        given = dict(getattr(given, "__dict__", {}))
     items = given.items() if isinstance(given, Mapping) else ((f"output {i}", value) for i, value in enumerate(given))
     return {
         str(name): Output(tuple(value.shape), bool(torch.isfinite(value).all()))

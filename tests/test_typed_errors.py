@@ -1,0 +1,73 @@
+"""Odd models, teachers and files end in an error that says what is wrong, and leave the model as it was."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_trainer import trainer
+from tiny import make
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
+from transformers.utils import logging
+
+from hfcompress import DistillConfig, MixedBitsConfig, QuantizeWeightsConfig, compress
+from hfcompress.checkpoint import load_model
+from hfcompress.core.errors import CheckpointError, LifecycleError, ModelError
+
+
+class Own(PreTrainedModel):
+    """Computes with its layer, or with that layer's weight in a way that its source does not show."""
+
+    config_class = BertConfig
+
+    def __init__(self, read: bool = False) -> None:
+        super().__init__(BertConfig(vocab_size=30, hidden_size=16))
+        self.words, self.layers = nn.Embedding(30, 16), nn.ModuleList([nn.Linear(16, 16)])
+        self.read = read
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words
+
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace | dict[str, torch.Tensor]:
+        x = self.words(input_ids)
+        if self.read:
+            own = dict(self.layers[0].named_parameters())
+            return {"logits": functional.linear(x, own["weight"], own["bias"])}
+        return SimpleNamespace(logits=self.layers[0](x))
+
+
+BATCH = {"input_ids": torch.arange(10).view(2, 5)}
+
+
+def test_an_answer_of_the_users_own_kind_is_looked_into() -> None:
+    model = compress(Own(), QuantizeWeightsConfig(bits=8), calibration=[BATCH])
+    assert torch.isfinite(model(**BATCH).logits).all()
+
+
+def test_a_method_that_runs_a_model_it_has_broken_says_so_and_puts_it_back() -> None:
+    model = Own(read=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ModelError, match="may read a layer's weight itself: add that layer to `ignore`"):
+        compress(model, MixedBitsConfig(average_bits=4), calibration=[BATCH])
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_pickled_weights_are_not_opened(tmp_path, monkeypatch) -> None:
+    logging.set_verbosity_error()
+    model = make("bert")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load_model(tmp_path, AutoModelForSequenceClassification)
+
+
+def test_a_teacher_of_fewer_tokens_is_refused_before_training(tmp_path) -> None:
+    teacher = make("bert")
+    teacher.resize_token_embeddings(5)
+    with pytest.raises(LifecycleError, match="the teacher has no embedding for tokens that the student reads"):
+        trainer("bert", tmp_path, [DistillConfig()], teacher=teacher).train()
