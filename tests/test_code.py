@@ -31,6 +31,7 @@ from hfcompress.core.errors import PublishError
 from hfcompress.core.registry import create
 from hfcompress.measure.batches import write_batches
 from hfcompress.measure.result import read_result
+from hfcompress.measure.size import checksum
 from hfcompress.publish import alone as alone_module
 from hfcompress.publish import code as code_module
 from hfcompress.publish.alone import Load, check_code, difference, load_alone, staged
@@ -279,10 +280,14 @@ def test_code_that_is_refused_stops_the_push(hub, command, run, monkeypatch):  #
 
 
 def test_a_stock_model_needs_no_code(command, tmp_path):  # noqa: F811
-    run = write_run(tmp_path / "run", make_result(loads_with="transformers"))
-    save_text_model(run / "model")
-    status, printed, _ = command("push", run, "--repo-id", REPO, "--with-code", "--dry-run")
-    assert status == 0 and "loads with transformers alone and needs no code" in printed and ".py" not in printed
+    result = make_result(loads_with="transformers")
+    save_text_model(tmp_path / "run" / "model")
+    told = {"model.safetensors": checksum(tmp_path / "run" / "model" / "model.safetensors")}
+    result = result.model_copy(update={"compressed": result.compressed.model_copy(update={"checksums": told})})
+    run = write_run(tmp_path / "run", result)
+    status, printed, errors = command("push", run, "--repo-id", REPO, "--with-code", "--dry-run")
+    assert status == 0, errors
+    assert "loads with transformers alone and needs no code" in printed and ".py" not in printed
 
 
 def _text(path: Path) -> str:

@@ -28,7 +28,7 @@ def require_undamaged(folder: Path, result: Result | None) -> str:
     parts = digests_of(folder)
     if parts is None and not files:
         raise CheckpointError(
-            f"{folder} states no SHA-256 of its weights, and no result.json lies beside it: there is nothing to "
+            f"{folder} states no SHA-256 of its weights, and no result.json beside it does: there is nothing to "
             "compare with. Saving a compressed model anew gives it one; one that loads with transformers alone has it "
             "only in the result of its run."
         )
