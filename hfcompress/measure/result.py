@@ -12,6 +12,7 @@ from ..core.errors import MeasureError
 from ..core.explain import first_fault
 from ..core.local_paths import shortened, without_local_paths
 from ..recipe.data_report import DataReport
+from .unfinished import unfinished
 
 FORMAT = 1
 BUSY = 0.05  # of the time in which models were timed: held by others for longer, the times are uncertain
@@ -360,14 +361,18 @@ class Result(StrictModel):
 
 
 def read_result(path: str | Path) -> Result:
-    """Read `result.json`, given its path or its folder; MeasureError when it is missing or not one of ours."""
+    """Read `result.json`, given its path or its folder; MeasureError when it is missing or not one of ours.
+
+    Of a run that did not finish the message says why, and how to go on.
+    """
     path = Path(path)
     path = path / "result.json" if path.is_dir() else path
     try:
         return Result.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MeasureError(
-            f"no result at {path}: {error.strerror}. A run writes result.json into its folder."
+            unfinished(path.parent)
+            or f"no result at {path}: {error.strerror}. A run writes result.json into its folder."
         ) from error
     except ValueError as error:
         raise MeasureError(

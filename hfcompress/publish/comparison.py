@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.errors import MeasureError
 from ..measure.result import Result, Speedup, read_result
+from ..measure.unfinished import unfinished
 from . import rows
 from .best import best_on, otherwise, ratios
 from .template import cell, linked, words
@@ -45,7 +46,9 @@ def find_results(folders: list[Path]) -> dict[str, Result]:
             [folder] if (folder / "result.json").is_file() else sorted(p.parent for p in folder.glob("*/result.json"))
         )
         if not places:
-            raise MeasureError(f"no result in {folder}: name run folders, or a folder that holds some")
+            raise MeasureError(
+                unfinished(folder) or f"no result in {folder}: name run folders, or a folder that holds some"
+            )
         found += [place.resolve() for place in places]
     return {_name(place, found): read_result(place) for place in found}
 

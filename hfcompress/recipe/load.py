@@ -41,7 +41,7 @@ class LoadedRecipe:
     @property
     def stages_hash(self) -> str:
         """SHA-256 of what decides what the stages do: a run may be resumed to measure more, or against other bounds."""
-        return digest({key: value for key, value in _without_control(self.recipe).items() if key not in _AFTERWARDS})
+        return digest({key: value for key, value in _of_stages(self.recipe).items() if key not in _AFTERWARDS})
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -69,9 +69,11 @@ def recipe_hash(recipe: Recipe) -> str:
     return digest(resolved(recipe))
 
 
-def _without_control(recipe: Recipe) -> dict[str, Any]:
+def _of_stages(recipe: Recipe) -> dict[str, Any]:
+    """Return the resolved recipe without what is not trained by, or only says whether to go on."""
     values = resolved(recipe)
-    del values["evaluate"]["control"]
+    for key in ("control", "allow_trivial"):
+        del values["evaluate"][key]
     return values
 
 

@@ -34,6 +34,7 @@ from .reporter import Reporter
 from .setup import Setup, open_recipe
 from .staging import run_stages
 from .state import RECORD, Run, kept, read_record
+from .stopping import noting_why
 from .training import clean, train
 from .trivial import require_above_trivial, trivial_score
 from .verify import read_labels
@@ -64,25 +65,38 @@ def run_recipe(
         room_needed(output, "give the same command with --resume: what is done is kept"),
         open_folder(output, loaded, resume=resume, overwrite=overwrite) as folder,
     ):
-        reporter.heading("Opening model and data")
-        setup = open_recipe(loaded)
-        folder.begin(loaded, resume=resume)
-        result = _run(setup, folder, reporter)
-        if card:
-            write_card(folder.path)
-            reporter.heading("Checking that the card's own code loads the model")
-            run_snippet(result, folder.model)
+        setup = _begin(loaded, folder, reporter, resume=resume)
+        with noting_why(folder):
+            result = _run(setup, folder, reporter)
+            if card:
+                write_card(folder.path)
+                reporter.heading("Checking that the card's own code loads the model")
+                run_snippet(result, folder.model)
     return result
+
+
+def _begin(loaded: LoadedRecipe, folder: RunFolder, reporter: Reporter, *, resume: bool) -> Setup:
+    """Open and check all that the recipe names, and only then begin in the folder."""
+    reporter.heading("Opening model and data")
+    setup = open_recipe(loaded)
+    for note in setup.plan.notes:
+        reporter.say(note)
+    with folder.before_it_begins() as place:
+        measured = folder.measured if resume and not folder.new else place / "measured"
+        if not setup.makes_baseline:
+            require_above_trivial(setup, folder, reporter, batches=place / folder.batches.name, kept=measured)
+        folder.begin(loaded, resume=resume)
+        folder.keep_measured(place / "measured")
+    return setup
 
 
 def _run(setup: Setup, folder: RunFolder, reporter: Reporter) -> Result:
     state = Run(setup, folder, reporter)
     folder.write_plan(setup.plan)
     control = _wants_control(setup.recipe)
-    for note in setup.plan.notes:
-        reporter.say(note)
     baseline = _baseline(state)
-    require_above_trivial(setup, folder, reporter)
+    if setup.makes_baseline:
+        require_above_trivial(setup, folder, reporter, batches=folder.batches, kept=folder.measured)
     teacher = _teacher(state, baseline)
     student, made = _student(state, baseline, keep=control)
     compressed, records, state_after = run_stages(state, student, teacher)

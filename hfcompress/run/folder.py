@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import HFCompressError, RecipeError
-from ..core.files import remove, write_text, writing, writing_folder
+from ..core.files import remove, unfinished_folder, write_text, writing, writing_folder
 from ..measure.examples import EXAMPLES, IMAGES
+from ..measure.unfinished import MARK, RECIPE, read_mark
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan
 from ..recipe.schema import Recipe
 from .inputs import inputs_of
 from .lock import sole_writer
-
-_MARK = "hfcompress-run.json"
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class RunFolder:
     """Paths inside a run folder; every file in it is written whole or not at all."""
 
     path: Path
+    new: bool = False  # no run had begun here before this one
 
     @property
     def model(self) -> Path:
@@ -156,15 +156,48 @@ class RunFolder:
 
     def has_work(self) -> bool:
         """Say whether there is a result here, or a model or checkpoint of one that a run has made."""
-        return (self.path / "result.json").exists() or any(self.path.glob("*/**/*.safetensors"))
+        made = (file for file in self.path.glob("*/**/*.safetensors") if self.measured not in file.parents)
+        return (self.path / "result.json").exists() or any(made)
+
+    @contextlib.contextmanager
+    def before_it_begins(self) -> Iterator[Path]:
+        """Yield an empty folder in this one for what is worked out before it is known whether the run may begin."""
+        place = unfinished_folder(self.path / MARK)  # called so, it is removed by the next run if this one is killed
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def keep_measured(self, place: Path) -> None:
+        """Take over what was measured into the folder `place`."""
+        for source in place.glob("[!.]*"):
+            self.measured.mkdir(exist_ok=True)
+            source.replace(self.measured / source.name)
 
     def begin(self, loaded: LoadedRecipe, *, resume: bool) -> None:
         """Delete what an earlier run left here, unless that is taken up again, and note whose run this is."""
         for path in () if resume else self.written():
             remove(path)
-        mark = {"stages_hash": loaded.stages_hash, "inputs": inputs_of(loaded.recipe)}
-        write_text(self.path / _MARK, json.dumps(mark) + "\n")
-        write_text(self.path / "recipe.yaml", loaded.text)
+        mark = {
+            "stages_hash": loaded.stages_hash,
+            "inputs": inputs_of(loaded.recipe),
+            "overrides": list(loaded.overrides),
+        }
+        self._mark(mark)
+        write_text(self.path / RECIPE, loaded.text)
+
+    def note_stop(self, why: str) -> None:
+        """Note why the run stopped, until it begins again."""
+        if mark := read_mark(self.path):
+            self._mark({**mark, "stopped": why})
+
+    def forget(self) -> None:
+        """Remove all that a run has written here."""
+        for path in (*self.written(), self.path / RECIPE, self.path / MARK):
+            remove(path)
+
+    def _mark(self, mark: dict[str, Any]) -> None:
+        write_text(self.path / MARK, json.dumps(mark) + "\n")
 
     def write_plan(self, plan: Plan) -> None:
         """Write plan.json."""
@@ -180,8 +213,8 @@ def open_folder(
     Raises RecipeError when `resume` meets another recipe, HFCompressError when the folder is not a run's, cannot be
     written, is being written by another process, or holds what a run has made and neither flag says what to do with it.
     """
-    folder = RunFolder(Path(path))
-    with sole_writer(folder.path, _MARK, "a run folder"):
+    folder = RunFolder(Path(path), new=not (Path(path) / MARK).exists())
+    with sole_writer(folder.path, MARK, "a run folder"):
         _refuse_loss(folder, loaded, resume=resume, overwrite=overwrite)
         yield folder
 
@@ -193,12 +226,12 @@ def scratch_of(target: Path) -> Path:
 
 def holds(path: Path, loaded: LoadedRecipe) -> bool:
     """Return whether `path` holds a run, done or not, whose stages are those of this recipe, on the same files."""
-    return _previous(path).get("stages_hash") == loaded.stages_hash and not changed_inputs(path, loaded.recipe)
+    return read_mark(path).get("stages_hash") == loaded.stages_hash and not changed_inputs(path, loaded.recipe)
 
 
 def changed_inputs(path: Path, recipe: Recipe) -> list[str]:
     """Return the keys of `recipe` that name other files, or files with other contents, than when the run began."""
-    before = _previous(path).get("inputs")
+    before = read_mark(path).get("inputs")
     if before is None:  # of an earlier version, which did not look
         return []
     now = inputs_of(recipe)
@@ -213,20 +246,11 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def _previous(path: Path) -> dict[str, Any]:
-    """Return what a run folder's mark says of the run that began there; nothing where there is none."""
-    try:
-        found = json.loads((path / _MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _refuse_loss(folder: RunFolder, loaded: LoadedRecipe, *, resume: bool, overwrite: bool) -> None:
     path, same = folder.path, holds(folder.path, loaded)
     if resume:
-        if (path / _MARK).exists() and not same:
-            if _previous(path).get("stages_hash") == loaded.stages_hash:
+        if (path / MARK).exists() and not same:
+            if read_mark(path).get("stages_hash") == loaded.stages_hash:
                 changed = " and ".join(changed_inputs(path, loaded.recipe))
                 raise RecipeError(
                     f"{changed}: other files lie there than when the run in {path} began: start anew by --overwrite, "
@@ -234,7 +258,7 @@ def _refuse_loss(folder: RunFolder, loaded: LoadedRecipe, *, resume: bool, overw
                 )
             raise RecipeError(
                 f"{path} holds a run of another recipe (or other --set values); resume with the same ones (benchmark, "
-                "require, publish and evaluate.control may differ), or choose another --output"
+                "require, publish, evaluate.control and evaluate.allow_trivial may differ), or choose another --output"
             )
     elif overwrite:
         _refuse_own_source(folder, loaded.recipe)

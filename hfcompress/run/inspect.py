@@ -24,6 +24,7 @@ from ..core.pretrained import from_pretrained
 from ..measure.layout import layout_of
 from ..measure.result import Result, read_result
 from ..measure.size import count_parameters, export_files, local_folder, weight_files
+from ..measure.unfinished import unfinished
 from ..modules.adapted import Adapted
 from ..modules.factorized import Factorized
 from ..modules.pixels import pixels_of
@@ -68,9 +69,16 @@ def reads_images(source: str, auto_class: str) -> bool:
 
 
 def checkpoint_of(source: str) -> str:
-    """Return the checkpoint in a run folder, or `source` itself when it is one or a Hub id."""
+    """Return the checkpoint in a run folder, or `source` itself when it is one or a Hub id.
+
+    Raises CheckpointError for the folder of a run that has not come so far.
+    """
     inner = Path(source) / "model"
-    return str(inner) if (inner / "config.json").exists() else source
+    if (inner / "config.json").exists():
+        return str(inner)
+    if not (Path(source) / "config.json").exists() and (why := unfinished(Path(source))):
+        raise CheckpointError(why)
+    return source
 
 
 def verify_checkpoint(source: str) -> str:

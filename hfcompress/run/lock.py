@@ -26,7 +26,7 @@ def sole_writer(folder: Path, mark: str, what: str) -> Iterator[None]:
     Raises HFCompressError, with nothing touched, when files lie there but not `mark`, which `what` would have, when it
     cannot be written, or when another process holds it.
     """
-    new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         if not (new or (folder / mark).exists()) and any(_is_foreign(entry, mark) for entry in folder.iterdir()):
             raise HFCompressError(f"{folder} exists and is not {what}: choose another --output, nothing was touched")
@@ -40,8 +40,8 @@ def sole_writer(folder: Path, mark: str, what: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()
-            if new:
-                folder.rmdir()  # only where nothing came of it
+            for place in new:
+                place.rmdir()  # only where nothing came of it
         lock.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,20 @@ from .setup import Setup
 _GUESS = {"examples": "always the same class", "tokens": "a guess that takes all tokens for equally likely"}
 
 
-def require_above_trivial(setup: Setup, folder: RunFolder, reporter: Reporter) -> None:
+def require_above_trivial(setup: Setup, folder: RunFolder, reporter: Reporter, *, batches: Path, kept: Path) -> None:
     """Measure the baseline before anything is done to it; DataError where it is no better than a guess.
 
-    What it answers is kept, so that it is not asked again when all is measured.
+    `batches` is the file to write what it reads to. What it answers is kept in the folder `kept`, so that it is not
+    asked again when all is measured.
     """
     if setup.recipe.evaluate.allow_trivial:
         return
     settings = bench_settings(setup)
-    data = replace(write_evaluation(setup, folder.batches), kept=folder.measured)
+    data = replace(write_evaluation(setup, batches), kept=kept)
     source = sources(setup, setup, folder)[BASELINE]
     with reporter.bar("evaluating the baseline") as progress:
-        kept = outputs(source, "pytorch", BASELINE, data, settings.auto_class, settings.threads, progress)
-    found = quality("pytorch", kept, data)
+        answers = outputs(source, "pytorch", BASELINE, data, settings.auto_class, settings.threads, progress)
+    found = quality("pytorch", answers, data)
     bound = trivial_score(setup.task, data.score, data.labels, setup.model.config)
     if bound is not None and not is_better(found.value, bound, higher=found.higher_is_better):
         raise DataError(_message(setup, found, bound))
