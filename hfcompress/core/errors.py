@@ -79,6 +79,14 @@ class DataError(HFCompressError):
     """The data set cannot be read, is empty, or does not fit the model."""
 
 
+class RowError(DataError):
+    """One row of a split cannot be used; `row` is its place among the rows that were given, from 0."""
+
+    def __init__(self, message: str = "", row: int = 0) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 class CheckpointError(HFCompressError):
     """A checkpoint is damaged, does not fit, or asks for what it may not have."""
 

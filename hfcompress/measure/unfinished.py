@@ -22,7 +22,7 @@ def read_mark(folder: Path) -> dict[str, Any]:
 
 
 def unfinished(folder: Path) -> str:
-    """Return in words that the run in `folder`, or around this folder of a model, has no result; "" where none began."""
+    """Return in words that the run in `folder`, or around this folder of a model, did not finish; "" where none is."""
     run = folder if (folder / MARK).is_file() else folder.parent
     if not (run / MARK).is_file() or (run / "result.json").exists() or (run != folder and folder.name != "model"):
         return ""

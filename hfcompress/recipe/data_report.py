@@ -29,6 +29,16 @@ class Overlap(StrictModel):
     )
 
 
+class Repeats(StrictModel):
+    """How many examples of a split occur in it more than once."""
+
+    what: str = Field(description="What one of them is: text, pair of texts or image.")
+    examples: int = Field(description="Examples that occur more than once, each counted once.")
+    rows: int = Field(description="Rows that hold them.")
+    contradictory: int = Field(0, description="Those of these examples that occur with different labels.")
+    shown: str = Field("", description="Two rows with one of these and different labels, in words.")
+
+
 class DataReport(StrictModel):
     """What is to be known of the data that a run trains on and measures on."""
 
@@ -37,6 +47,9 @@ class DataReport(StrictModel):
     )
     cut: dict[str, Cut] = Field(default_factory=dict, description="Texts cut to the longest input, by split.")
     overlap: Overlap | None = None
+    repeats: dict[str, Repeats] = Field(
+        default_factory=dict, description="Examples that repeat within a split, by split; none: no example does."
+    )
 
     def sentences(self) -> list[str]:
         """Return each finding in words."""
@@ -52,10 +65,12 @@ class DataReport(StrictModel):
             for name, cut in self.cut.items()
             if cut.texts
         ]
-        return dropped + cut + (_overlap(self.overlap) if self.overlap else [])
+        repeats = [line for name, found in self.repeats.items() if (line := _repeated(name, found))]
+        return [*dropped, *cut, *repeats, *(_overlap(self.overlap) if self.overlap else [])]
 
 
 _ADJECTIVES = {"train": "training", "evaluate": "evaluation"}
+_PLURALS = {"text": "texts", "pair of texts": "pairs of texts", "image": "images"}
 
 
 def _overlap(found: Overlap) -> list[str]:
@@ -71,6 +86,27 @@ def _overlap(found: Overlap) -> list[str]:
             "earlier one of the split: the metric counts each of them anew."
         )
     return lines
+
+
+def _repeated(split: str, found: Repeats) -> str:
+    """Say how many examples of a split repeat, and how many with other labels; "" where there is nothing to say.
+
+    Of what is measured on the copies are told elsewhere, only the labels are told here.
+    """
+    example = f" ({found.shown})" if found.shown else ""
+    if split == "evaluate":
+        many = f"{_some(found.contradictory, split, found.what, 'stands', 'stand')} in the split with different labels"
+        return f"{many}{example}: no model gets all of them right." if found.contradictory else ""
+    many = f"{_some(found.examples, split, found.what, 'occurs', 'occur')} more than once ({found.rows:,} rows)"
+    if not found.contradictory:
+        return f"{many}."
+    part = "" if found.examples == 1 else f"{found.contradictory:,} of them "
+    return f"{many}, {part}with different labels{example}."
+
+
+def _some(count: int, split: str, what: str, one: str, several: str) -> str:
+    noun, verb = (what, one) if count == 1 else (_PLURALS.get(what, what), several)
+    return f"{count:,} {_ADJECTIVES.get(split, split)} {noun} {verb}"
 
 
 def where(found: Overlap) -> str:

@@ -14,7 +14,7 @@ from ..checkpoint import load_model
 from ..checkpoint.adapters import Adapter
 from ..checkpoint.load import dtype_of
 from ..checkpoint.memory import meta_copy
-from ..core.errors import CheckpointError, DataError, RecipeError
+from ..core.errors import CheckpointError, DataError, RecipeError, RowError
 from ..core.method import Corpus, Method
 from ..core.pretrained import NO_REMOTE_CODE
 from ..core.registry import list_methods
@@ -29,6 +29,7 @@ from ..recipe.schema import Recipe
 from ..train.corpus import corpus_of
 from ..train.data import Splits, load_data
 from ..train.overlap import data_report
+from ..train.rows import HOW
 from ..train.tasks import Task, get_task, metric_key
 from ..train.tasks.base import Collator
 from ..train.teacher import processor_difference
@@ -193,17 +194,16 @@ def _require_same_tokens(recipe: Recipe, task: Task) -> None:
 
 def _encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> tuple[Dataset, Dataset, Dataset]:
     """Return what has labels to train on, the same with what has none, and what to measure on, as model inputs."""
-    mixed, evaluate = (
-        _encoded(name, split, task, processor, recipe)
-        for name, split in (("train", splits.mixed()), ("evaluate", splits.evaluate))
-    )
+    mixed, evaluate = (_encoded(name, splits, task, processor, recipe) for name in ("train", "evaluate"))
     labelled = mixed if splits.unlabelled is None else mixed.select(range(len(splits.train)))
     return labelled, mixed, evaluate
 
 
-def _encoded(name: str, split: Dataset, task: Task, processor: Any, recipe: Recipe) -> Dataset:
+def _encoded(name: str, splits: Splits, task: Task, processor: Any, recipe: Recipe) -> Dataset:
     try:
-        return task.encode(split, processor, recipe.data)
+        return task.encode(splits.mixed() if name == "train" else splits.evaluate, processor, recipe.data)
+    except RowError as error:
+        raise DataError(f"split {name!r}, {splits.called(name, error.row)} ({HOW}): {error}") from error
     except DataError as error:
         raise DataError(f"split {name!r}: {error}") from error
 

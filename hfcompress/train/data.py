@@ -16,6 +16,7 @@ from ..core.errors import DataError, RecipeError, nearest
 from ..ops.reductions import IGNORED
 from ..recipe.data import Columns, Data, Origin
 from .missing import MissingValues
+from .rows import Rows, with_places, without_places
 from .sources import Source, open_source
 from .tasks.base import Task
 from .tasks.label_map import LabelMap, match
@@ -39,6 +40,7 @@ class Splits:
     labels: DataLabels | None = None  # as the data has them; None: it has none
     label_map: LabelMap | None = None  # which class of the model each is, once that is known
     dropped: Mapping[str, int] = field(default_factory=dict)  # rows left out for a missing value, by split
+    rows: Mapping[str, Rows] = field(default_factory=dict)  # where they come from: train, evaluate and unlabelled
 
     def numbered_as(self, found: LabelMap | None) -> Splits:
         """Return the splits with the ids of a model's classes as labels; themselves where they have none."""
@@ -55,6 +57,16 @@ class Splits:
     def for_classes(self, classes: Sequence[str], data: Data) -> Splits:
         """Return the splits with the ids of these classes of a trained model; DataError where they are not known."""
         return self if self.labels is None else self.numbered_as(match(self.labels, classes, data.labels))
+
+    def called(self, split: str, row: int) -> str:
+        """Return what a row of `evaluate`, or of `train` followed by the unlabelled inputs, is called in a message."""
+        if split == "train" and row >= len(self.train):
+            split, row = "unlabelled", row - len(self.train)
+        return self.rows_of(split).called(row)
+
+    def rows_of(self, split: str) -> Rows:
+        """Return where the rows of `train`, `evaluate` or `unlabelled` come from; numbers alone where none knows."""
+        return self.rows.get(split, Rows())
 
     def mixed(self) -> Dataset:
         """Return the training split and then the unlabelled inputs, whose label is one that no loss counts."""
@@ -76,11 +88,12 @@ def load_data(data: Data, task: Task, seed: int) -> Splits:
         if not data.allow_leakage:
             _refuse_overlap(ranges["train"], ranges["evaluate"], "data.splits", data.splits.train, name)
     missing = MissingValues(data.drop_missing, blank_lines=task.joins(data))
-    unlabelled = _unlabelled(data, task, seed, ranges, missing)
+    unlabelled, rows = _unlabelled(data, task, seed, ranges, missing)
     found = {
-        key: _columns(_rows(source, rows, f"data.splits.{key}"), task, data.columns, key, "data", missing)
-        for key, rows in ranges.items()
+        key: _columns(_rows(source, parts, f"data.splits.{key}"), task, data.columns, key, "data", missing, parts)
+        for key, parts in ranges.items()
     }
+    missing.refuse()
     found, labels = task.read_labels(found, source.label_names, data.labels or ())
     if labels is None and data.labels is not None:
         raise RecipeError(f"data.labels: the data of {task.name} has no labels; leave it out.")
@@ -91,9 +104,11 @@ def load_data(data: Data, task: Task, seed: int) -> Splits:
     else:
         evaluate = found["evaluate"]
     train, evaluate = _subset(train, data.max_train, seed), _subset(evaluate, data.max_evaluate, seed)
+    train, rows["train"] = without_places(train, ranges["train"])
+    evaluate, rows["evaluate"] = without_places(evaluate, ranges.get("evaluate", ranges["train"]))
     names = labels.names if labels else None
     count = len(names) if names else 1 + max(labels.present) if labels else 0
-    return Splits(train, evaluate, names, count, name, unlabelled, labels, dropped=missing.dropped)
+    return Splits(train, evaluate, names, count, name, unlabelled, labels, dropped=missing.dropped, rows=rows)
 
 
 def _measured_on(data: Data, source: Source) -> str | None:
@@ -105,11 +120,14 @@ def _measured_on(data: Data, source: Source) -> str | None:
 
 def _unlabelled(
     data: Data, task: Task, seed: int, ranges: Mapping[str, list[tuple[str, range]]], missing: MissingValues
-) -> Dataset | None:
-    """Return the inputs of `data.unlabelled`, if any, none of which may be among those that are measured on."""
+) -> tuple[Dataset | None, dict[str, Rows]]:
+    """Return the inputs of `data.unlabelled`, if any, none of which may be among those that are measured on.
+
+    With them comes where they stand, under `unlabelled`.
+    """
     extra, where = data.unlabelled, "data.unlabelled"
     if extra is None:
-        return None
+        return None, {}
     if "label" not in task.columns:
         raise RecipeError(f"{where}: the data of {task.name} needs no labels; add these examples to 'data' itself.")
     pair = [
@@ -122,13 +140,14 @@ def _unlabelled(
             f"{where}.columns.{pair[0]}: give it for both, labelled and unlabelled examples, or for neither."
         )
     source = open_source(extra, where)
-    rows = _ranges(source, extra.split, f"{where}.split")
+    parts = _ranges(source, extra.split, f"{where}.split")
     if _place(extra) == _place(data) and not data.allow_leakage:
         measured = "evaluate" if "evaluate" in ranges else "train"  # of which a part will be held out
-        _refuse_overlap(rows, ranges[measured], where, extra.split, measured)
-    examples = _rows(source, rows, f"{where}.split")
-    found = _columns(examples, task, extra.columns, "unlabelled", where, missing, labelled=False)
-    return _subset(found, extra.max_examples, seed)
+        _refuse_overlap(parts, ranges[measured], where, extra.split, measured)
+    examples = _rows(source, parts, f"{where}.split")
+    found = _columns(examples, task, extra.columns, "unlabelled", where, missing, parts, labelled=False)
+    found, rows = without_places(_subset(found, extra.max_examples, seed), parts)
+    return found, {"unlabelled": rows}
 
 
 def _place(data: Origin) -> tuple[str | None, ...]:
@@ -211,16 +230,23 @@ def _columns(
     split: str,
     where: str,
     missing: MissingValues,
+    parts: list[tuple[str, range]],
     *,
     labelled: bool = True,
 ) -> Dataset:
-    """Keep the columns the task needs, under the task's names, with inputs checked and no value missing."""
+    """Keep the columns the task needs, under the task's names, with inputs checked, and no value missing as far as may.
+
+    `parts` are what the rows come from; beside the columns goes where each stands in these.
+    """
     roles = {role: usual for role, usual in task.columns.items() if labelled or role != "label"}
     found = {role: _column(dataset, role, usual, columns, where) for role, usual in roles.items()}
     found |= {r: _column(dataset, r, (), columns, where) for r in task.optional if getattr(columns, r) is not None}
     dataset = dataset.select_columns(list(found.values()))
     dataset = dataset.rename_columns({old: new for new, old in found.items() if old != new})
-    dataset = task.check_inputs(missing.clean(dataset, split), split)
+    dataset = missing.clean(with_places(dataset), split, Rows(parts))
+    if missing.found:  # refused once every split was looked at
+        return dataset
+    dataset = task.check_inputs(dataset, split)
     return missing.without(dataset, task.unreadable(dataset), split) if missing.drop else dataset
 
 

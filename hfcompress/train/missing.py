@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..core.errors import DataError
+from .rows import HOW, Rows, own_columns
 
-_SHOWN = 5
 _WHAT = (
     "null, an empty or blank cell, and in CSV and TSV also NA, NaN, null and None, as pandas and `datasets` read them"
 )
@@ -26,14 +26,24 @@ class MissingValues:
     drop: bool = False
     blank_lines: bool = False  # whether a blank text is one, as the empty lines of running text are
     dropped: dict[str, int] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)  # what lacks a value and may not go, by split and column
 
-    def clean(self, dataset: Dataset, split: str) -> Dataset:
-        """Return the rows that have a value in every column; DataError where that is not all and none may go."""
-        found = {name: self._missing(dataset, name) for name in dataset.column_names}
+    def clean(self, dataset: Dataset, split: str, rows: Rows) -> Dataset:
+        """Return the rows that have a value in every column; all of them where none may go: see `refuse`."""
+        found = {name: self._missing(dataset, name) for name in own_columns(dataset)}
         if not self.drop:
-            for name, mask in found.items():
-                _refuse(mask, name, split)
+            told = [_told(mask, name, rows) for name, mask in found.items() if mask.any()]
+            self.found += [f"split {split!r}: {'; '.join(told)}"] if told else []
+            return dataset
         return self.without(dataset, np.any(list(found.values()), axis=0), split)
+
+    def refuse(self) -> None:
+        """Raise DataError that names every column with a missing value, where no row may be left out."""
+        if self.found:
+            raise DataError(
+                f"{'; '.join(self.found)} ({HOW}; missing is {_WHAT}). Fill or remove them, or set data.drop_missing: "
+                "true to leave these rows out."
+            )
 
     def without(self, dataset: Dataset, missing: np.ndarray, split: str) -> Dataset:
         """Return the rows that are not `missing`, (rows,) of bool, and count those; DataError when none is left."""
@@ -76,13 +86,8 @@ def _nothing(values: pa.Array) -> pa.Array:
     return pc.fill_null(pc.equal(pc.binary_length(values), 0), True)
 
 
-def _refuse(missing: np.ndarray, column: str, split: str) -> None:
-    """Raise DataError when there are missing values, with their number and the first rows."""
-    rows = np.flatnonzero(missing)
-    if not len(rows):
-        return
-    more = ", then " + ", ".join(f"{row:,}" for row in rows[1:_SHOWN]) if len(rows) > 1 else ""
-    raise DataError(
-        f"split {split!r}: column {column!r} has {len(rows):,} missing values, the first in row {rows[0]:,}{more} "
-        f"({_WHAT}). Fill or remove them, or set data.drop_missing: true to leave these rows out."
-    )
+def _told(missing: np.ndarray, column: str, rows: Rows) -> str:
+    """Return how many values of a column are missing, and in which rows the first are."""
+    places = np.flatnonzero(missing)
+    values = "value" if len(places) == 1 else "values"
+    return f"column {column!r} has {len(places):,} missing {values}, the first in {rows.first(places.tolist())}"

@@ -13,6 +13,8 @@ from ..recipe.data import Data
 from ..recipe.data_report import DataReport, Overlap, where
 from .data import Splits
 from .example_keys import NO_EXAMPLE
+from .repeats import repeats
+from .rows import HOW
 from .tasks.base import Task
 
 MOST_LEAKED = 0.01  # of the evaluation split: more of it that is trained on moves a metric by more than noise
@@ -36,27 +38,35 @@ def data_report(
     """
     raw = {"train": splits.mixed(), "evaluate": splits.evaluate}
     cut = {name: task.cut(dataset, encoded[name], processor, data) for name, dataset in raw.items()}
-    found, seen = _overlap(task, splits, raw, encoded)
+    (mixed, evaluate), what = task.keys([(raw[name], encoded[name]) for name in ("train", "evaluate")])
+    found, seen = _overlap(task, splits, raw["evaluate"], mixed, evaluate, what)
     if found.share > MOST_LEAKED and not data.allow_leakage:
         raise DataError(
-            f"data: {where(found)}{_example(raw['evaluate'], seen)} (compared: {found.what}). A metric on them is too "
+            f"data: {where(found)}{_example(splits, seen)} (compared: {found.what}; {HOW}). A metric on them is too "
             f"good. {_advice(splits)}, or set data.allow_leakage: true to measure all the same."
         )
+    labelled = {"train": (mixed[: len(splits.train)], splits.train), "evaluate": (evaluate, splits.evaluate)}
+    repeated = {} if task.joins(data) else {n: repeats(*one, splits.rows_of(n)) for n, one in labelled.items()}
     return DataReport(
-        dropped=dict(splits.dropped), cut={name: one for name, one in cut.items() if one is not None}, overlap=found
+        dropped=dict(splits.dropped),
+        cut={name: one for name, one in cut.items() if one is not None},
+        overlap=found,
+        repeats={name: one for name, one in repeated.items() if one is not None},
     )
 
 
 def _overlap(
-    task: Task, splits: Splits, raw: Mapping[str, Dataset], encoded: Mapping[str, Dataset]
+    task: Task, splits: Splits, examples: Dataset, mixed: np.ndarray, evaluate: np.ndarray, what: str
 ) -> tuple[Overlap, np.ndarray]:
-    """Return the overlap and which evaluation examples it consists of, (rows,) of bool."""
-    (mixed, evaluate), what = task.keys([(raw[name], encoded[name]) for name in ("train", "evaluate")])
+    """Return the overlap and which evaluation examples it consists of, (rows,) of bool.
+
+    mixed, evaluate: the keys, (rows,), of what is trained on and of `examples`, which are measured on.
+    """
     labelled, unlabelled = np.split(mixed, [len(splits.train)])
     counted = evaluate != NO_EXAMPLE
     trained = np.isin(evaluate, labelled) & counted
     further = np.isin(evaluate, unlabelled) & counted & ~trained
-    weights = _letters(raw["evaluate"]) if task.counted == "tokens" else np.ones(len(evaluate))
+    weights = _letters(examples) if task.counted == "tokens" else np.ones(len(evaluate))
     seen = trained | further
     overlap = Overlap(
         what=what,
@@ -74,10 +84,11 @@ def _letters(dataset: Dataset) -> np.ndarray:
     return np.asarray(pc.binary_length(dataset.select_columns(["text"]).with_format("arrow")[:]["text"]), np.float64)
 
 
-def _example(evaluate: Dataset, seen: np.ndarray) -> str:
+def _example(splits: Splits, seen: np.ndarray) -> str:
     """Return the first of these examples, in words: its row, and its text if it has one."""
     row = int(seen.argmax())
-    if "text" not in evaluate.column_names:
-        return f", such as row {row:,}"
-    text = " ".join(evaluate[row]["text"].split())
-    return f", such as row {row:,} ({text[:_SHOWN] + ('…' if len(text) > _SHOWN else '')!r})"
+    called = f", such as {splits.called('evaluate', row)}"
+    if "text" not in splits.evaluate.column_names:
+        return called
+    text = " ".join(splits.evaluate[row]["text"].split())
+    return f"{called} ({text[:_SHOWN] + ('…' if len(text) > _SHOWN else '')!r})"

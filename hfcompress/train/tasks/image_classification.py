@@ -15,7 +15,7 @@ from datasets import Array3D, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
-from ...core.errors import DataError, RecipeError, TargetError
+from ...core.errors import DataError, RecipeError, RowError, TargetError
 from ...core.position_tables import only_image_size, usual_image_size
 from ...modules.pixels import fit_pixels_, pixels_of, require_pixels, resize_
 from ...ops.scaled import Scaled, scaled
@@ -151,7 +151,7 @@ def _pixels(
 ) -> dict[str, Any]:
     """Return images as the processor leaves them before it rescales; DataError when one is not of `shape`.
 
-    `rows`: their numbers in the split as the recipe takes it, where they are known, to name one that is broken.
+    `rows`: their places in the split, where they are known; the RowError of one that is broken has it.
     """
     mode = "L" if len(processor.image_mean or "RGB") == 1 else "RGB"
     images = [_decoded(image, row, mode) for image, row in zip_longest(batch["image"], rows)]
@@ -170,13 +170,12 @@ def _decoded(image: Mapping[str, Any], row: int | None, mode: str) -> PILImage.I
     try:
         return _in_8_bits(_DECODER.decode_example(image)).convert(mode)
     except (OSError, ValueError) as error:
-        known = {"row": row, "file": image.get("path")}
-        told = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
-        where = f" ({told})" if told else ""
-        raise DataError(
+        where = f" (file {path})" if (path := image.get("path")) else ""
+        message = (
             f"an image of the data set cannot be decoded{where}: {error}. Remove it, or set data.drop_missing: true to "
             "leave out every image that cannot be."
-        ) from error
+        )
+        raise (DataError(message) if row is None else RowError(message, row)) from error
 
 
 def _is_unreadable(image: Mapping[str, Any]) -> bool:

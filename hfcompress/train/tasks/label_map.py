@@ -114,7 +114,13 @@ def _refuse_unseen(labels: DataLabels) -> None:
     unseen = [labels.called(n) for n in labels.present if n not in labels.in_training]
     if unseen and labels.named and not labels.numbered:
         known = [labels.called(number) for number in labels.in_training]
-        raise DataError(f"split 'evaluate': labels {show(unseen)} do not occur among the labels {show(known)}.")
+        places = "; ".join(
+            f"{name!r} in {labels.where(n)}" for n in labels.present if (name := labels.called(n)) in unseen
+        )
+        raise DataError(
+            f"split 'evaluate': labels {show(unseen)} do not occur among the labels {show(known)} that are trained on "
+            f"({places}). Remove these rows, or train on examples of them too."
+        )
 
 
 def _said(labels: DataLabels, classes: Sequence[str], given: Mapping[str, str | int]) -> dict[int, int]:
@@ -157,16 +163,41 @@ def _by_name(
         return {number: index for number, index in found.items() if index is not None}
     if labels.numbered and unnamed(classes) and not said and labels.names and len(labels.names) == len(classes):
         return {number: number for number in labels.all}  # whoever made the data gave them these numbers
-    raise DataError(_unmatched(labels, classes, missing, said))
+    known = {number: index for number, index in found.items() if index is not None}
+    raise DataError(_unmatched(labels, classes, missing, {**known, **said}))
 
 
 def _unmatched(labels: DataLabels, classes: Sequence[str], missing: Sequence[int], said: Mapping[int, int]) -> str:
+    """Return what to tell of labels that are called like no class: the lines to write where there is a class for each.
+
+    `said` is what is known of the others.
+    """
     unknown = [labels.called(number) for number in missing]
     why = "whose names say nothing" if unnamed(classes) else "which has no such classes"
-    return (
+    head = (
         f"{KEY}: the data has {len(labels.all)} labels ({show(map(labels.called, labels.all))}), the model "
-        f"{len(classes)} ({show(classes)}), {why}: which class is {show(unknown)}? Say it, once you know "
+        f"{len(classes)} ({show(classes)})"
+    )
+    if len(missing) > len(classes) - len(set(said.values())):
+        return f"{head}. {_surplus(labels, missing)}"
+    return (
+        f"{head}, {why}: which class is {show(unknown)}? Say it, once you know "
         f"which is which, for example:\n{_suggested(labels, classes, missing, said)}\n{_HEAD}"
+    )
+
+
+def _surplus(labels: DataLabels, numbers: Sequence[int]) -> str:
+    """Return what to tell of labels that the model has no classes for: how many rows have them, and what can be done.
+
+    Which class of the model they might be is not guessed: with more labels than classes two would be one.
+    """
+    called = [labels.called(number) for number in numbers]
+    places = "; ".join(f"{labels.called(number)!r} in {labels.where(number)}" for number in numbers[:_SHOWN])
+    more = f"; and {len(numbers) - _SHOWN} more labels" if len(numbers) > _SHOWN else ""
+    return (
+        f"No class is left for {show(called)} ({places}{more}). Remove these rows from the data, or add 'finetune' to "
+        f"train a new head for all {len(labels.all)} labels; only if a label means the same as a class of the model, "
+        f"say so under {KEY}."
     )
 
 
@@ -197,7 +228,9 @@ def _by_number(
 def _beyond(labels: DataLabels, classes: Sequence[str], numbers: Sequence[int]) -> str:
     own = f"the model has {len(classes)} classes, numbered 0 to {len(classes) - 1} ({show(classes)})"
     if len(numbers) > len(classes):
-        return f"the data has {len(numbers)} labels ({show(map(labels.called, numbers))}), {own}. {_HEAD}"
+        beyond = [number for number in numbers if not 0 <= number < len(classes)]
+        named = f"the data has {len(numbers)} labels ({show(map(labels.called, numbers))})"
+        return f"{KEY}: {named}, {own}. {_surplus(labels, beyond)}"
     starts = numbers[0] == 1 and numbers[-1] == len(classes)
     what = f"start at 1 and go to {numbers[-1]}" if starts else f"are {show(map(str, numbers))}"
     return (

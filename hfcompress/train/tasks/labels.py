@@ -33,6 +33,7 @@ class DataLabels:
     in_training: tuple[int, ...]  # and those in the training split
     merged: tuple[tuple[str, ...], ...] = ()  # ways to write a name that are taken for one
     truth: bool = False  # they are stored as true and false
+    counts: Mapping[str, Mapping[int, int]] = field(default_factory=dict)  # rows of each number, by split
 
     @property
     def named(self) -> bool:
@@ -44,6 +45,12 @@ class DataLabels:
         if self.names is not None:
             return self.names[number]
         return _OF_TRUTH[number] if self.truth else str(number)
+
+    def where(self, number: int) -> str:
+        """Return in words how many rows of which split have a label."""
+        found = {split: counts[number] for split, counts in self.counts.items() if number in counts}
+        rows = [f"{count:,} {'row' if count == 1 else 'rows'} of split {split!r}" for split, count in found.items()]
+        return " and ".join(rows) or "no row"
 
     @property
     def all(self) -> list[int]:
@@ -123,17 +130,23 @@ def read_labels(
         names, merged = _names_of(columns.values(), set(given))
         numbered = False
     found = {split: _numbers(column, split, names, given) for split, column in columns.items()}
-    seen = {split: tuple(np.unique(numbers).tolist()) for split, numbers in found.items()}
+    counts = {split: _counts(numbers) for split, numbers in found.items()}
     labels = DataLabels(
         names,
         numbered,
-        present=tuple(sorted(set().union(*seen.values()))),
-        in_training=next(iter(seen.values())),
+        present=tuple(sorted(set().union(*counts.values()))),
+        in_training=tuple(next(iter(counts.values()))),
         merged=merged,
         truth=names is None and all(column.truth for column in columns.values()),
+        counts=counts,
     )
     feature = ClassLabel(names=names) if names else Value("int64")
     return {split: with_labels(splits[split], numbers, feature) for split, numbers in found.items()}, labels
+
+
+def _counts(numbers: np.ndarray) -> dict[int, int]:
+    values, counts = np.unique(numbers, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def with_labels(dataset: Dataset, numbers: np.ndarray, feature: Any = None) -> Dataset:
@@ -207,12 +220,18 @@ def _numbers(column: _Column, split: str, names: list[str] | None, given: Iterab
     said = {whole(text) for text in given} if names is None else set()
     negative = [n for n in np.unique(numbers).tolist() if n < 0 and n not in said]
     if negative:
+        count = int((numbers == negative[0]).sum())
         raise DataError(
-            f"split {split!r}: label {negative[0]} is negative: this split's labels are withheld. Use another split, "
-            f"or say under data.labels which class {negative[0]} is."
+            f"split {split!r}: label {negative[0]} is negative ({count:,} of {len(numbers):,} rows): this split's "
+            "labels are withheld. Use another split, or say under data.labels which class "
+            f"{negative[0]} is."
         )
     if names is not None and numbers.max() >= len(names):
-        raise DataError(f"split {split!r}: label {numbers.max()} has no name; there are {len(names)}: {show(names)}.")
+        count = int((numbers >= len(names)).sum())
+        raise DataError(
+            f"split {split!r}: label {numbers.max()} has no name; there are {len(names)}: {show(names)}. "
+            f"{count:,} {'row' if count == 1 else 'rows'} of the split have such a label: remove them, or name it."
+        )
     return numbers
 
 
@@ -221,5 +240,9 @@ def _looked_up(texts: Sequence[str], split: str, names: Sequence[str]) -> np.nda
     places = {text: table.find(text) for text in set(texts)}
     unknown = sorted(text for text, place in places.items() if place is None)
     if unknown:
-        raise DataError(f"split {split!r}: labels {show(unknown)} do not occur among the labels {show(names)}.")
+        rows = sum(text in unknown for text in texts)
+        raise DataError(
+            f"split {split!r}: labels {show(unknown)} ({rows:,} {'row' if rows == 1 else 'rows'}) do not occur among "
+            f"the labels {show(names)}. Remove these rows, or write the labels as they are called there."
+        )
     return np.asarray([places[text] for text in texts], dtype=np.int64)
