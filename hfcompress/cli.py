@@ -86,7 +86,7 @@ def run(
 
 @app.command()
 def plan(recipe: RecipePath, set_: Set = None) -> None:
-    """Check a recipe against its model and data, and print what a run would do; trains nothing."""
+    """Check a recipe against its model and data, and print what a run would do; trains and measures nothing."""
     loaded = loaded_recipe(recipe, set_)
     from .run.setup import open_recipe
     from .run.show_plan import plan_table

@@ -70,7 +70,7 @@ def _overlap(folder: Path, task: Any = TEXT, processor: Any = None, **settings: 
 )
 def test_a_text_is_found_again_however_it_is_written(tmp_path: Path, form: str) -> None:
     _write(tmp_path, train=_texts("a", "b", "Ein Café im Süden"), test=_texts("c", form))
-    expected = r"data: 1 of 2 evaluation examples \(50%\) are also trained on, such as row 1 \('.*(compared: texts, .*"
+    expected = r"data: 1 of 2 evaluation examples \(50%\) are also trained on, such as row 2 of 'test' \('.*(compared: texts, .*"
     with pytest.raises(DataError, match=expected.replace("(compared", r"\(compared") + "data.allow_leakage: true"):
         _report(tmp_path)
     found = _overlap(tmp_path, allow_leakage=True)
@@ -175,7 +175,7 @@ def test_images_are_compared_as_the_model_reads_them_or_by_their_files(
     test = [{"bytes": _image(i, compress_level=c), "path": None} for i, c in ((1, 1), (2, 9), (30, 1), (0, 6))]
     _write(tmp_path, train={"image": train, "label": [0, 1] * 10}, test={"image": test, "label": [0, 1] * 2})
     processor = IMAGE.load_processor(None, ViTConfig(image_size=8), Data(path="x"))
-    with pytest.raises(DataError, match=r"of 4 evaluation examples .* such as row 0 \(compared: .*images"):
+    with pytest.raises(DataError, match=r"of 4 evaluation examples .* such as row 1 of 'test' \(compared: .*images"):
         _report(tmp_path, IMAGE, processor)
     found = _overlap(tmp_path, IMAGE, processor, allow_leakage=True)
     assert len(train) * 8 * 8 * 3 > 2000 > len(test) * 8 * 8 * 3
@@ -258,7 +258,7 @@ def test_plan_run_result_and_card_say_it(tmp_path: Path, capsys: pytest.CaptureF
     assert result.data.overlap.trained == 24 and result.data.overlap.repeated == 21
     card = (tmp_path / "out" / "model" / "README.md").read_text()
     lines = result.data.sentences()
-    assert len(lines) == 5
+    assert len(lines) == 6 and "3 training texts occur more than once (48 rows)." in lines
     for line in lines:
         assert line in printed and f"- {line}" in card
     Console(width=300).print(plan_table_of(tmp_path / "out", plan_table))

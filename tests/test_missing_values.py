@@ -13,7 +13,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from hfcompress.core.errors import DataError
+from hfcompress.core.errors import DataError, RowError
 from hfcompress.recipe import Data
 from hfcompress.train.data import Splits, load_data
 from hfcompress.train.tasks import get_task
@@ -36,7 +36,7 @@ def test_missing_cells_are_those_of_the_datasets_library(
     rows = [(cell, "x") if column == "text" else (f"t{i}", cell) for i, cell in enumerate(CELLS)]
     path = tmp_path / f"rows.{kind}"
     path.write_text("\n".join([f"text{mark}label", *(mark.join(row) for row in rows)]) + "\n")
-    expected = rf"split 'train': column '{column}' has {MISSING} missing values, the first in row 1, then 2, 3, 4, 5 \("
+    expected = rf"split 'train': column '{column}' has {MISSING} missing values, the first in row 2, then 3, 4, 5, 6 \("
     with pytest.raises(DataError, match=expected + r".*NA, NaN, null and None.*data\.drop_missing: true"):
         _load(path)
     splits = _load(path, drop_missing=True, validation_fraction=0.25)
@@ -66,7 +66,7 @@ def test_blank_texts_and_labels_in_other_files(tmp_path: Path, form: str) -> Non
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
         path.write_text("\n".join(map(json.dumps, rows)) if form == "jsonl" else json.dumps(rows))
-    with pytest.raises(DataError, match="column 'text' has 4 missing values, the first in row 1, then 2, 3, 4"):
+    with pytest.raises(DataError, match="column 'text' has 4 missing values, the first in row 2, then 3, 4, 5"):
         _load(path)
     splits = _load(path, drop_missing=True, validation_fraction=0.5)
     assert splits.dropped == {"train": 6}
@@ -140,7 +140,7 @@ def _images(folder: Path, form: str) -> Path:
 @pytest.mark.parametrize("form", ["bytes", "struct", "path"])
 def test_images_that_are_missing_or_broken(tmp_path: Path, form: str) -> None:
     folder = _images(tmp_path, form)
-    with pytest.raises(DataError, match="column 'image' has 2 missing values, the first in row 6, then 7"):
+    with pytest.raises(DataError, match="column 'image' has 2 missing values, the first in row 7, then 8"):
         _load(folder / "train.parquet", IMAGE)
     splits = _load(folder / "train.parquet", IMAGE, drop_missing=True, validation_fraction=0.34)
     assert splits.dropped == {"train": 4} and len(splits.train) + len(splits.evaluate) == 6
@@ -154,5 +154,6 @@ def test_a_broken_image_names_the_way_out(tmp_path: Path) -> None:
     data = Data(path=str(tmp_path / "train.parquet"), splits={"evaluate": "train[:1]", "train": "train[1:]"})
     splits = load_data(data, IMAGE, 0)
     processor = IMAGE.load_processor(None, ViTConfig(image_size=8), data)
-    with pytest.raises(DataError, match=r"cannot be decoded \(row 1\).*data\.drop_missing: true"):
+    with pytest.raises(RowError, match=r"cannot be decoded: .*data\.drop_missing: true") as refused:
         IMAGE.encode(splits.train, processor, data)
+    assert splits.called("train", refused.value.row) == "row 3 of 'train'"

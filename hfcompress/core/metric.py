@@ -32,6 +32,25 @@ def is_better(value: float, bound: float, *, higher: bool) -> bool:
     return value > bound + ROUNDING if higher else value < bound - ROUNDING
 
 
+def scale_of(values: Iterable[float], *, higher: bool = True) -> float:
+    """Return 100 where all values of a metric are shares, in [-1, 1], and `higher` is better, otherwise 1."""
+    return 100.0 if higher and all(abs(value) <= 1 for value in values) else 1.0
+
+
+def written(value: float, *others: float, higher: bool) -> str:
+    """Return a metric as it stands in a sentence, in the unit of the card: ``90.00%`` of a share, else ``12.34``.
+
+    `others` are values of the same metric beside it, which have the same unit.
+    """
+    scale = scale_of((value, *others), higher=higher)
+    return signed_text(f"{value * scale:.2f}") + ("%" if scale == 100 else "")
+
+
+def signed_text(text: str) -> str:
+    """Return a formatted number with a true minus sign, and zero without one."""
+    return text.replace("-", "−") if float(text) else text.lstrip("+-")
+
+
 @dataclass(frozen=True)
 class Parts:
     """What each example adds to a weighted mean: `totals` and `weights`, both (N,)."""

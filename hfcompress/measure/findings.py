@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..core.method import Category
-from ..core.metric import is_better
+from ..core.metric import is_better, written
 from .result import BUSY, WORSE, WORSE_SHARE, Method, ModelResult, Quality, Speedup
 
 SAME_SIZE = 0.98  # of the baseline's bytes; above it nothing was saved
@@ -56,9 +56,13 @@ def _guess(baseline: ModelResult, trivial: float | None) -> list[str]:
     found = baseline.quality_in("pytorch")
     if found is None or trivial is None or is_better(found.value, trivial, higher=found.higher_is_better):
         return []
+    value, guess = (
+        written(one, other, higher=found.higher_is_better)
+        for one, other in ((found.value, trivial), (trivial, found.value))
+    )
     return [
-        f"The original is no better than a guess that looks at no example: {found.metric} {found.value:.4g} against "
-        f"{trivial:.4g}. What compression costs cannot be seen on it."
+        f"The original is no better than a guess that looks at no example: {found.metric} {value} against {guess}. "
+        "What compression costs cannot be seen on it."
     ]
 
 

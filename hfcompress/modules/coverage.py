@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from ..core.families import direct_weights, has_module
 from ..core.method import Method, Phase
+from ..core.shares import share
 from .counting import stated_counts
 from .packable import KINDS, obstacle
 from .packed_parameters import PackedParameter
@@ -18,6 +19,7 @@ from .packed_parameters import PackedParameter
 KEY = "weights_not_covered"  # of a method's report: the share it leaves as it is
 _SHOWN = 4
 _SMALL = 0.005  # of the weights; what is less is not worth a warning
+_TINY = 0.001  # of the weights, in one place; less is told together
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ class Left:
         """Say which share of the weights can't be covered, and where it is; "" where that is next to nothing."""
         if sum(self.reasons.values()) < _SMALL:
             return ""
-        shown = sorted(self.reasons.items(), key=lambda item: -item[1])
-        places = "; ".join(f"{share:.1%} in {place}" for place, share in shown[:_SHOWN])
-        more = f"; and {len(shown) - _SHOWN} more places" if len(shown) > _SHOWN else ""
-        return f"{sum(self.reasons.values()):.1%} of the weights are not covered: {places}{more}"
+        order = sorted(self.reasons.items(), key=lambda item: -item[1])
+        shown = [(place, part) for place, part in order[:_SHOWN] if part >= _TINY]
+        rest = [part for _, part in order[len(shown) :]]
+        places = [f"{share(part)} in {place}" for place, part in shown]
+        if rest:
+            places.append(f"{share(sum(rest))} in {len(rest)} {'other place' if len(rest) == 1 else 'other places'}")
+        return f"{share(sum(self.reasons.values()))} of the weights are not covered: {'; '.join(places)}"
 
 
 Weights = Mapping[int, Weight]  # by the identity of the parameter, so that shared ones count once

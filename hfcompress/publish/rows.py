@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..core.metric import scale_of, signed_text
 from ..measure.result import WORSE, WORSE_SHARE, Difference, LatencyRow, ModelResult, Result, Workload
 
 NONE = "–"
@@ -82,19 +83,13 @@ def shape_name(row: Workload) -> str:
 
 def metric_scale(result: Result) -> float:
     """Return 100 for a metric that lies in [-1, 1], shown in per cent and points, otherwise, and for an error, 1."""
-    if not all(row.higher_is_better for row in result.compressed.quality):
-        return 1.0
-    return scale_of(q.value for model in (result.baseline, result.compressed) for q in model.quality)
-
-
-def scale_of(values: Iterable[float]) -> float:
-    """Return 100 where all values of a metric lie in [-1, 1], otherwise 1."""
-    return 100.0 if all(abs(value) <= 1 for value in values) else 1.0
+    higher = all(row.higher_is_better for row in result.compressed.quality)
+    return scale_of((q.value for model in (result.baseline, result.compressed) for q in model.quality), higher=higher)
 
 
 def metric(result: Result, value: float) -> str:
     """Return a value of the metric, in per cent where the metric is a share."""
-    return _signed(f"{value * metric_scale(result):.2f}")
+    return signed_text(f"{value * metric_scale(result):.2f}")
 
 
 def points(result: Result, value: float) -> str:
@@ -104,7 +99,7 @@ def points(result: Result, value: float) -> str:
 
 def signed(result: Result, value: float) -> str:
     """Return a difference of the metric with its sign and no unit."""
-    return _signed(f"{value * metric_scale(result):+.2f}")
+    return signed_text(f"{value * metric_scale(result):+.2f}")
 
 
 def tolerated(result: Result) -> str:
@@ -241,8 +236,3 @@ def _three(value: float) -> str:
     """Return `value` with three digits: two decimals below ten, one below a hundred, none above."""
     decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{decimals}f}"
-
-
-def _signed(text: str) -> str:
-    """Return a formatted number with a true minus sign, and zero without one."""
-    return text.replace("-", "−") if float(text) else text.lstrip("+-")

@@ -8,12 +8,12 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..core.metric import scale_of
 from ..measure.cells import State
 from ..measure.trials import SearchRecord, Trial
 from .canvas import BEFORE, BEST, INK, drawing, save
 from .labels import Label, write_labels
 from .pareto import Point, frontier
-from .rows import scale_of
 
 _DOT = 8  # points
 
@@ -25,7 +25,7 @@ def write_trials(record: SearchRecord, path: Path) -> None:
 
 def scale(record: SearchRecord) -> float:
     """Return 100 for a metric that is a share, shown in per cent, otherwise 1."""
-    return scale_of(trial.value or 0.0 for trial in record.done) if record.higher_is_better else 1.0
+    return scale_of((trial.value or 0.0 for trial in record.done), higher=record.higher_is_better)
 
 
 def draw_trials(record: SearchRecord) -> Figure:

@@ -2,7 +2,8 @@
 
 from .data import Columns, Data, Masking, Splits, Unlabelled
 from .load import LoadedRecipe, load_recipe, recipe_hash, recipe_schema, resolved
-from .schema import Benchmark, Engine, Evaluate, Finetune, Publish, Recipe, Shape, Stage, TeacherCache
+from .schema import Benchmark, Engine, Evaluate, Finetune, Publish, Recipe, Stage, TeacherCache
+from .shape import Shape
 
 __all__ = [
     "Benchmark",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from ..core.config import StrictModel
+from ..core.shares import share
 
 
 class Cut(StrictModel):
@@ -117,11 +118,8 @@ def where(found: Overlap) -> str:
 
 
 def _share(value: float) -> str:
-    """Return a share in percent, never rounded to none or all."""
-    text = f"{value:.1%}" if value < 0.1 or value > 0.99 else f"{value:.0%}"
-    if text == "0.0%":
-        return "less than 0.1%"
-    return "more than 99.9%" if text == "100.0%" and value < 1 else text.replace(".0%", "%")
+    """Return a share in percent, with a decimal where it is small or close to all."""
+    return share(value).replace(".0%", "%") if value < 0.1 or value > 0.99 else f"{value:.0%}"
 
 
 def _count(count: int, what: str) -> str:

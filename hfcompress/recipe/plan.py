@@ -75,6 +75,9 @@ class Plan(StrictModel):
     student: PlannedStudent | None = Field(None, description="None: the stages act on the model itself.")
     stages: list[PlannedStage]
     notes: list[str] = Field([], description="What is to be known of data and labels as the model gets them, in words.")
+    refuses_trivial: bool = Field(
+        True, description="Whether the run ends where the model it starts from is no better than a guess."
+    )
     recipe_hash: str
 
 
@@ -122,6 +125,7 @@ def make_plan(
         student=planned_student,
         stages=stages,
         notes=list(notes),
+        refuses_trivial=not recipe.evaluate.allow_trivial,
         recipe_hash=recipe_hash,
     )
 

@@ -16,6 +16,7 @@ from ..core.registry import create
 from ..core.student import StudentConfig
 from .data import Data
 from .plain import can_be_a_place
+from .shape import Shapes
 from .training import check_train
 
 Engine = Literal[
@@ -124,28 +125,16 @@ class Evaluate(StrictModel):
     )
 
 
-class Shape(StrictModel):
-    """One workload of the latency benchmark."""
-
-    batch: int = Field(1, ge=1, description="Examples per forward pass.")
-    length: int | None = Field(None, ge=1, description="Tokens per text.")
-    image_size: int | None = Field(None, ge=1, description="Pixels per side of an image; by default the processor's.")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Shape:
-        if self.length is not None and self.image_size is not None:
-            raise ValueError("give 'length' (text) or 'image_size' (images), not both")
-        return self
-
-
 class Benchmark(StrictModel):
     """How latency is measured: interleaved rounds, one process per engine."""
 
     engines: list[Engine] = Field(
         list(ENGINES), min_length=1, description="What executes inference; also says what is exported."
     )
-    shapes: list[Shape] | None = Field(
-        None, min_length=1, description="Workloads; by default 1x32 and 8x128 tokens, or 1 and 16 images."
+    shapes: Shapes = Field(
+        None,
+        description="Workloads, each as BATCHxLENGTH (of images BATCHxPIXELS) or a mapping, such as [1x32, {batch: 8, "
+        "length: 128}]; by default 1x32 and 8x128 tokens, or 1 and 16 images.",
     )
     real_lengths: int | None = Field(
         None,

@@ -26,6 +26,7 @@ from ..measure.onnx_file import OnnxFile, read_onnx
 from ..measure.process import part
 from ..measure.workloads import Shape, checkpoint_spec
 from ..recipe.load import LoadedRecipe
+from ..recipe.shape import split_shape
 from ..train.allocator import keep_freed_memory
 from ..train.stages import StageMethods, stage_methods
 from ..train.teacher import Teacher
@@ -107,10 +108,11 @@ def _shapes(given: list[str], source: Source) -> list[Shape]:
 
 def parse_shape(text: str, *, is_image: bool) -> Shape:
     """Turn '8x128' into a workload: tokens for a text model, pixels for an image model."""
-    batch, _, size = text.lower().replace("×", "x").partition("x")
-    if not (batch.isdecimal() and size.isdecimal() and int(batch) and int(size)):
-        raise RecipeError(f"--shape {text}: write it as BATCHxLENGTH, such as 8x128")
-    return Shape(int(batch), None if is_image else int(size), int(size) if is_image else None)
+    if (found := split_shape(text)) is None:
+        form = "BATCHxPIXELS, such as 1x224" if is_image else "BATCHxLENGTH, such as 8x128"
+        raise RecipeError(f"--shape {text}: write it as {form}")
+    batch, size = found
+    return Shape(batch, None if is_image else size, size if is_image else None)
 
 
 def default_engines(*, calibrated: bool) -> list[str]:

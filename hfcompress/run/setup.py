@@ -18,6 +18,7 @@ from ..core.errors import CheckpointError, DataError, RecipeError, RowError
 from ..core.method import Corpus, Method
 from ..core.pretrained import NO_REMOTE_CODE
 from ..core.registry import list_methods
+from ..core.shares import share
 from ..export.runtime import require_any_length, require_engine
 from ..measure.require import parse_requirement
 from ..measure.workloads import Shape
@@ -26,6 +27,7 @@ from ..recipe.data_report import DataReport
 from ..recipe.load import LoadedRecipe
 from ..recipe.plan import Plan, make_plan
 from ..recipe.schema import Recipe
+from ..recipe.shape import written_out
 from ..train.corpus import corpus_of
 from ..train.data import Splits, load_data
 from ..train.overlap import data_report
@@ -102,9 +104,8 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
     task = get_task(recipe.task)
     metric = recipe.evaluate.metric or task.default_metric
     task.metric(metric)
-    batches = (
-        {shape.batch for shape in recipe.benchmark.shapes} if recipe.benchmark and recipe.benchmark.shapes else None
-    )
+    given = recipe.benchmark.shapes if recipe.benchmark else None
+    batches = {written_out(shape, images=False).batch for shape in given} if given else None
     for name, text in recipe.require.items():
         parse_requirement(name, text, metric_key(metric), batches)
     for name in recipe.benchmark.engines if recipe.benchmark else ():
@@ -164,20 +165,20 @@ def open_recipe(loaded: LoadedRecipe) -> Setup:
 def _notes(splits: Splits, unknown: float | None) -> list[str]:
     """Return what is to be known of the data as the model gets it."""
     notes = [] if splits.label_map is None else splits.label_map.lines()
-    return notes if unknown is None else [*notes, f"Tokens that the tokenizer does not know: {unknown:.2%}."]
+    return notes if unknown is None else [*notes, f"Tokens that the tokenizer does not know: {share(unknown, 2)}."]
 
 
 def _unknown_tokens(task: Task, encoded: dict[str, Dataset], processor: Any, recipe: Recipe) -> float | None:
     """Return the larger share of unknown tokens of the splits; DataError where it is too large to go on."""
     shares = {name: task.unknown_share(split, processor) for name, split in encoded.items()}
-    for name, share in shares.items():
-        if share is not None and share > MOST_UNKNOWN and not recipe.data.allow_unknown_tokens:
+    for name, part in shares.items():
+        if part is not None and part > MOST_UNKNOWN and not recipe.data.allow_unknown_tokens:
             raise DataError(
-                f"split {name!r}: {share:.0%} of the tokens are unknown to the tokenizer, so the model cannot read "
+                f"split {name!r}: {part:.0%} of the tokens are unknown to the tokenizer, so the model cannot read "
                 "this text. Name the tokenizer it was made for as 'processor'; to go on all the same, set "
                 "data.allow_unknown_tokens: true."
             )
-    return max((share for share in shares.values() if share is not None), default=None)
+    return max((part for part in shares.values() if part is not None), default=None)
 
 
 def _require_same_tokens(recipe: Recipe, task: Task) -> None:

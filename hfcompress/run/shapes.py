@@ -9,6 +9,7 @@ from ..core.errors import RecipeError
 from ..measure.workloads import Shape
 from ..recipe.plan import Plan
 from ..recipe.schema import Recipe
+from ..recipe.shape import written_out
 from ..train.tasks import Task
 
 
@@ -18,9 +19,13 @@ def shapes_of(recipe: Recipe, task: Task, processor: Any, plan: Plan) -> list[Sh
     Where it reads images of another size than the model, each is timed on its own.
     """
     default = task.shapes(processor)
-    given = recipe.benchmark.shapes if recipe.benchmark else None
+    images = default[0].length is None
+    given = [written_out(one, images=images) for one in (recipe.benchmark and recipe.benchmark.shapes) or ()]
     limit, own = plan.max_length, plan.image_size != default[0].image_size
-    for index, shape in enumerate(given or ()):
+    for index, shape in enumerate(given):
+        if (shape.length if images else shape.image_size) is not None:
+            reads, wrong, right = ("images", "length", "image_size") if images else ("text", "image_size", "length")
+            raise RecipeError(f"benchmark.shapes.{index}.{wrong}: the model reads {reads}: give {right!r} instead.")
         if limit and (shape.length or 0) > limit:
             raise RecipeError(
                 f"benchmark.shapes.{index}.length: the compressed model takes {limit} tokens (got {shape.length})."

@@ -8,6 +8,11 @@ from rich.table import Table
 
 from ..recipe.plan import Plan, PlannedMethod, PlannedStage, PlannedStudent
 
+_UNMEASURED = (
+    "Nothing was measured: `hfcompress run` measures the original first, and ends there if it is no better than a "
+    "guess that looks at no example."
+)
+
 
 def plan_table(plan: Plan) -> Group:
     """Return the stages with their methods, targets, and what each would leave."""
@@ -34,9 +39,8 @@ def plan_table(plan: Plan) -> Group:
     more = f" and {plan.unlabelled_examples:,} without labels" if plan.unlabelled_examples else ""
     data = f"{plan.train_examples:,} examples{more} to train on, {plan.evaluate_examples:,} to measure on"
     notes = map(escape, plan.notes)
-    return Group(
-        table, "", data, *notes, "Nothing was trained; which parts go is learned, how many is as shown." + note
-    )
+    ahead = "Nothing was trained; which parts go is learned, how many is as shown." + note
+    return Group(table, "", data, *notes, ahead, *([_UNMEASURED] if plan.refuses_trivial else []))
 
 
 def _left(stage: PlannedStage | PlannedStudent, before: int) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.metric import Metric, is_better
+from ..core.metric import Metric, is_better, written
 from ..measure.quality import outputs, quality
 from ..measure.result import Quality
 from ..train.tasks import Task
@@ -38,9 +38,8 @@ def require_above_trivial(setup: Setup, folder: RunFolder, reporter: Reporter, *
     bound = trivial_score(setup.task, data.score, data.labels, setup.model.config)
     if bound is not None and not is_better(found.value, bound, higher=found.higher_is_better):
         raise DataError(_message(setup, found, bound))
-    reporter.say(
-        f"Baseline: {found.metric} {found.value:.4g}" + (f", a guess {bound:.4g}" if bound is not None else "")
-    )
+    value, guess = _written(found, bound)
+    reporter.say(f"Baseline: {found.metric} {value}" + (f", a guess {guess}" if bound is not None else ""))
 
 
 def trivial_score(task: Task, metric: Metric, labels: np.ndarray, config: Any) -> float | None:
@@ -51,16 +50,23 @@ def trivial_score(task: Task, metric: Metric, labels: np.ndarray, config: Any) -
         return None
 
 
+def _written(found: Quality, bound: float | None) -> tuple[str, str]:
+    """Return the metric and what a guess gets, as the card writes them."""
+    guess = found.value if bound is None else bound
+    higher = found.higher_is_better
+    return written(found.value, guess, higher=higher), written(guess, found.value, higher=higher)
+
+
 def _message(setup: Setup, found: Quality, bound: float) -> str:
     mapped = setup.splits.label_map
-    guess = _GUESS.get(setup.task.counted, "a guess")
+    (value, guessed), guess = _written(found, bound), _GUESS.get(setup.task.counted, "a guess")
     labels = "" if mapped is None else f" Labels of the data, and the model's class (its number): {mapped}."
     if found.metric == "accuracy" and len(setup.task.classes(setup.model.config)) == 2 and 1 - found.value > bound:
-        labels += f" With the two labels exchanged it would be {1 - found.value:.4g}."
+        labels += f" With the two labels exchanged it would be {written(1 - found.value, higher=True)}."
     mend = "say under data.labels which label is which class if these are wrong, " if mapped is not None else ""
     return (
-        f"evaluate: before any compression the model gets {found.metric} {found.value:.4g} on the {found.examples} "
-        f"examples of {setup.splits.evaluate_split!r}, no better than {guess} ({bound:.4g}).{labels} Name a model "
+        f"evaluate: before any compression the model gets {found.metric} {value} on the {found.examples} "
+        f"examples of {setup.splits.evaluate_split!r}, no better than {guess} ({guessed}).{labels} Name a model "
         f"that was trained for this data, {mend}or add `finetune:`; to go on all the same, set "
         "evaluate.allow_trivial: true."
     )

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..core.errors import CheckpointError, MeasureError, PublishError
 from ..core.files import writing
+from ..core.metric import written
 from ..export.runtime import Source
 from ..measure.batches import write_batches
 from ..measure.quality import predict
@@ -71,10 +72,15 @@ def verify_run(folder: RunFolder) -> Result:
         raise PublishError(f"the saved model cannot be evaluated, nothing was pushed: {error}") from error
     if abs(value - wanted.value) > TOLERANCE:
         raise PublishError(
-            f"the saved model gives {wanted.metric} {value:.4f}, its result says {wanted.value:.4f}: nothing was "
-            "pushed. Run `hfcompress run … --resume` to measure what lies in the folder now."
+            f"the saved model gives {wanted.metric} {_written(value, wanted)}, its result says "
+            f"{_written(wanted.value, wanted)}: nothing was pushed. Run `hfcompress run … --resume` to measure what "
+            "lies in the folder now."
         )
     return result
+
+
+def _written(value: float, wanted: Quality) -> str:
+    return written(value, wanted.value, higher=wanted.higher_is_better)
 
 
 def evaluate_again(folder: RunFolder, result: Result, model: Path, wanted: Quality) -> float:

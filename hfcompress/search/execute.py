@@ -11,6 +11,7 @@ from rich.text import Text
 from ..core.disk import room_needed
 from ..core.errors import MeasureError, RecipeError
 from ..core.files import remove, write_text
+from ..core.metric import written
 from ..measure.cells import State
 from ..measure.require import check, parse_requirement
 from ..measure.result import Result, read_result
@@ -223,7 +224,8 @@ def _line(trial: Trial, record: SearchRecord, wanted: int) -> Text:
     line = Text(f"{trial.number + 1}/{wanted}  {values}: ")
     if trial.state is State.FAILED:
         return line.append("failed: ", "red").append(str(trial.reason))
-    line.append(f"{record.metric} {trial.value:.4g}, {record.cost} {trial.cost:.4g}")
+    quality = "" if trial.value is None else written(trial.value, higher=record.higher_is_better)
+    line.append(f"{record.metric} {quality}, {record.cost} {trial.cost:.4g}")
     best = [size.name for size in record.sizes if record.best(size.name) == trial]
     return line.append(f"  best {', '.join(best)} so far", "green") if best else line
 

@@ -20,7 +20,7 @@ from ...core.pretrained import from_pretrained
 from ...ops.reductions import REDUCTIONS
 from ...recipe.data import Data
 from ...recipe.data_report import Cut
-from ...recipe.schema import Shape
+from ...recipe.shape import Shape
 
 if TYPE_CHECKING:
     from .labels import DataLabels

@@ -20,7 +20,7 @@ from ...core.position_tables import only_image_size, usual_image_size
 from ...modules.pixels import fit_pixels_, pixels_of, require_pixels, resize_
 from ...ops.scaled import Scaled, scaled
 from ...recipe.data import Data
-from ...recipe.schema import Shape
+from ...recipe.shape import Shape
 from ..augmentation import Augmenter
 from ..example_keys import file_keys, pixel_keys
 from .base import Collator, load_pretrained, register_task

@@ -16,7 +16,7 @@ from ...core.position_tables import longest_input
 from ...modules.tokens import knows_no_word
 from ...recipe.data import Data
 from ...recipe.data_report import Cut
-from ...recipe.schema import Shape
+from ...recipe.shape import Shape
 from ..example_keys import text_keys
 from .base import Task, load_pretrained
 
