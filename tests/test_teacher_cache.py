@@ -459,6 +459,7 @@ os._exit(0)  # gloo's threads may abort an interpreter that shuts down around th
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(DISTRIBUTED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run")))
