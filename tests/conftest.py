@@ -7,8 +7,8 @@ marked ``slow`` is a further case of what a fast test guards, or a whole recipe 
 What keeps the fast tier fast: new Python processes are forks of a server that has imported the libraries
 (`forking.py`; the marker ``own_interpreter`` says which tests need a real one), what was imported is frozen before the
 first test so that no collection of garbage looks through it, and what is costly is made once and only read: a finished
-run (`finished` below), an export of a model, a short training. Tests that share what is made for their module run in
-one process.
+run (`finished` below), an export of a model, a short training. All tests of a file run in one process (``--dist
+loadfile``), so that what is made once for a file is made once.
 """
 
 import gc
@@ -66,12 +66,8 @@ def _mark_further_cases(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what is slow, and keep tests that share what is made for their module in one process."""
+    """Mark what is slow before the tiers are told apart."""
     _mark_further_cases(items)
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(fixture.scope == "module" for found in fixtures for fixture in found):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_collection_finish():

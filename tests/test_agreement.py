@@ -17,8 +17,6 @@ from hfcompress.export.inputs import example_inputs
 from hfcompress.export.onnx import OPSET
 from hfcompress.export.trace import trace
 
-pytestmark = pytest.mark.xdist_group("agreement")  # each model is traced once
-
 
 @lru_cache
 def traced_of(name: str):
@@ -72,12 +70,15 @@ def test_sums_in_another_order_pass(traced):
     check(traced, "openvino", otherwise(traced.plain, noisy))
 
 
-@pytest.mark.parametrize("change", [unrounded, wider, shifted])
+@pytest.mark.parametrize(
+    "change", [pytest.param(unrounded, marks=pytest.mark.slow), pytest.param(wider, marks=pytest.mark.slow), shifted]
+)
 def test_another_grid_or_weight_is_refused(traced, change):
     with pytest.raises(ExportError, match="the openvino export disagrees with the model: error"):
         check(traced, "openvino", otherwise(traced.plain, change))
 
 
+@pytest.mark.slow
 def test_a_model_that_flips_a_lot_is_held_against_its_own_flips(traced, monkeypatch):
     """Noise that would be refused by the bound of float passes where the model itself moves as much under it."""
     loud = otherwise(traced.plain, lambda plain: [w.mul_(1 + 3e-3 * torch.randn(w.shape)) for w in plain.parameters()])

@@ -123,6 +123,7 @@ def arrays(inputs):
     return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
+@pytest.mark.slow
 def test_a_model_without_a_head_gives_its_last_hidden_state(tmp_path):
     model = BertModel(make("bert").config).eval()
     model.save_pretrained(tmp_path)

@@ -91,6 +91,7 @@ def test_static_int8_gets_its_grids_from_examples(bert):
     assert 0 < error(model, ENGINES[STATIC].run(file, 1)) < 0.15
 
 
+@pytest.mark.slow
 def test_a_grid_follows_the_examples():
     model = make("vit")
     traced = trace(model, None, 20)
@@ -107,6 +108,7 @@ def test_a_grid_follows_the_examples():
     assert low - 1e-3 <= seen[0].quantile(0.02) and seen[0].quantile(0.98) <= high + 1e-3
 
 
+@pytest.mark.slow
 def test_weights_with_several_scales_a_row_stay_dynamic(tmp_path):
     model = packed("bert", Grid(4, group_size=16))
     note = exported(model, tmp_path, STATIC, calibration=examples(model))[2]

@@ -99,7 +99,6 @@ def alone(models: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return loads
 
 
-@pytest.mark.xdist_group("loader")
 @pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_loads_without_the_package(kind, models, alone):

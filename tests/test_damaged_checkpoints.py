@@ -94,6 +94,7 @@ def test_of_a_thousand_damaged_checkpoints_none_loads_as_another(tmp_path):
     none_loads_as_another(Trials(tmp_path), range(10_000, 11_000))
 
 
+@pytest.mark.slow
 def test_the_trials_see_what_is_wrong(trials, monkeypatch):
     """What is loaded is compared with what was saved: with the checks of this package off, faults are found."""
     for check in ("read_contents", "require_all", "require_dtype"):

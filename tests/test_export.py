@@ -111,6 +111,7 @@ def test_fp32_gives_the_models_logits_at_any_shape(bert, exported, batch, length
     assert relative(got, logits(bert, inputs)) < 1e-5
 
 
+@pytest.mark.slow
 def test_weights_that_one_file_cannot_hold_lie_beside_it(bert, tmp_path, monkeypatch):
     bert.save_pretrained(tmp_path)
     source, folder = Source(str(tmp_path)), tmp_path / "onnx"

@@ -327,6 +327,7 @@ def test_a_name_is_given_once():
         graph.bfloat16("s", np.full(2, 2, np.float32))
 
 
+@pytest.mark.slow
 def test_layers_that_share_a_weight_store_it_once(tmp_path):
     model = make("bert")
     model.bert.encoder.layer[1].output.dense.weight = model.bert.encoder.layer[0].output.dense.weight

@@ -48,6 +48,7 @@ def test_exports_agree_with_the_model(kind, tmp_path):
     assert np.abs(open_onnx(file, 1)(feed) - as_written(file, feed)).max() < 1e-3 * largest
 
 
+@pytest.mark.slow
 def test_a_clustered_file_is_as_small_as_the_checkpoint(tmp_path):
     """Codes are stored as in the checkpoint; what is more is the graph, the same for any width."""
     sizes = []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
+from peft import LoraConfig
 from tiny import WITH_LINEAR, Examples, auto_class, logits, make
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
@@ -265,6 +267,9 @@ def test_a_plan_knows_that_a_quantized_base_trains_through_adapters():
 
 
 def test_mistakes_are_named():
+    known = {field.name for field in fields(LoraConfig)}  # those of a newer peft come later
+    kasa = [({"keep": True, "kasa_config": {"beta": 1e-4}}, "kasa_config can only be merged")]
+    kasa = kasa if "kasa_config" in known else []
     for settings, match in (
         ({"lora_alfa": 3}, r"lora: unknown key 'lora_alfa'\. Did you mean 'lora_alpha'"),
         ({"use_dorra": True}, "Did you mean 'use_dora'"),
@@ -273,7 +278,7 @@ def test_mistakes_are_named():
         ({"init_lora_weights": "eva"}, "starts from a pass over data"),
         ({"keep": True, "use_dora": True}, "use_dora can only be merged"),
         ({"keep": True, "lora_bias": True}, "lora_bias can only be merged"),
-        ({"keep": True, "kasa_config": {"beta": 1e-4}}, "kasa_config can only be merged"),
+        *kasa,
     ):
         with pytest.raises(RecipeError, match=match):
             create("lora", settings)

@@ -217,6 +217,7 @@ def test_peft_sees_the_factors():
     assert sum("lora_A" in n for n, _ in adapted.named_parameters()) == 2 * len(list(block_layers(make("bert"))))
 
 
+@pytest.mark.slow
 def test_exported_factors_compute_the_same(tmp_path):
     from hfcompress.export.inputs import example_inputs
     from hfcompress.export.onnx import export_onnx

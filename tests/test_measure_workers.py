@@ -70,6 +70,7 @@ def data(tmp_path_factory) -> EvaluationSet:
     return EvaluationSet(path, labels, "accuracy", accuracy)
 
 
+@pytest.mark.slow
 def test_bench_measures_everything_of_both_models(folders, data):
     seen: list[float] = []
     settings = Settings(

@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.fast_cases(4)
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("kind", "model"), [*((kind, "bert") for kind in KINDS), ("filled", "vit"), ("weights", "gpt2")]
 )

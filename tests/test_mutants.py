@@ -84,7 +84,7 @@ def test_mutants_that_load_are_planned_or_end_in_a_message(kinds):
     """What a recipe says is right in itself may still fit no data and no model."""
     path, good, _, names = kinds["recipe"]
     opened = 0
-    for text in itertools.islice(mutants(good, names, seed=7), 400):
+    for text in itertools.islice(mutants(good, names, seed=7), 800):
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         try:
             loaded = load_recipe(path)

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 import hfcompress
@@ -68,3 +69,18 @@ def test_a_wheel_holds_every_file(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == {f"hfcompress/{p.as_posix()}" for p in shipped()}
     assert any(name.endswith("/LICENSE") for name in names)
+
+
+def test_every_dependency_has_a_lower_bound_and_the_oldest_versions_are_these():
+    """What the suite was run on once with the oldest versions is what pyproject.toml allows."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["onnx"], *extras["search"]]
+    bounds = {one.name: _lower_bound(one) for one in map(Requirement, wanted)}
+    lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pins = {one.name: _lower_bound(one) for one in map(Requirement, (x for x in lines if not x.startswith("#")))}
+    assert pins == bounds
+
+
+def _lower_bound(requirement: Requirement) -> Version:
+    (bound,) = [Version(one.version) for one in requirement.specifier if one.operator in (">=", "==")]
+    return bound

@@ -127,7 +127,7 @@ def test_a_grid_is_interpolated_once(name, tmp_path):
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "dinov2"])
 def test_the_export_still_works(name, tmp_path):
     model = make(name)

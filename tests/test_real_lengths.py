@@ -152,6 +152,7 @@ def test_images_are_read_at_each_models_own_size(tmp_path):
     assert facts == {"16": {"kind": "images", "examples": 3}}
 
 
+@pytest.mark.slow
 def test_real_examples_are_timed_in_an_exported_file(setups, tmp_path, monkeypatch):
     jobs, real_workers = [], real.timing_workers
     monkeypatch.setattr(real, "timing_workers", lambda *given: jobs.append(given[-1]) or real_workers(*given))

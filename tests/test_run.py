@@ -283,6 +283,7 @@ def test_the_control_gets_the_same_steps(command, tmp_path):
     assert steps["control 1"] == steps["prune"] == 12
 
 
+@pytest.mark.slow
 def test_a_control_cut_off_between_its_trainings_gets_the_rest_of_them(tmp_path, monkeypatch):
     train = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 0.01}
     stages = [{"name": name, "methods": {"distill": {}}, "train": train} for name in ("a", "b")]

@@ -165,7 +165,7 @@ def test_groups_of_ones_own_choice(groups):
         assert torch.allclose(layer.weight, mean if inside else base[i].weight, atol=1e-6)
 
 
-@pytest.mark.fast_cases(3)
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("first", ["share", "split"])
 @pytest.mark.parametrize(
     ("name", "method"),

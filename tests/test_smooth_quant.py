@@ -123,7 +123,7 @@ def test_a_gradient_stops_where_the_grid_of_the_inputs_ends():
     torch.testing.assert_close(x.grad[0], wanted)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_the_int8_export_computes_what_pytorch_does(name, tmp_path):
     model = compress(make(name), SmoothQuantConfig(), calibration=calibration(name))

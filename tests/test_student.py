@@ -182,6 +182,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_derived_student_compares_it_with_the_model(command, tmp_path):
     recipe = text_project(tmp_path, student=HALF, stages=STAGES)
     status, printed, errors = command("plan", recipe)

@@ -101,7 +101,7 @@ def padded(name: str = "bert") -> dict[str, Any]:
 # --- the same training ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.fast_cases(3)
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     "case",
     [
@@ -139,6 +139,7 @@ def viewed(seed: int = 0, **augment: Any) -> dict[str, Any]:
     return {"name": "vit", "train_dataset": rows, **collators}
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("args", [{}, {"dataloader_num_workers": 1, "remove_unused_columns": True}])
 def test_each_view_of_an_image_has_its_own_logits(args, tmp_path):
     case = {**viewed(views=2), "args": {"remove_unused_columns": False, **args}}
@@ -458,6 +459,7 @@ os._exit(0)  # gloo's threads may abort an interpreter that shuts down around th
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(DISTRIBUTED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run")))
@@ -468,6 +470,7 @@ def test_two_processes_share_the_work(tmp_path):
     assert "each ran on half" in done.stdout
 
 
+@pytest.mark.slow
 def test_runs_of_other_seeds_share_it(tmp_path, monkeypatch):
     train = {"num_train_epochs": 1, "per_device_train_batch_size": 16, "eval_strategy": "epoch"}
     stages = [
@@ -516,6 +519,7 @@ def test_images_are_told_apart_without_decoding_them(tmp_path, monkeypatch):
     assert (example_digests(lazy)[0] != first).tolist() == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_bench_times_a_step_that_looks_the_teacher_up(tmp_path, monkeypatch, capsys):
     path = text_project(tmp_path, teacher_cache=True)
     status, printed, errors = hfcompress(monkeypatch, capsys, "bench", "--training", path, "--rounds", "1")

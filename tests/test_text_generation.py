@@ -348,7 +348,8 @@ def _stop(*_: object, **__: object) -> Any:
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_onnx_gives_the_logits_of_the_whole_text(name, tmp_path):
     model = make_causal(name)
     files = export_onnx(model, tmp_path)  # raises when the logits differ

@@ -164,6 +164,7 @@ def test_what_is_saved_merges_again(name, tmp_path):
     assert loaded.base_model(**PIXELS).last_hidden_state.shape[1] == 16 + (2 if name == "deit" else 1)
 
 
+@pytest.mark.slow
 def test_the_exported_graph_has_fewer_tokens(tmp_path):
     model = make("dinov2")
     before = count_flops(model, PIXELS)

@@ -8,6 +8,8 @@ import platform
 from importlib import metadata
 from typing import Any
 
+import torch
+
 from ..core.machine import cpu_info
 from ..export.cpu import cpu_flags
 from .energy import energy
@@ -43,6 +45,8 @@ def _optimum() -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":
+        return str(torch.__version__)  # which says the build too
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
