@@ -225,6 +225,11 @@ def test_a_model_says_what_a_file_may_lack(monkeypatch):
     assert foreign.may_be_missing(make("bert")) == ["pooler"]
 
 
+def test_a_model_says_what_a_file_may_hold_beyond_it(monkeypatch):
+    monkeypatch.setattr(type(make("bert")), "_keys_to_ignore_on_load_unexpected", ["position_ids"])
+    assert foreign.may_be_left_out(make("bert")) == ["position_ids"]
+
+
 def test_a_model_says_what_stays_in_float32():
     model = T5ForConditionalGeneration(T5Config(**TINY_T5))
     assert "wo" in foreign.float32_modules(model) and foreign.float32_modules(make("bert")) == []

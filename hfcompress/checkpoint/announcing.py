@@ -7,7 +7,12 @@ away before that. Only who names kinds of both in the call is not told so, and g
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+from ..core.errors import CheckpointError
+from .stated import short
 
 ADVICE = "this checkpoint is compressed: pip install hfcompress; import hfcompress"
 KEYS = ("attn_implementation", "experts_implementation")  # transformers checks both, whatever the model has
@@ -26,3 +31,26 @@ def silence_(config: Any) -> None:
             delattr(config, key)
         if getattr(config, f"_{key}", None) == ADVICE:
             setattr(config, f"_{key}", None)
+
+
+def require_announced(source: str | Path) -> None:
+    """Raise CheckpointError where the config in folder `source` is of a compressed checkpoint and no longer says so.
+
+    Transformers, which then never asks this package, names what it stumbled over instead.
+    """
+    try:
+        config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(config, dict) or ADVICE not in (config.get(key) for key in KEYS):
+        return
+    stated = config.get("quantization_config")
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    if method != "hfcompress":
+        what = "quantization_config.quant_method" if isinstance(stated, dict) else "quantization_config"
+        found = method if isinstance(stated, dict) else stated
+        is_what = "is missing" if found is None else f"is {short(found)}"
+        raise CheckpointError(
+            f"{source}/config.json: {what} {is_what}, but the checkpoint was compressed with hfcompress, which writes "
+            "quant_method: hfcompress there. Download or copy config.json again"
+        )

@@ -18,7 +18,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from ..core.errors import CheckpointError
 from ..core.families import base_prefix, label_layers
-from ..core.foreign_internals import children_of, is_initialized, is_stored, may_be_missing
+from ..core.foreign_internals import children_of, is_initialized, is_stored, may_be_left_out, may_be_missing
 from ..modules.bnb import is_bnb
 from ..modules.factorized import Factorized
 from ..modules.hashed import HashedEmbedding
@@ -72,11 +72,13 @@ def read_contents(model: nn.Module, files: Sequence[str] | None, dtypes: Mapping
     if not files:
         return Contents()
     contents, headers = Contents(known=True), _headers(files)
+    strays: dict[str, Header] = {}
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= dict(model.named_buffers(remove_duplicate=False))
     for name, header, cut in _named(model, headers):
         tensor = tensors.get(name)
         if tensor is None:
+            strays[name] = header
             _refuse_stray(model, name, header)
         elif cut:  # or joined: the file has it in another shape, and transformers says if parts are missing
             contents.found.add(name)
@@ -86,6 +88,7 @@ def read_contents(model: nn.Module, files: Sequence[str] | None, dtypes: Mapping
             contents.found.add(name)
             if _check(model, name, tensor, header, dtypes):
                 contents.refitted.add(name)
+    _refuse_beside_head(model, contents, strays)
     _refuse_untied(model, {name for name in contents.found if tensors[name].numel()})  # empty ones stand beside others
     return contents
 
@@ -172,7 +175,7 @@ def _check(model: Any, name: str, tensor: torch.Tensor, header: Header, dtypes: 
         raise CheckpointError(f"{name} is {found} in the file, but was saved as {saved}: {_REPAIR}")
     if is_bnb(owner) or header.shape == tuple(tensor.shape):  # that library packs in its own way, checked when loaded
         return False
-    if (isinstance(owner, _OURS) or not tensor.is_floating_point()) and not _heads(model, name):
+    if not _heads(model, name):
         shapes = f"{list(header.shape)} in the file, but {list(tensor.shape)} in the structure"
         raise CheckpointError(f"{name} has the shape {shapes}: {_REPAIR}")
     return True
@@ -185,7 +188,13 @@ def _float_dtype(path: str, dtypes: Mapping[str, str]) -> torch.dtype | None:
 
 
 def _refuse_stray(model: Any, name: str, header: Header) -> None:
-    """Raise CheckpointError for a tensor too many in a layer of ours, or one of such a layer where there is none."""
+    """Raise CheckpointError for a tensor that the model has no place for.
+
+    A model of another class than the checkpoint's own has none for the head: there it is one of a layer of ours, or of
+    such a layer where there is none.
+    """
+    if _is_own(model) and not _heads(model, name) and not _is_another_librarys(model, name):
+        raise CheckpointError(_too_many(name, header))
     prefix = base_prefix(model)
     for stated in (name, prefix + name, name.removeprefix(f"{model.base_model_prefix}.")):
         path, _, last = stated.rpartition(".")
@@ -195,6 +204,25 @@ def _refuse_stray(model: Any, name: str, header: Header) -> None:
         nearest, whole = owners[-1], len(owners) == path.count(".") + 1
         if isinstance(nearest, _OURS) or (whole and last in AUXILIARY):
             raise CheckpointError(f"{stated} is in {header.file}, but the structure has no such tensor: {_REPAIR}")
+
+
+def _refuse_beside_head(model: Any, contents: Contents, strays: Mapping[str, Header]) -> None:
+    """Raise CheckpointError for a tensor too many in a head that is the file's: of one for other labels all may be."""
+    own = {name for name in model.state_dict() if _heads(model, name)}
+    if own <= contents.found and not own & contents.refitted:
+        for name in strays:
+            if _heads(model, name) and not _is_another_librarys(model, name):
+                raise CheckpointError(_too_many(name, strays[name]))
+
+
+def _too_many(name: str, header: Header) -> str:
+    return f"{name} is in {header.file}, but the model has no such tensor: {_REPAIR}"
+
+
+def _is_another_librarys(model: Any, name: str) -> bool:
+    """Say whether a tensor is one that transformers leaves out, or belongs to a layer of bitsandbytes."""
+    left_out = any(re.search(pattern, name) for pattern in may_be_left_out(model))
+    return left_out or any(map(is_bnb, _owners(model, name.rpartition(".")[0])))
 
 
 def _owners(model: nn.Module, path: str) -> Iterator[nn.Module]:

@@ -15,6 +15,7 @@ from ..core.errors import CheckpointError
 from ..core.families import base_prefix
 from ..core.pretrained import from_pretrained
 from .adapters import find_adapter, head_config, is_head, merge, refusal
+from .announcing import require_announced
 from .memory import own_memory_
 
 # What transformers raises over a config of wrong types or numbers, which its classes use without looking
@@ -89,6 +90,7 @@ def _load(
     except SafetensorError as error:
         raise CheckpointError(f"the weights of {source} are damaged: {error}. Download or copy them again.") from error
     except _UNREADABLE as error:
+        require_announced(source)
         reason = _first(error) + no_folder_either(source, error)
         raise CheckpointError(f"cannot load {source} with {loader.__name__}: {reason}") from error
     return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})

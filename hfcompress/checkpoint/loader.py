@@ -74,6 +74,11 @@ class HFCompressConfig(QuantizationConfigMixin):
                 f"this checkpoint has format {short(version)} with extra keys {short(sorted(kwargs))}; this hfcompress "
                 f"reads format {VERSION}. A newer hfcompress wrote it: pip install -U hfcompress"
             )
+        if evidence[STRUCTURE] is None and any(value is not None for value in evidence.values()):
+            raise CheckpointError(
+                f"quantization_config has no {STRUCTURE}, which is written with what else it holds: it was changed "
+                "after the checkpoint was saved. Download or copy config.json again"
+            )
         require_types({"modules": modules, "coded": coded, "ties": ties, **evidence})
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
         self.version = version

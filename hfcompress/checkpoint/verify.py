@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 
 from ..core.errors import CheckpointError
+from .announcing import require_announced
 from .as_stored import as_stored
 from .digests import weight_digests
 from .load import load_model
@@ -18,6 +19,7 @@ from .stated import short
 
 def digests_of(folder: str | Path) -> dict[str, str] | None:
     """Return the SHA-256 of each part that the checkpoint in `folder` states; None where it states none."""
+    require_announced(folder)
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         if is_stock(folder):

@@ -193,6 +193,11 @@ def may_be_missing(model: Any) -> list[str]:
     return list(model._keys_to_ignore_on_load_missing or ())
 
 
+def may_be_left_out(model: Any) -> list[str]:
+    """Return, as patterns of names, what a file may hold beyond the model's tensors without a word."""
+    return list(model._keys_to_ignore_on_load_unexpected or ())
+
+
 def kept_in_float32(model: Any, dtype: Any) -> Mapping[str, Any]:
     """Return, by pattern of names, which parameters a model of `dtype` keeps in another."""
     return model._get_dtype_plan(dtype)
