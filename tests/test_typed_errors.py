@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 from transformers.utils import logging
 
-from hfcompress import DistillConfig, MixedBitsConfig, QuantizeWeightsConfig, compress
+from hfcompress import DistillConfig, MagnitudeConfig, MixedBitsConfig, QuantizeWeightsConfig, compress
 from hfcompress.checkpoint import load_model
 from hfcompress.core.errors import CheckpointError, LifecycleError, ModelError
 
@@ -54,6 +54,28 @@ def test_a_method_that_runs_a_model_it_has_broken_says_so_and_puts_it_back() -> 
         compress(model, MixedBitsConfig(average_bits=4), calibration=[BATCH])
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+class Bare(Own):
+    """Answers with a tensor alone."""
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return self.layers[0](self.words(input_ids)).mean(1)
+
+
+def test_a_model_that_answers_with_a_tensor_alone_trains_by_a_loss_of_the_users_own(tmp_path) -> None:
+    rows = [{"input_ids": torch.arange(5), "labels": torch.tensor(1)} for _ in range(8)]
+
+    def run(**more):
+        args = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+        method = [MagnitudeConfig(sparsity=0.5, targets=["Linear"])]
+        made = trainer("bert", tmp_path, method, model=Bare(), args=args, **more)
+        made.train_dataset = rows
+        return made.train()
+
+    with pytest.raises(LifecycleError, match="the model gives no loss.*compute_loss_func"):
+        run()
+    run(compute_loss_func=lambda outputs, labels, **_: functional.cross_entropy(outputs, labels))
 
 
 def test_pickled_weights_are_not_opened(tmp_path, monkeypatch) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, field_validator
 
 # A setting that is one value or, to say more, a mapping, is annotated
 # `Annotated[Annotated[float, PLAIN] | Annotated[Settings, MAPPING], EITHER]`; messages leave the tags out of paths.
@@ -17,3 +18,15 @@ class StrictModel(BaseModel):
     """A frozen pydantic model that refuses unknown keys; field descriptions are the only documentation of a field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("targets", "ignore", check_fields=False)
+    @classmethod
+    def _check_patterns(cls, given: list[str] | None) -> list[str] | None:
+        """Refuse a pattern that is no regular expression while a recipe is read, before a model is."""
+        for pattern in given or ():
+            if pattern.startswith("re:"):
+                try:
+                    re.compile(pattern[3:])
+                except re.error as error:
+                    raise ValueError(f"{pattern!r} is not a valid regular expression: {error}") from error
+        return given

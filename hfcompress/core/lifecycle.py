@@ -16,6 +16,11 @@ from .method import Context, Corpus, Method, Phase
 from .progress import track
 from .user_adapters import refuse_adapters
 
+NO_LOSS = (
+    "the model gives no loss: its forward has to return one, under the name `loss` or first of several, where it is "
+    "handed `labels`; or give the trainer a compute_loss_func"
+)
+
 
 class State(Enum):
     """Where a stage stands."""
@@ -122,8 +127,8 @@ class Lifecycle:
 
     def loss(self, task: torch.Tensor, batch: Mapping[str, Any], student: Any, teacher: Any) -> torch.Tensor:
         """Return the loss to train on: the weighted task loss plus what the methods add."""
-        if task is None:
-            raise LifecycleError("the model gives no loss: hand over `labels` with the inputs, or a compute_loss_func")
+        if task is None or task.numel() != 1:
+            raise LifecycleError(NO_LOSS)
         for method in self.methods:
             task = task * method.task_weight
         extra = (m.extra_loss(batch, student, teacher) for m in self.methods)

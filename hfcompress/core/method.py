@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -121,6 +122,7 @@ class Method(Generic[C]):
 
     info: ClassVar[MethodInfo]
     Config: ClassVar[type[StrictModel]]
+    left_out: Mapping[str, str] = MappingProxyType({})  # by path, why `prepare` left out what others like it act on
 
     def __init__(self, config: C) -> None:
         self.config = config

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 Batch = dict[str, Any]
 EXAMPLES, TOKENS, DECODED = 2, 9, 5
+_CHOICES = 2  # of a model that chooses between several texts
 _FRAMES = 8  # of a video, where the config does not say
 _SAMPLES = (4000, 16000)  # of sound
 _SECTIONS = (  # where a config holds those of a model's parts
@@ -91,6 +92,7 @@ def _candidates(model: nn.Module) -> Iterator[Batch]:
         yield {**text, **decoder}
         yield {"input_ids": text["input_ids"], **decoder}
         yield {"input_ids": text["input_ids"]}
+        yield {name: value.unsqueeze(1).repeat(1, _CHOICES, *[1] * (value.dim() - 1)) for name, value in text.items()}
     if text and "pixel_values" in taken and main != "pixel_values":
         for other in _not_text(config, "pixel_values", taken, random):
             yield {**text, **{name: value.to(dtype) for name, value in other.items()}, **decoder}

@@ -9,16 +9,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..core.config import StrictModel
-from ..core.errors import TargetError
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..modules.matrix import as_matrix, stored
-from ..modules.packable import packable
+from ..modules.packable import packable, unshared
 from ..modules.packed import is_table, pack_, weight_matrix
 from ..modules.parametrizations import attach, detach, find
 from ..modules.sparse import pack_sparse_
 from ..modules.steps import LearnedSteps
-from ..modules.ties import sharers
 from ..ops.quantization import Grid
 
 Bits = Literal[8, 6, 4, 3, 2, "ternary"]
@@ -142,10 +140,8 @@ class QAT(Method[QATConfig]):
 
     def _select(self, model: nn.Module) -> list[str]:
         chosen = packable(model, self.config.targets, self.config.ignore, self.info.name)
-        for path, _ in chosen:
-            if len(sharers(model, path)) > 1:
-                raise TargetError(f"{path}: its weight is shared with another layer; add both to `ignore`")
-        return [path for path, _ in chosen]
+        paths, self.left_out = unshared(model, chosen, named=self.config.targets is not None)
+        return paths
 
 
 def _rounding(wrapper: LearnedSteps) -> Any:

@@ -10,17 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.config import StrictModel
-from ..core.errors import FamilyError, TargetError
+from ..core.errors import FamilyError
 from ..core.families import blocks_of, family_of
 from ..core.method import Category, Context, Method, MethodInfo, Needs, Phase
 from ..core.registry import register
 from ..modules.blockwise import observe_all
 from ..modules.chains import LINEAR
-from ..modules.packable import packable
+from ..modules.packable import packable, unshared
 from ..modules.packed import pack_, weight_matrix
 from ..modules.smoothing import Fold, fold_, norm_folds
 from ..modules.sparse import pack_sparse_
-from ..modules.ties import sharers
 from ..ops.smoothing import InputRange, input_grid, smoothing
 
 _TRIAL = 2  # examples on which a fold is tried
@@ -59,10 +58,7 @@ class SmoothQuant(Method[SmoothQuantConfig]):
     def prepare(self, model: nn.Module, ctx: Context) -> list[str]:
         """Choose the layers; TargetError for one in few bits already, shared, or of a class that can't be packed."""
         chosen = packable(model, self.config.targets, self.config.ignore, self.info.name)
-        self._paths = [path for path, _ in chosen]
-        for path in self._paths:
-            if len(shared := sharers(model, path)) > 1:
-                raise TargetError(f"{path}: its weight is shared with {shared[1][0]}; add both to `ignore`")
+        self._paths, self.left_out = unshared(model, chosen, named=self.config.targets is not None)
         self._linear = [path for path in self._paths if isinstance(model.get_submodule(path), LINEAR)]
         return self._paths
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -71,21 +72,26 @@ def acts_on_weights(method: Method) -> bool:
     return method.info.phase in (Phase.SPARSITY, Phase.FACTOR, Phase.QUANT)
 
 
-def left_alone(model: nn.Module, weights: Weights, targets: Iterable[str]) -> Left:
-    """Return what a method leaves of `weights`, taken before it was prepared, when it acts on the modules `targets`."""
+def left_alone(
+    model: nn.Module, weights: Weights, targets: Iterable[str], left_out: Mapping[str, str] = MappingProxyType({})
+) -> Left:
+    """Return what a method leaves of `weights`, taken before it was prepared, when it acts on the modules `targets`.
+
+    left_out: by path, why the method could not act on a layer that others like it can.
+    """
     covered = {id(p) for path in targets if has_module(model, path) for p in model.get_submodule(path).parameters()}
     total = sum(weight.numbers for weight in weights.values()) or 1
     left = [weight for key, weight in weights.items() if key not in covered]
     direct = direct_weights(model)
     reasons: dict[str, float] = {}
     for weight in left:
-        if has_module(model, weight.path) and (why := _why(model, weight, direct)):
+        if has_module(model, weight.path) and (why := _why(model, weight, direct, left_out)):
             place = f"{re.sub(r'[.][0-9]+(?=[.]|$)', '.*', weight.path)}{why}"
             reasons[place] = reasons.get(place, 0.0) + weight.numbers / total
     return Left(sum(weight.numbers for weight in left) / total, reasons)
 
 
-def _why(model: nn.Module, weight: Weight, direct: set[str]) -> str:
+def _why(model: nn.Module, weight: Weight, direct: set[str], left_out: Mapping[str, str]) -> str:
     """Return why no method that acts on layers can act on a weight; "" for a layer like others."""
     module = model.get_submodule(weight.path)
     kind = parametrize.type_before_parametrizations(module).__name__
@@ -93,5 +99,5 @@ def _why(model: nn.Module, weight: Weight, direct: set[str]) -> str:
         return ""
     if not isinstance(module, KINDS):
         return f".{weight.name} (a parameter of {kind})"
-    why = obstacle(weight.path, module, direct)
+    why = obstacle(weight.path, module, direct) or left_out.get(weight.path, "")
     return f" ({kind}: {why})" if why else ""

@@ -53,6 +53,24 @@ def packable(
     return chosen
 
 
+def unshared(model: nn.Module, layers: Layers, *, named: bool) -> tuple[list[str], dict[str, str]]:
+    """Return the paths of the layers whose weight is theirs alone, and those left out for sharing one, with the reason.
+
+    Raises TargetError for a shared one among layers that the user `named`.
+    """
+    paths, left = [], {}
+    for path, _ in layers:
+        if len(group := sharers(model, path)) == 1:
+            paths.append(path)
+        elif named:
+            raise TargetError(f"{path}: its weight is shared with {group[1][0]}; add both to `ignore`")
+        else:
+            others = [where for where, _ in group if where != path]
+            left[path] = f"its weight is shared with {others[0]}"
+            left = dict.fromkeys(others, f"its weight is shared with {path}") | left
+    return paths, left
+
+
 def held_weights(model: nn.Module) -> dict[str, list[str]]:
     """Return the names of the parameters that can be packed inside their modules, by path of those.
 

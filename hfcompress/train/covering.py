@@ -26,7 +26,7 @@ def coverage(
     for method in methods:
         if not acts_on_weights(method):
             continue
-        left = left_alone(model, weights, targets[method.info.name])
+        left = left_alone(model, weights, targets[method.info.name], method.left_out)
         shares[method.info.name] = round(left.share, 4)
         if str(left) and getattr(method.config, "targets", None) is None:
             logger.warning("%s: %s", method.info.name, left)

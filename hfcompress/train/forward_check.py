@@ -55,7 +55,8 @@ class ForwardCheck:
             self._before = None if self._batch is None else _answer(model, self._batch)
             if self._before is None:
                 logger.warning(
-                    "whether this %s still runs is not checked: no inputs that it takes could be made%s",
+                    "not checked: whether this %s still runs once compressed; no inputs that it takes could be made%s. "
+                    "Hand over a batch as `calibration` to have it checked",
                     type(model).__name__,
                     f" ({_brief(error)})" if error is not None else "",
                 )

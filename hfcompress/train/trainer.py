@@ -17,7 +17,7 @@ from ..checkpoint import attach_structure_, load_model, refuse_untrainable
 from ..core.answers import named, tensors_of
 from ..core.errors import LifecycleError, TargetError
 from ..core.foreign_internals import taken_for_adapted
-from ..core.lifecycle import Lifecycle, State
+from ..core.lifecycle import NO_LOSS, Lifecycle, State
 from ..core.user_adapters import has_adapters, is_wrapped, merging, refuse_adapters
 from ..modules.coverage import weights_of
 from ..ops.reductions import IGNORED
@@ -175,6 +175,8 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
             return super().compute_loss(model, inputs, return_outputs)
         batch, wants = dict(inputs), self.lifecycle.wants
         loss, outputs = super().compute_loss(model, {**inputs, **output_flags(wants)}, return_outputs=True)
+        if isinstance(outputs, torch.Tensor) and self.compute_loss_func is None:  # its first entry would be the loss
+            raise LifecycleError(NO_LOSS)
         answer = named(outputs, batch)
         loss = _counted(loss, batch, answer)
         loss = self.lifecycle.loss(loss, batch, answer, self.taught(batch, numbers, wants))
