@@ -73,7 +73,7 @@ def test_a_model_that_answers_with_a_tensor_alone_trains_by_a_loss_of_the_users_
         made.train_dataset = rows
         return made.train()
 
-    with pytest.raises(LifecycleError, match="the model gives no loss.*compute_loss_func"):
+    with pytest.raises(LifecycleError, match=r"the model gives no loss.*compute_loss_func"):
         run()
     run(compute_loss_func=lambda outputs, labels, **_: functional.cross_entropy(outputs, labels))
 
