@@ -13,6 +13,14 @@ from .errors import nearest, shown
 
 _LONGEST = 200  # letters of a line about a file; it may quote a value that is most of it
 
+_EXPECTED = {  # in the words of YAML, by pydantic's name of the mistake
+    "string_type": "expected a text",
+    "dict_type": "expected a mapping of keys to values",
+    "model_type": "expected a mapping of keys to values",
+    "list_type": "expected a list",
+    "bool_type": "expected true or false",
+}
+
 
 def explain(error: ValidationError, model: type[StrictModel], where: str = "") -> str:
     """Turn pydantic's error into lines of ``path: what is wrong (got value). Did you mean …?``, one for each key.
@@ -44,7 +52,7 @@ def _said(item: Any, model: type[StrictModel]) -> tuple[str, str]:
         return "unknown key", f" (got {shown(item['input'])}).{nearest(str(key), _keys_at(model, tuple(parents)))}"
     if item["type"] == "missing":
         return "this key is required", "."
-    message = item["msg"].removeprefix("Value error, ")
+    message = _EXPECTED.get(item["type"], item["msg"].removeprefix("Value error, "))
     return message[:1].lower() + message[1:], f" (got {shown(item['input'])})."
 
 

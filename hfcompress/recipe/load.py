@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from ..core.errors import RecipeError, shown
 from ..core.explain import explain
 from ..core.registry import create, list_methods
-from .plain import check_plain, read_file
+from .plain import check_plain, kind_of, read_file
 from .schema import Recipe
 from .training import train_schema
 from .yaml12 import parse_yaml
@@ -132,7 +132,7 @@ def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _mapping(values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
-        kind = "empty" if values is None else f"a {type(values).__name__}"
+        kind = "empty" if values is None else kind_of(values)
         raise RecipeError(f"{where}: a recipe is a mapping with 'model', 'task', 'data' and 'stages'; this is {kind}.")
     return values
 

@@ -24,7 +24,9 @@ def read_file(path: Path) -> str:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe nobody writes to is not waited for
         with os.fdopen(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RecipeError(f"cannot read the recipe {path}: it is no file with text in it.{_neighbours(path)}")
+                raise RecipeError(
+                    f"cannot read the recipe {path}: it is a device, a pipe or a folder, not a file.{_neighbours(path)}"
+                )
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise RecipeError(f"cannot read the recipe {path}: it is larger than {LARGEST // 1_000_000} MB.")
@@ -38,10 +40,16 @@ def read_file(path: Path) -> str:
 
 def _neighbours(path: Path) -> str:
     try:
-        found = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        found = [str(p) for p in path.parent.glob("*.y*ml") if p != path] if path.parent.is_dir() else []
     except (OSError, ValueError):
         return ""
     return nearest(str(path), found) if found else ""
+
+
+def kind_of(value: Any) -> str:
+    """Return what YAML calls a value, with its article."""
+    kinds = {bool: "true or false", str: "a text", list: "a list", dict: "a mapping", type(None): "nothing"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else f"of type {type(value).__name__}")
 
 
 def can_be_a_place(name: str) -> bool:
@@ -91,7 +99,7 @@ def _check_scalar(value: Any, where: str) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{_cut(where)}: expected a number (got {value!r}).")
     elif not isinstance(value, (bool, int, float, type(None))):
-        raise RecipeError(f"{_cut(where)}: a {type(value).__name__} is no text, number, true, false, list or mapping.")
+        raise RecipeError(f"{_cut(where)}: a value {kind_of(value)} is no text, number, true, false, list or mapping.")
 
 
 def _check_text(text: str, where: str) -> None:

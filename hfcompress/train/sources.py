@@ -100,14 +100,14 @@ def _open_path(path: Path, reading: Reading, asked: set[str]) -> Source:
     """Open a file, tables that are called by splits, in a folder or one below it, or else folders of images."""
     where = reading.where
     if path.is_file():
-        return Source(path.name, {"train": read_tables([path], reading)}, _label_names(path.parent))
+        return Source(path.name or str(path), {"train": read_tables([path], reading)}, _label_names(path.parent))
     if not path.is_dir():
         raise DataError(f"{where}.path: there is no file or folder {path}.")
     if is_saved(path):
-        return Source(path.name, open_saved(path, where), _label_names(path))
+        return Source(path.name or str(path), open_saved(path, where), _label_names(path))
     if saved := [place for place in _folders(path) if is_saved(place)]:  # each split by itself
         splits = {place.name: split for place in saved for split in open_saved(place, where).values()}
-        return Source(path.name, splits, _label_names(path))
+        return Source(path.name or str(path), splits, _label_names(path))
     named = {*_SPLITS, *asked}
     tables = {key: files for key, files in _tables([path, path / "data"]).items() if key[1] != TEXT or key[0] in named}
     if not any(split in named and kind != TEXT for split, kind in tables):  # images have such lists beside them
@@ -123,7 +123,7 @@ def _open_path(path: Path, reading: Reading, asked: set[str]) -> Source:
             f"{found}."
         )
     splits = {split: read_tables(files, reading) for split, files in _chosen(tables, named).items()}
-    return Source(path.name, splits, _label_names(path))
+    return Source(path.name or str(path), splits, _label_names(path))
 
 
 def _folder_of_tables(path: Path, named: set[str], where: str) -> Path | None:
@@ -191,7 +191,7 @@ def _open_imagefolder(path: Path, where: str) -> Source:
         found = load_dataset("imagefolder", data_dir=str(_image_root(path)), **NO_REMOTE_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}.path: {path} cannot be read as a folder of images: {error}") from error
-    return Source(path.name, dict(found))
+    return Source(path.name or str(path), dict(found))
 
 
 def _label_names(folder: Path) -> list[str] | None:

@@ -175,7 +175,8 @@ class HFCompressMixin(TeacherCacheMixin, CheckpointMixin):
             return super().compute_loss(model, inputs, return_outputs)
         batch, wants = dict(inputs), self.lifecycle.wants
         loss, outputs = super().compute_loss(model, {**inputs, **output_flags(wants)}, return_outputs=True)
-        if isinstance(outputs, torch.Tensor) and self.compute_loss_func is None:  # its first entry would be the loss
+        own = getattr(self, "compute_loss_func", None)
+        if isinstance(outputs, torch.Tensor) and own is None:  # its first entry would be the loss
             raise LifecycleError(NO_LOSS)
         answer = named(outputs, batch)
         loss = _counted(loss, batch, answer)
