@@ -151,7 +151,9 @@ def test_one_job_with_shared_controls_kept_cells_and_failures_that_are_told(tmp_
     in_this_process.clear()
     run_suite(load_suite(path, ["models.bert.model=nowhere"]), out)
     record, _ = read_suite(out)
-    assert in_this_process == [] and [c.state for c in record.cells] == [State.FAILED] * 4
+    assert in_this_process == ["broken-bert-42"], "which has nothing to lose"
+    assert [c.state for c in record.cells] == [State.FAILED] * 4
+    in_this_process.clear()
     assert all("nowhere" in c.reason for c in record.cells)
     run_suite(load_suite(path), out, only=["hybrid"])
     assert in_this_process == [], "the cell was lost"
