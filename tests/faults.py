@@ -49,7 +49,8 @@ def forked(do: Callable[[], object], said: Path | None = None) -> int:
     if child == 0:
         status = 1
         try:
-            torch.set_num_threads(1)  # the threads that computed before are not in this process
+            torch.set_num_threads(1)  # OpenMP waits for ever for threads that computed before, which are not here
+            torch.set_num_threads = lambda _: None  # type: ignore[assignment]
             do()
             status = 0
         except BaseException as error:
