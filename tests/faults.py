@@ -67,7 +67,7 @@ class Faults:
     """Counts what changes `folder` from here on, and at change number `at` ends the process, or fills the disk."""
 
     def __init__(self, folder: Path, at: int | None = None, *, full: bool = False) -> None:
-        self.folder, self.at, self.full, self.seen = str(folder), at, full, 0
+        self.folder, self.at, self.full, self.seen, self.freed = str(folder), at, full, 0, 0
         for name in _CHANGES:
             setattr(os, name, self._counting(getattr(os, name)))
         self._open = io.open
@@ -87,6 +87,7 @@ class Faults:
         def counted(*given: Any, **more: Any) -> Any:
             if any(str(place).startswith(self.folder) for place in given[:2]) and not (self.full and frees):
                 self._hit()
+                self.freed += frees
             return change(*given, **more)
 
         counted.__name__ = change.__name__

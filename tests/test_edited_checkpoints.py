@@ -76,3 +76,10 @@ def test_a_model_in_memory_is_built_anew_from_its_config():
     twin = copy.deepcopy(model)
     with torch.inference_mode():
         assert torch.equal(twin(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_config_that_is_brackets_alone_is_a_typed_error(saved):
+    (saved / "config.json").write_text("[" * 5000)
+    for read in (lambda: load_model(saved, auto_class("bert")), lambda: damaged_parts(saved)):
+        with pytest.raises(CheckpointError):
+            read()

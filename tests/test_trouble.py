@@ -218,18 +218,19 @@ def points(count: int, seed: int, some: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(1, count + 1), min(some, count)))
 
 
-def changes_of(run, folder: Path, count: Path) -> int:
-    """Return how many changes to `folder` a run makes."""
+def changes_of(run, folder: Path, count: Path) -> tuple[int, int]:
+    """Return how many changes to `folder` a run makes, and how many of them a full disk stops."""
 
     def counted():
         faults = Faults(folder)
         run()
-        count.write_text(str(faults.seen))
+        count.write_text(f"{faults.seen} {faults.seen - faults.freed}")
 
     said = count.with_name("said")
     status = forked(counted, said)
     assert status == 0, said.read_text() if said.exists() else f"it ended with status {status}"
-    return int(count.read_text())
+    changes, writes = map(int, count.read_text().split())
+    return changes, writes
 
 
 @pytest.mark.slow
@@ -245,7 +246,8 @@ def test_a_run_cut_off_at_many_points_goes_on_to_the_same_model(whole, tmp_path,
 
 
 def cut_off(whole, tmp_path: Path, full: bool, *, some: int, seed: int) -> None:
-    loaded, _, count = whole
+    loaded, _, counts = whole
+    count = counts[full]
     said = tmp_path / "said"
     for at in points(count, seed, some):
         out = tmp_path / f"out-{at}"
@@ -318,7 +320,7 @@ def many_killed(monkeypatch, tmp_path: Path, make_one, *, some: int, seed: int) 
     one_process(monkeypatch)
     run, record, parts = make_one(tmp_path)
     whole, said = tmp_path / "whole", tmp_path / "said"
-    count = changes_of(lambda: run(whole), whole, tmp_path / "n")
+    count, _ = changes_of(lambda: run(whole), whole, tmp_path / "n")
     expected = {p.relative_to(whole): left_in(p) for p in sorted((whole / parts).glob("*/model"))}
     for at in points(count, seed, some):
         out = tmp_path / f"out-{at}"

@@ -40,7 +40,7 @@ def require_announced(source: str | Path) -> None:
     """
     try:
         config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # told by who reads it next
         return
     if not isinstance(config, dict) or ADVICE not in (config.get(key) for key in KEYS):
         return

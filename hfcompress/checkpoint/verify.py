@@ -25,7 +25,7 @@ def digests_of(folder: str | Path) -> dict[str, str] | None:
         if is_stock(folder):
             return None
         found = config["quantization_config"].get("weights_sha256")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"cannot read {folder}/config.json: {error}") from error
     if found is not None and not isinstance(found, dict):
         raise CheckpointError(f"{folder}: weights_sha256 is {short(found)}, and no mapping: config.json is damaged")
