@@ -58,7 +58,7 @@ def execute(loaded: LoadedRecipe, path: Path, shelf: Shelf, *, quiet: bool = Fal
 def _prepared(loaded: LoadedRecipe, path: Path, shelf: Shelf) -> RunFolder:
     resume = holds(path, loaded)
     with _once_free(path, loaded, resume=resume) as run:
-        if not (run.new or resume):
+        if run.has_work() and not resume:
             open_recipe(loaded)
         run.begin(loaded, resume=resume)
         shelf.fill(run, loaded.recipe)
