@@ -27,6 +27,7 @@ READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_")  # variab
 READ_AT_USE = {"HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_DISABLE_PROGRESS_BARS"}
 START_S = 240.0
 
+_Popen = subprocess.Popen  # a test may put something else in its place before the server is started
 _plain = {name: getattr(subprocess.Popen, name) for name in ("_execute_child", "_try_wait", "_internal_poll")}
 _parameters = [*inspect.signature(_plain["_execute_child"]).parameters][1:]
 _unusual = {"preexec_fn": None, "pass_fds": (), "shell": False, "gid": None, "gids": None, "uid": None, "umask": -1}
@@ -129,7 +130,7 @@ def _start(folder: Path) -> None:
     del os.environ[FOLDER]  # the server is no fork
     try:
         with (folder / "log").open("wb") as log:
-            subprocess.Popen(
+            _Popen(
                 [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -170,3 +170,21 @@ def test_the_check_before_a_run_begins_is_kept_for_its_measurement(tmp_path: Pat
         folder.keep_measured(place / "measured")
         folder.keep_measured(place / "nothing")
     assert _tree(folder.path) == {"measured/key.safetensors": b"answers"} and not folder.has_work()
+
+
+def test_what_the_original_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "out", _project(tmp_path)
+    monkeypatch.setattr(trivial, "trivial_score", lambda *_: -1.0)
+    _stop(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        _run(recipe, out, "evaluate.allow_trivial=false")
+    kept = list((out / "measured").iterdir())
+    assert len(kept) == 1 and kept[0].suffix == ".safetensors"
+    assert sorted(p.name for p in out.iterdir()) == [MARK, "measured", "plan.json", "recipe.yaml"]
+
+    def predict(*_: Any, **__: Any) -> None:
+        pytest.fail("it was asked again")
+
+    monkeypatch.setattr("hfcompress.measure.quality.predict", predict)
+    with pytest.raises(KeyboardInterrupt):
+        _run(recipe, out, "evaluate.allow_trivial=false", resume=True)
