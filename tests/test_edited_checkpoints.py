@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import auto_class, batch, make
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
-from hfcompress import QuantizeWeightsConfig, compress
+from hfcompress import ClusterWeightsConfig, HashEmbeddingsConfig, QuantizeWeightsConfig, compress
 from hfcompress.checkpoint import load_model, save_checkpoint
 from hfcompress.checkpoint.verify import damaged_parts
 from hfcompress.core.errors import CheckpointError
@@ -83,3 +83,19 @@ def test_a_config_that_is_brackets_alone_is_a_typed_error(saved):
     for read in (lambda: load_model(saved, auto_class("bert")), lambda: damaged_parts(saved)):
         with pytest.raises(CheckpointError):
             read()
+
+
+@pytest.mark.parametrize("method", [QuantizeWeightsConfig(), ClusterWeightsConfig(rows=None), HashEmbeddingsConfig()])
+def test_a_head_that_would_share_a_compressed_table_is_refused(tmp_path, method):
+    saved = save_checkpoint(compress(make("bert"), method), tmp_path / "model")
+    with pytest.raises(
+        CheckpointError, match=r"decoder of a BertForMaskedLM shares its weight with .*: load it as Bert"
+    ):
+        BertForMaskedLM.from_pretrained(saved)
+
+
+def test_a_config_may_be_handed_over(saved):
+    model = load_model(saved, auto_class("bert"))
+    again = AutoModelForSequenceClassification.from_pretrained(saved, config=model.config)
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(**batch("bert")).logits, model(**batch("bert")).logits)

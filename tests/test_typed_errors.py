@@ -13,9 +13,16 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 from transformers.utils import logging
 
-from hfcompress import DistillConfig, MagnitudeConfig, MixedBitsConfig, QuantizeWeightsConfig, compress
+from hfcompress import (
+    DistillConfig,
+    MagnitudeConfig,
+    MixedBitsConfig,
+    QuantizeWeightsConfig,
+    compress,
+)
 from hfcompress.checkpoint import load_model
-from hfcompress.core.errors import CheckpointError, LifecycleError, ModelError
+from hfcompress.core.errors import CheckpointError, HFCompressError, LifecycleError, ModelError
+from hfcompress.modules.at_rest import codable
 
 
 class Own(PreTrainedModel):
@@ -93,3 +100,36 @@ def test_a_teacher_of_fewer_tokens_is_refused_before_training(tmp_path) -> None:
     teacher.resize_token_embeddings(5)
     with pytest.raises(LifecycleError, match="the teacher has no embedding for tokens that the student reads"):
         trainer("bert", tmp_path, [DistillConfig()], teacher=teacher).train()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": "bert"}, "compress takes a model"),
+        ({"model": None}, "compress takes a model"),
+        ({"recipe": QuantizeWeightsConfig}, "QuantizeWeightsConfig is a class of settings: call it"),
+        ({"calibration": BATCH}, "give a list of batches"),
+        ({"calibration": torch.ones(2, 3)}, "give a list of batches"),
+        ({"calibration": [(torch.ones(2, 3),)]}, "give a list of batches"),
+    ],
+)
+def test_other_arguments_than_a_model_settings_and_batches_are_named(given, words) -> None:
+    arguments = {"model": Own(), "recipe": QuantizeWeightsConfig(), **given}
+    with pytest.raises(HFCompressError, match=words):
+        compress(arguments.pop("model"), arguments.pop("recipe"), **arguments)
+
+
+def test_a_model_without_values_is_refused_and_stays() -> None:
+    with torch.device("meta"):
+        model = make("bert")
+    before = set(model.state_dict())
+    with pytest.raises(LifecycleError, match="on the meta device"):
+        compress(model, QuantizeWeightsConfig())
+    assert set(model.state_dict()) == before
+
+
+def test_what_another_librarys_parametrization_computes_from_is_not_coded() -> None:
+    model = make("bert")
+    torch.nn.utils.parametrizations.weight_norm(model.bert.encoder.layer[0].output.dense)
+    names = {name for name, _ in model.named_parameters() if ".layer.0.output.dense." in name}
+    assert names & codable(model) == {"bert.encoder.layer.0.output.dense.bias"} and len(names) == 3

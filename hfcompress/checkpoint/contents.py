@@ -108,6 +108,24 @@ def require_dtype(files: Sequence[str] | None, dtypes: Mapping[str, str] | None)
         )
 
 
+def require_ties_alike(model: Any) -> None:
+    """Raise CheckpointError where a layer would share the weight of one that is stored in another way than it computes.
+
+    So it is with a head that the checkpoint's class does not have and that gives the logits by the token embeddings.
+    """
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in ties.items():
+        if not (target.endswith(".weight") and source.endswith(".weight")):
+            continue
+        owners = [list(_owners(model, name.removesuffix(".weight"))) for name in (target, source)]
+        if all(owners) and len({isinstance(each[-1], _OURS) for each in owners}) > 1:
+            saved = " or ".join(map(str, getattr(model.config, "architectures", None) or ())) or "the class it is of"
+            raise CheckpointError(
+                f"{target.rpartition('.')[0]} of a {type(model).__name__} shares its weight with "
+                f"{source.rpartition('.')[0]}, of which only one is compressed in this checkpoint: load it as {saved}"
+            )
+
+
 def require_all(model: nn.Module, contents: Contents) -> None:
     """Raise CheckpointError when a tensor of the model, now loaded, was in no file.
 

@@ -31,7 +31,7 @@ from ..modules.ties import own_ties
 from .announcing import announce_, silence_
 from .as_stored import keeps_dtypes
 from .coded import Place, decode_streams_, encode_state, expect_streams_
-from .contents import Contents, read_contents, require_all, require_dtype
+from .contents import Contents, read_contents, require_all, require_dtype, require_ties_alike
 from .digests import STRUCTURE, counts_of, float_dtypes, structure_digest, weight_digests
 from .inner import inner_quantizer, parse_inner, read_inner
 from .paths import relative
@@ -94,6 +94,10 @@ class HFCompressConfig(QuantizationConfigMixin):
             if value is not None:
                 setattr(self, key, value)
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return what is stated under `key`, as a mapping would: transformers asks a config handed over so."""
+        return getattr(self, key, default)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what stands in the file, with the digest of all of it."""
         stated = {key: value for key, value in super().to_dict().items() if value is not None and key != STRUCTURE}
@@ -147,6 +151,7 @@ class HFCompressQuantizer(HfQuantizer):
             expect_bnb_(model, paths, parse_inner(self.quantization_config.inner).form)
             self._dtypes = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
         apply_ties_(model, self.quantization_config.ties or {})
+        require_ties_alike(model)
         self._streams = expect_streams_(model, self.quantization_config.coded or {})
         self.quantization_config.require_unchanged(model.config)
         files, dtypes = kwargs.get("checkpoint_files"), self.quantization_config.dtypes

@@ -43,12 +43,14 @@ def code_widths(model: nn.Module) -> Mapping[str, int]:
 def codable(model: nn.Module) -> set[str]:
     """Return the names of parameters that lie in a file as they are in memory.
 
-    Others, that transformers cuts or joins in between, can't be coded. Layers that give the labels are not: a stream
+    Others, that transformers cuts or joins in between, can't be coded, nor those a foreign parametrization computes a
+    weight from, which it does while they are loaded. Layers that give the labels are not: a stream
     does not show that it is of another number of labels, and the head could not be exchanged while loading.
     """
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     patterns, heads = joined_names(model), tuple(f"{path}." for path in label_layers(model))
-    return {n for n in names if not n.startswith(heads) and not any(pattern.search(n) for pattern in patterns)}
+    names = {n for n in names if not n.startswith(heads) and ".parametrizations." not in n}
+    return {n for n in names if not any(pattern.search(n) for pattern in patterns)}
 
 
 class Streams:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checkpoint import attach_structure_
 from ..core.disk import disk_is_full
-from ..core.errors import LifecycleError, ModelError
+from ..core.errors import DataError, LifecycleError, ModelError, shown
 from ..core.lifecycle import Lifecycle
 from ..core.method import Corpus
 from ..core.progress import OnProgress, listening, silent, track
@@ -46,8 +46,9 @@ def compress(
     gigabyte: then, and when interrupted, it is left without training wrappers, and layers that were done stay
     compressed.
     """
+    _require_model(model)
     refuse_adapters(model)
-    calibration = None if calibration is None else list(calibration)
+    calibration = None if calibration is None else _batches(calibration)
     corpus = corpus_of_batches(calibration or (), list(texts or ()))
     recipe = read_recipe(recipe)
     if seed is None:
@@ -61,6 +62,25 @@ def compress(
         for stage in stages:
             _run_stage(model, stage, calibration, seed, processor, corpus, on_progress)
     return model
+
+
+def _require_model(model: Any) -> None:
+    """Raise LifecycleError for what is no model, and for one without values."""
+    if not isinstance(model, nn.Module):
+        raise LifecycleError(f"compress takes a model, such as AutoModel.from_pretrained gives (got {shown(model)})")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise LifecycleError("the model is on the meta device, without values: load its weights first")
+
+
+def _batches(calibration: Any) -> list[Any]:
+    """Return batches of model inputs as a list; DataError for anything else."""
+    batches = list(calibration) if isinstance(calibration, Iterable) and not isinstance(calibration, Mapping) else None
+    if batches is None or not all(isinstance(batch, Mapping) for batch in batches):
+        raise DataError(
+            "calibration: give a list of batches, each a mapping of the model's inputs by name, such as "
+            "[{'input_ids': …, 'attention_mask': …}]"
+        )
+    return batches
 
 
 def run_oneshot(

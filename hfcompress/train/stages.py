@@ -59,6 +59,8 @@ def stages_of(recipe: RecipeLike) -> list[StageMethods]:
     recipe = read_recipe(recipe)
     if isinstance(recipe, Recipe):
         return [stage_methods(stage, f"stages.{i}") for i, stage in enumerate(recipe.stages)]
+    if isinstance(recipe, type):
+        raise RecipeError(f"{recipe.__name__} is a class of settings: call it, {recipe.__name__}(), to have some")
     if not recipe:
         raise RecipeError("the recipe is empty: give at least one method config")
     built = [create(name_of(c), c.model_dump()) for c in recipe]
