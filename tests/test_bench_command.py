@@ -94,6 +94,7 @@ def test_the_tables_of_our_own_files_are_seen(tmp_path):
             assert spec.image_size == ((16, 16) if spec.is_image else (0, 0))
 
 
+@pytest.mark.slow
 def test_bench_times_a_folder_against_a_file_on_several_threads(command, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(benching, "Settings", partial(Settings, seconds=0.1))
     make("bert").save_pretrained(tmp_path / "base")

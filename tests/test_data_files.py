@@ -135,7 +135,7 @@ def test_packed_files(tmp_path: Path, kind: str, suffix: str, pack: Callable[[by
         ('text,label\n"a,1\nb,0\n"c,1\nd,0\n', "line 2: a quote opens a cell there and none closes it"),
         ('text,label\na,1\n"b,0\nc,1\n', "line 3: a quote opens a cell there and none closes it"),
         ("great film,1\nbad film,0\n", "Known: great film, 1. If that is an example, the file lacks a first line"),
-        ("text,label\na,1\nb\n", "column 'label' has 1 missing values, the first in row 1"),
+        ("text,label\na,1\nb\n", "column 'label' has 1 missing value, the first in row 2"),
     ],
 )
 def test_what_is_wrong_in_a_csv_file(tmp_path: Path, text: str, message: str) -> None:
@@ -170,7 +170,7 @@ def test_true_and_false_and_numbers_keep_their_type(tmp_path: Path) -> None:
 
 def test_json_objects_may_lack_keys(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps([{"text": "a"}, {"text": "b", "label": 1}]))
-    with pytest.raises(DataError, match="column 'label' has 1 missing values, the first in row 0"):
+    with pytest.raises(DataError, match="column 'label' has 1 missing value, the first in row 1"):
         _load(tmp_path)
     for text, message in (("[1, 2]", "array of something else than objects"), ("[" * 100_000, "nested too deeply")):
         (tmp_path / "train.json").write_text(text)

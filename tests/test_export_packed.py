@@ -261,7 +261,7 @@ def test_a_weight_may_be_shared_by_layers_that_round_their_inputs_otherwise():
     assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_the_logits_of_a_tied_language_model_are_the_models_own_in_7_bits(tmp_path, family):
     if family == "bert":

@@ -61,6 +61,7 @@ def test_a_clustered_file_is_as_small_as_the_checkpoint(tmp_path):
     assert sizes[1] - sizes[0] < 4096  # shifts, row numbers and shapes, shared by all layers
 
 
+@pytest.mark.slow
 def test_shared_weights_are_stored_once(tmp_path):
     model = compress(make("bert"), ShareLayersConfig(group="all"))
     for engine, file in export_onnx(model, tmp_path).items():

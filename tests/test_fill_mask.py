@@ -193,8 +193,8 @@ def test_architectures_find_their_auto_class():
 # --- export and a whole run -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.fast_cases(1)
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", pytest.param("roberta", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", pytest.param("roberta")])
 def test_onnx_gives_the_logits_of_every_token(model_type, tmp_path):
     model = smallest(model_type, AUTO, initializer_range=0.2).eval()
     files = export_onnx(model, tmp_path)  # raises when the logits differ

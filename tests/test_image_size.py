@@ -169,6 +169,7 @@ def test_export_takes_the_processors_size_unless_told(command: Any, tmp_path: Pa
     assert status == 2 and "--image-size 8" in errors and "takes no images" in errors
 
 
+@pytest.mark.slow
 def test_a_model_of_one_image_size_is_fitted_to_the_recipes_before_it_is_fine_tuned(tmp_path: Path) -> None:
     train = {"max_steps": 1, "per_device_train_batch_size": 8}
     data = {"path": str(tmp_path / "data"), "image_size": 8, "labels": {"blue": 0, "green": 1, "red": 2}}

@@ -112,7 +112,7 @@ def test_empty_data(command, tmp_path):  # noqa: F811
     assert "empty" in fails(command, "plan", recipe)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damaged", "kept"), [("0/record.json", 0), ("0/model/model.safetensors", 0), ("1/model/config.json", 1)]
 )

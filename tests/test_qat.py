@@ -128,7 +128,7 @@ def test_two_bit_inputs_are_the_same_in_a_checkpoint_and_in_int8(tmp_path):
     assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "inputs"), [(8, 8), (8, 4), (4, 8)])
 def test_convolutions_compute_on_the_grids_they_were_trained_with(bits: int, inputs: int, tmp_path):
     model, lifecycle = observed("resnet", bits=bits, activation_bits=inputs)

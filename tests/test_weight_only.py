@@ -69,7 +69,7 @@ def test_what_is_pruned_stays_pruned_and_small_weights_stay_floats(bits):
     assert BlockProducts(bits).rounded(small) is small
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [32, 62, 63])
 def test_a_tied_table_is_stored_once(width, tmp_path):
     """Where rows are no multiple of a block too: only the product wants blocks, the table is read as it lies."""

@@ -226,10 +226,11 @@ def _refuse_stray(model: Any, name: str, header: Header) -> None:
 
 def _refuse_beside_head(model: Any, contents: Contents, strays: Mapping[str, Header]) -> None:
     """Raise CheckpointError for a tensor too many in a head that is the file's: of one for other labels all may be."""
-    own = {name for name in model.state_dict() if _heads(model, name)}
+    heads = tuple(f"{path}." for path in label_layers(model))
+    own = {name for name in model.state_dict() if name.startswith(heads)}
     if own <= contents.found and not own & contents.refitted:
         for name in strays:
-            if _heads(model, name) and not _is_another_librarys(model, name):
+            if name.startswith(heads) and not _is_another_librarys(model, name):
                 raise CheckpointError(_too_many(name, strays[name]))
 
 
