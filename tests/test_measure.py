@@ -649,7 +649,7 @@ DAMAGED = [
     ('{"title": "x", "cre', "invalid JSON: "),
     ('{"created": "' + 500 * "z" + '", "seed": "' + 500 * "z" + '"}', "title: this key is required."),
     (b"\xff\xfe{}", "it is not UTF-8 text."),
-    ("[]", "input should be an object (got [])."),
+    ("[]", "expected a mapping of keys to values (got [])."),
 ]
 
 

@@ -17,7 +17,8 @@ from hfcompress.core.registry import create, get, list_methods
 from hfcompress.modules.packed import PackedLinear, weight_matrix
 from hfcompress.recipe.plan import Plan, make_plan
 from hfcompress.recipe.schema import Recipe
-from hfcompress.train.compress import compress
+from hfcompress.train.compress import compress, run_oneshot
+from hfcompress.train.stages import StageMethods
 
 PRUNED, QUANTIZED = {"wanda": {"sparsity": 0.5}}, {"quantize_weights": {}}
 QUANT = [name for name, method in list_methods().items() if method.info.phase is Phase.QUANT]
@@ -202,7 +203,8 @@ def test_batches_are_read_where_the_model_is(monkeypatch):
     method, seen = get("layers"), []
     monkeypatch.setattr(method, "observe", lambda self, model, batches: seen.extend(batches))
     settings = method.Config(keep=2, choose="importance")
-    compress(make("bert").to("meta"), settings, calibration=calibration("bert"))
+    stage = StageMethods("test", [method(settings)], None)
+    run_oneshot(make("bert").to("meta"), stage, calibration=calibration("bert"))
     assert {value.device.type for each in seen for value in each.values()} == {"meta"}
 
 
