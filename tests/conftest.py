@@ -76,6 +76,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _kept_out_of_collections():
+    """Keep what a file's tests leave in caches, such as every file of the house parsed, out of the same collections."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _own_interpreter(request, monkeypatch):
     """Start real interpreters in a test that says so."""
